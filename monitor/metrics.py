@@ -1,0 +1,194 @@
+"""METRICS: the one table of everything that is recorded.
+
+Names, units, labels, help texts, good directions and histogram edges are written here once; the
+trainer, the store, the figures and docs/metrics.md read them from here.
+
+Histogram cells are half-open, `low <= value < high`, over the whole real line: the first cell reaches
+down to -inf and the last up to +inf, so counts lose nothing and add exactly over micro-batches, ranks and
+steps. Edges are float32 on purpose: the device compares float32 values with the very same numbers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+
+Direction = Literal["up", "down", "band", "none"]
+SPLITS = ("all", "selected", "correct", "incorrect")  # splits of the token histograms
+DECIDED_NATS = 0.05  # a token below this entropy is called decided
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One recorded quantity. `good` is the direction a user hopes for; "band" means neither tail is good."""
+
+    key: str
+    label: str
+    unit: str
+    help: str
+    good: Direction = "none"
+    edges: str | None = None  # id in EDGES if a histogram of it is recorded
+
+
+def _log_edges(low: float, high: float, bins: int) -> np.ndarray:
+    return np.geomspace(low, high, bins + 1).astype(np.float32)
+
+
+def _symlog_edges(low: float, high: float, bins: int) -> np.ndarray:
+    side = _log_edges(low, high, bins)
+    return np.concatenate([-side[::-1], side])
+
+
+def _weight_edges() -> np.ndarray:
+    """0 and 1 have cells of their own: [0, 1e-6) and [1, 1 + 1e-6)."""
+    one = np.float32(1.0)
+    return np.concatenate(
+        [
+            np.array([0.0], np.float32),
+            _log_edges(1e-6, 1.0, 24)[:-1],
+            np.array([one, one + np.float32(1e-6)], np.float32),
+            _log_edges(1.1, 100.0, 24),
+        ]
+    )
+
+
+_EDGES_1D = {
+    "nats96": lambda: _log_edges(1e-4, 12.0, 96),  # entropy, renyi2, surprisal: a near-zero cell below 1e-4
+    "deviation96": lambda: _log_edges(1e-6, float(np.log(2.0)), 96),
+    "log_ratio80": lambda: _symlog_edges(1e-6, 10.0, 40),
+    "weight": _weight_edges,
+    "nats24": lambda: _log_edges(1e-3, 12.0, 24),  # coarse axes of the joint counts
+    "deviation24": lambda: _log_edges(1e-5, float(np.log(2.0)), 24),
+    "probability20": lambda: np.linspace(0.0, 1.0, 21)[1:].astype(np.float32),
+}
+
+
+@cache
+def inner_edges(edges_id: str) -> np.ndarray:
+    """Finite cell borders, ascending float32 [cells - 1]. A joint id "a*b" has no borders of its own."""
+    if edges_id not in _EDGES_1D:
+        raise ValueError(f"Unknown edges {edges_id!r}. Known: {', '.join(_EDGES_1D)}.")
+    edges = _EDGES_1D[edges_id]()
+    edges.setflags(write=False)
+    return edges
+
+
+def cell_bounds(edges_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """(lows, highs) of every cell, float64 [cells], the first low -inf and the last high +inf."""
+    inner = inner_edges(edges_id).astype(np.float64)
+    return np.concatenate([[-np.inf], inner]), np.concatenate([inner, [np.inf]])
+
+
+def n_cells(edges_id: str) -> int:
+    """Number of cells; of a joint id "a*b" the product, counts being row-major [cells(a), cells(b)]."""
+    return int(np.prod([len(inner_edges(part)) + 1 for part in edges_id.split("*")]))
+
+
+EDGES_IDS = tuple(_EDGES_1D)
+
+
+def _table(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.key: metric for metric in metrics}
+
+
+METRICS: dict[str, Metric] = _table(
+    # learning
+    Metric("reward", "Reward", "", "Mean reward of the step's rollouts.", "up"),
+    Metric("reward_std", "Reward spread", "", "Standard deviation of the reward over the step's rollouts."),
+    Metric("correct_share", "Correct", "share", "Share of rollouts with reward >= the task's correct_at.", "up"),
+    Metric("zero_variance_share", "Zero-variance groups", "share",
+           "Share of groups whose rewards are all equal: they give no advantage and no gradient.", "down"),
+    Metric("response_length", "Response length", "tokens", "Mean number of response tokens."),
+    Metric("truncated_share", "Truncated", "share", "Share of rollouts cut off at rollout.max_new_tokens.", "down"),
+    # the distributions, recorded as histograms; their means are scalars of the same key
+    Metric("entropy", "Entropy", "nats", "Shannon entropy H1 of the policy's next-token distribution at each "
+           "response position, at the sampling temperature; mean over all response tokens.", "band", "nats96"),
+    Metric("renyi2", "Renyi-2 entropy", "nats", "-ln sum p^2 at each response position; mean over all response "
+           "tokens. H2 <= H1; H1 up while H2 is flat is tail noise, H2 down while H1 is flat is peak sharpening.",
+           "band", "nats96"),
+    Metric("surprisal", "Surprisal", "nats", "-ln p of the sampled token.", "none", "nats96"),
+    Metric("deviation", "Deviation", "nats", "Jensen-Shannon divergence of a rollout's next-token distribution from "
+           "the mean of its group's alive rollouts at the same response position (0 to 0.50 with 8 alive).",
+           "none", "deviation96"),
+    Metric("log_ratio", "Log-ratio", "nats", "ln p_new - ln p_old of the sampled token in the loss.", "none",
+           "log_ratio80"),
+    Metric("weight", "Weight", "", "The token's weight in the loss.", "none", "weight"),
+    Metric("entropy*deviation", "Entropy x deviation", "tokens", "Joint counts: where the deviating tokens sit in "
+           "entropy.", "none", "nats24*deviation24"),
+    Metric("probability*purity", "Probability x purity", "tokens", "Joint counts of the sampled token's p against "
+           "beta = sum p^2: above the diagonal (p > beta) raising p lowers H2.", "none",
+           "probability20*probability20"),
+    # what the weighting picks
+    Metric("selected_share", "Selected tokens", "share", "Share of response tokens with weight > 0."),
+    Metric("entropy_selected", "Entropy, selected", "nats", "Mean entropy of tokens with weight > 0."),
+    Metric("deviation_selected", "Deviation, selected", "nats", "Mean deviation of tokens with weight > 0."),
+    Metric("decided_share", "Decided tokens", "share", "Share of response tokens with entropy below 0.05 nat."),
+    Metric("selected_decided_share", "Decided among selected", "share",
+           "Share of tokens with weight > 0 whose entropy is below 0.05 nat: what a weighting really picks."),
+    Metric("unselectable_responses", "Unselectable responses", "responses",
+           "Responses whose deviations are all 0: they keep weight 1 everywhere."),
+    Metric("weight_mean", "Mean weight", "", "sum(weight) / tokens: the effective share of the dense step size."),
+    Metric("effective_sample_share", "Effective sample share", "share",
+           "(sum w)^2 / (tokens * sum w^2): 1 for equal weights."),
+    # the update
+    Metric("loss", "Loss", "", "The scalar that was differentiated, mean over the step's optimizer updates."),
+    Metric("kl", "KL to reference", "nats", "k3 estimate of KL(policy || reference), mean over response tokens."),
+    Metric("clip_share_low", "Clipped low", "share", "Share of tokens clipped at ratio < 1 - clip_low, advantage < 0."),
+    Metric("clip_share_high", "Clipped high", "share",
+           "Share of tokens clipped at ratio > 1 + clip_high, advantage > 0."),
+    Metric("log_ratio_abs", "Mean |log-ratio|", "nats", "Mean |ln p_new - ln p_old| over the step's updates."),
+    Metric("sampler_mismatch", "Sampler mismatch", "nats",
+           "Mean |ln p_trainer - ln p_sampler| of sampled tokens, before the update: numerical noise if all is well.",
+           "down"),
+    Metric("grad_norm", "Gradient norm", "", "Global gradient norm before clipping, mean over the step's updates."),
+    Metric("lr", "Learning rate", "", "Learning rate of the step's last update."),
+    Metric("nonfinite", "Non-finite values", "values", "Non-finite signals in the step.", "down"),
+    Metric("tokens", "Response tokens", "tokens", "Response tokens in the step."),
+    # machine-dependent
+    Metric("perf/step_s", "Step time", "s", "Wall time of the step, recording included.", "down"),
+    Metric("perf/rollout_s", "Rollout time", "s", "Wall time of sampling.", "down"),
+    Metric("perf/update_s", "Update time", "s", "Wall time of signals, loss, backward and optimizer.", "down"),
+    Metric("perf/record_s", "Recording time", "s",
+           "Time that recording took from the training thread: statistics, host copy, hand-over.", "down"),
+    Metric("perf/tokens_per_s", "Throughput", "tokens/s", "Response tokens per second of step time.", "up"),
+    Metric("perf/memory_gib", "Peak memory", "GiB", "Peak memory: of the device on CUDA, else resident.", "down"),
+    Metric("perf/queue", "Recorder queue", "steps", "Steps waiting in the recorder's queue.", "down"),
+)  # fmt: skip
+
+EVAL_SPLITS = ("heldout", "ood", "multipath", "train")
+_EVAL = {
+    "pass@": Metric("pass@", "pass@{k}", "share", "Unbiased estimate of the chance that at least one of k samples "
+                    "is correct (Chen et al. 2021), mean over the split's prompts.", "up"),
+    "distinct": Metric("distinct", "Distinct correct answers", "answers", "Distinct canonical forms among the "
+                       "correct samples of a prompt, mean over prompts.", "up"),
+    "response_length": Metric("response_length", "Response length", "tokens", "Mean response tokens in evaluation."),
+}  # fmt: skip
+
+
+def metric(key: str) -> Metric:
+    """The Metric of a recorded key; "eval/<split>/<name>" keys are templates of `_EVAL`.
+
+    Raises ValueError with the nearest known name for an unknown key.
+    """
+    if key in METRICS:
+        return METRICS[key]
+    parts = key.split("/")
+    if len(parts) == 3 and parts[0] == "eval":
+        split, name = parts[1], parts[2]
+        for prefix, template in _EVAL.items():
+            k = name.removeprefix("pass@")
+            if name == prefix or (prefix == "pass@" and k != name and k.isdigit()):
+                label = template.label.format(k=k)
+                return Metric(key, f"{label}, {split}", template.unit, template.help, template.good)
+    raise ValueError(f"Unknown metric {key!r}.{nearest(key, METRICS)} Known metrics are listed in docs/metrics.md.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the closest known name, or '' if nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,188 @@
+"""The frozen values that flow into the store: RunInfo, StepRecord, Histogram, TokenTable, SampleTable, Alert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from monitor.metrics import cell_bounds, n_cells
+
+Severity = Literal["info", "warning", "critical"]
+AlertState = Literal["pending", "firing", "resolved"]
+RunStatus = Literal["running", "finished", "stopped", "stalled", "crashed", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """Who a run is, written once as run.json before the first step.
+
+    Example: RunInfo(name="ict-s0", model="builtin", task="chain", weighting="ict", seed=0,
+    comparison="demo-1", config={...}, environment={"commit": ..., "packages": {...}, "device": ...}).
+    Runs with equal `comparison` and `seed` started from the same policy and prompts and can be paired.
+    """
+
+    name: str
+    model: str = ""
+    task: str = ""
+    weighting: str = "uniform"
+    seed: int = 0
+    comparison: str = ""
+    warmup_steps: int = 0  # steps before alerts take their baseline
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Histogram:
+    """Counts of one metric over one split of a step's tokens, on fixed shared cells (monitor.metrics).
+
+    counts: int64 [n_cells(edges_id)], sum(counts) = n. sum, sumsq, min, max are over the n finite values
+    (float64; min = inf and max = -inf if n = 0). `a + b` is exactly the histogram of the joined data.
+    """
+
+    metric: str
+    split: str
+    edges_id: str
+    counts: np.ndarray
+    n: int
+    n_nonfinite: int = 0
+    sum: float = 0.0
+    sumsq: float = 0.0
+    min: float = float("inf")
+    max: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        if self.counts.shape != (n_cells(self.edges_id),):
+            raise ValueError(
+                f"Histogram {self.metric}/{self.split}: counts have shape {self.counts.shape}, "
+                f"expected ({n_cells(self.edges_id)},) for edges {self.edges_id!r}."
+            )
+
+    def __add__(self, other: Histogram) -> Histogram:
+        mine, theirs = (self.metric, self.split, self.edges_id), (other.metric, other.split, other.edges_id)
+        if mine != theirs:
+            raise ValueError(f"Cannot add histograms of different (metric, split, edges): {mine} and {theirs}.")
+        return Histogram(
+            *mine,
+            counts=self.counts + other.counts,
+            n=self.n + other.n,
+            n_nonfinite=self.n_nonfinite + other.n_nonfinite,
+            sum=self.sum + other.sum,
+            sumsq=self.sumsq + other.sumsq,
+            min=min(self.min, other.min),
+            max=max(self.max, other.max),
+        )
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.n if self.n else float("nan")
+
+    def quantiles(self, qs: np.ndarray | list[float]) -> np.ndarray:
+        """Quantiles from counts, float64 [len(qs)]; see `quantiles_from_counts`."""
+        return quantiles_from_counts(self.counts, self.edges_id, qs, low=self.min, high=self.max)
+
+
+def quantiles_from_counts(
+    counts: np.ndarray, edges_id: str, qs: np.ndarray | list[float], *, low: float, high: float
+) -> np.ndarray:
+    """Quantiles of binned data: linear inside the cell that holds rank q * n.
+
+    The outer, open cells are closed with the data's own min (`low`) and max (`high`), so no quantile leaves
+    the data's range. counts [cells] -> float64 [len(qs)]; nan where there is no data. The error is at most
+    the width of one cell (12.3 % of the value on the 96 log-spaced cells of entropy, 15.0 % for deviation).
+    """
+    qs = np.asarray(qs, np.float64)
+    total = counts.sum()
+    if total == 0:
+        return np.full(qs.shape, np.nan)
+    lows, highs = cell_bounds(edges_id)
+    lows, highs = np.clip(lows, low, high), np.clip(highs, low, high)
+    cumulative = np.cumsum(counts)
+    rank = qs * total
+    cell = np.minimum(np.searchsorted(cumulative, rank, side="left"), len(counts) - 1)
+    cell = np.where(counts[cell] == 0, np.argmax(counts > 0), cell)  # q = 0 falls into the first filled cell
+    inside = (rank - (cumulative[cell] - counts[cell])) / counts[cell]
+    return lows[cell] + np.clip(inside, 0.0, 1.0) * (highs[cell] - lows[cell])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRecord:
+    """Scalars and histograms of one training step. Keys of `scalars` are known to monitor.metrics.metric."""
+
+    step: int
+    scalars: Mapping[str, float]
+    histograms: tuple[Histogram, ...] = ()
+
+
+def _check_columns(table: Any, lengths_of: str) -> None:
+    expected = len(getattr(table, lengths_of))
+    for spec in fields(table):
+        column = getattr(table, spec.name)
+        if len(column) != expected:
+            raise ValueError(
+                f"{type(table).__name__}.{spec.name} has {len(column)} rows, expected {expected} like {lengths_of}."
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenTable:
+    """One row for each response token of a step. Columns [rows]; nats; `sample` and `position` count from 0."""
+
+    sample: np.ndarray  # int32, index into the step's SampleTable
+    position: np.ndarray  # int32, response position
+    token_id: np.ndarray  # int32
+    logprob: np.ndarray  # float32
+    entropy: np.ndarray  # float32
+    renyi2: np.ndarray  # float32
+    deviation: np.ndarray  # float32, group Jensen-Shannon
+    alive: np.ndarray  # int32, rollouts of the group alive at this position
+    weight: np.ndarray  # float32
+
+    def __post_init__(self) -> None:
+        _check_columns(self, "sample")
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampleTable:
+    """One row for each rollout of a step. Columns [rows]."""
+
+    sample: np.ndarray  # int32
+    group_id: np.ndarray  # int32
+    prompt_id: list[str]
+    split: list[str]
+    reward: np.ndarray  # float32
+    correct: np.ndarray  # bool
+    advantage: np.ndarray  # float32
+    n_tokens: np.ndarray  # int32
+    truncated: np.ndarray  # bool
+    prompt: list[str]
+    completion: list[str]
+    token_texts: list[list[str]]  # one string for each response token
+
+    def __post_init__(self) -> None:
+        _check_columns(self, "sample")
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One transition of one alert. `step` is the step of the transition; `first_step` the first firing's."""
+
+    rule: str
+    severity: Severity
+    state: AlertState
+    step: int
+    first_step: int
+    value: float
+    baseline: float
+    threshold: float
+    message: str
+    action: str = ""  # what to do about it

@@ -1,0 +1,105 @@
+"""Columns of every table, file names of segments, schema version."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+_KEY = {"run": "VARCHAR", "attempt": "SMALLINT", "step": "INTEGER", "rank": "SMALLINT"}
+
+TABLES: dict[str, dict[str, str]] = {
+    "tokens": _KEY
+    | {
+        "sample": "INTEGER",
+        "position": "INTEGER",
+        "token_id": "INTEGER",
+        "logprob": "FLOAT",
+        "entropy": "FLOAT",
+        "renyi2": "FLOAT",
+        "deviation": "FLOAT",
+        "alive": "INTEGER",
+        "weight": "FLOAT",
+    },
+    "samples": _KEY
+    | {
+        "sample": "INTEGER",
+        "group_id": "INTEGER",
+        "prompt_id": "VARCHAR",
+        "split": "VARCHAR",
+        "reward": "FLOAT",
+        "correct": "BOOLEAN",
+        "advantage": "FLOAT",
+        "n_tokens": "INTEGER",
+        "truncated": "BOOLEAN",
+        "prompt": "VARCHAR",
+        "completion": "VARCHAR",
+        "token_texts": "VARCHAR[]",
+    },
+    "histograms": _KEY
+    | {
+        "metric": "VARCHAR",
+        "split": "VARCHAR",
+        "edges_id": "VARCHAR",
+        "n": "BIGINT",
+        "n_nonfinite": "BIGINT",
+        "sum": "DOUBLE",
+        "sumsq": "DOUBLE",
+        "min": "DOUBLE",
+        "max": "DOUBLE",
+        "counts": "BIGINT[]",
+    },
+    "alerts": _KEY
+    | {
+        "ts": "DOUBLE",
+        "rule": "VARCHAR",
+        "severity": "VARCHAR",
+        "state": "VARCHAR",
+        "first_step": "INTEGER",
+        "value": "DOUBLE",
+        "baseline": "DOUBLE",
+        "threshold": "DOUBLE",
+        "message": "VARCHAR",
+        "action": "VARCHAR",
+    },
+    "events": _KEY | {"ts": "DOUBLE", "kind": "VARCHAR", "message": "VARCHAR"},
+    "steps": _KEY | {"ts": "DOUBLE", "name": "VARCHAR", "value": "DOUBLE"},
+}
+WRITE_ORDER = ("tokens", "samples", "histograms", "alerts", "events", "steps")  # steps last: the commit mark
+
+_NAME = re.compile(r"^a(\d{3})-r(\d{3})-s(\d{8})-(\d{8})-([0-9a-f]{8})\.parquet$")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentName:
+    """aAAA-rRRR-sFFFFFFFF-LLLLLLLL-CCCCCCCC.parquet: attempt, rank, first and last step, CRC-32 of the bytes."""
+
+    attempt: int
+    rank: int
+    first_step: int
+    last_step: int
+    crc32: int
+
+    def __str__(self) -> str:
+        return (
+            f"a{self.attempt:03d}-r{self.rank:03d}-s{self.first_step:08d}-{self.last_step:08d}-{self.crc32:08x}.parquet"
+        )
+
+    @classmethod
+    def parse(cls, name: str) -> SegmentName | None:
+        """The parts of a segment's name, or None for any other file."""
+        match = _NAME.match(name)
+        if match is None:
+            return None
+        attempt, rank, first, last = (int(part) for part in match.groups()[:4])
+        return cls(attempt, rank, first, last, int(match.group(5), 16))
+
+
+def run_dir(store: Path, run: str) -> Path:
+    return store / "runs" / run
+
+
+def table_dir(store: Path, run: str, table: str) -> Path:
+    """The folder of a run's segments of one table, through the generation link."""
+    return run_dir(store, run) / "data" / table
