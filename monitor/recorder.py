@@ -1,0 +1,244 @@
+"""Recorder: takes the records of a training run and makes them durable from one background thread.
+
+A recorder that cannot start raises; once started, nothing it meets reaches training. What it gives up under
+pressure, and in which order, counted in steps that wait (queued or being written):
+
+| steps waiting | given up for a new step |
+|---|---|
+| over queue_steps / 2, or the disk is full | raw tokens |
+| queue_steps | rollout texts too |
+| 16 x queue_steps | histograms too |
+| 1024 x queue_steps | the step |
+
+Every such gap is an event in the store, with its steps and counts. Scalars and histograms thus wait in memory, some
+50 KB a step, for 1,024 steps by default, and scalars alone, some 4 KB a step, for 65,536.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from monitor.errors import StoreError
+from monitor.metrics import metric
+from monitor.records import Alert, RunInfo, SampleTable, StepRecord, TokenTable
+from monitor.store.pipeline import Item, Pipeline
+from monitor.store.writer import RunWriter
+
+_log = logging.getLogger("rlvr.monitor")
+_HISTOGRAMS_AT = 16  # queues of waiting steps at which histograms are given up
+_STEPS_AT = 1024
+_CLOSE_S = 60.0  # longest wait of close() for the writer
+
+
+class Engine(Protocol):
+    """Judges each step; returns the transitions of its alerts."""
+
+    def observe(self, step: int, scalars: Mapping[str, float]) -> list[Alert]: ...
+
+
+class Sink(Protocol):
+    """Follows a run elsewhere (wandb, a terminal). `start` and `close` run in the caller's thread."""
+
+    def start(self, info: RunInfo) -> None: ...
+
+    def step(self, record: StepRecord, alerts: Sequence[Alert]) -> None: ...
+
+    def close(self, status: str) -> None: ...
+
+
+class Recorder:
+    """Records one rank of one run into a store.
+
+    store: folder, made if missing. run.name: letters, digits, '.', '_', '-'; must be new unless `resume`, which opens
+    the next attempt of a run that exists. engine: judges each step in the writer thread; its alerts are committed with
+    the step and given to `on_alert` and the sinks. queue_steps: bound of the queue (see the module). max_gb: raw
+    tokens stop once this rank's segments hold so many GB. tokens_every: keep raw tokens of every n-th step. flush_s:
+    smallest time between two writes, so that tiny steps do not make thousands of files.
+
+    Raises StoreError if the store or the run cannot be opened. Afterwards nothing raises into training.
+
+    Example:
+        with Recorder("runs", RunInfo(name="ict-s0", task="chain")) as recorder:
+            recorder.record(StepRecord(1, {"reward": 0.2, "entropy": 1.1}))
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        run: RunInfo,
+        *,
+        rank: int = 0,
+        resume: bool = False,
+        engine: Engine | None = None,
+        sinks: Sequence[Sink] = (),
+        on_alert: Callable[[Alert], None] | None = None,
+        queue_steps: int = 64,
+        max_gb: float | None = None,
+        tokens_every: int = 1,
+        flush_s: float = 0.2,
+    ) -> None:
+        for name, value, ok in (
+            ("queue_steps", queue_steps, queue_steps >= 1),
+            ("tokens_every", tokens_every, tokens_every >= 1),
+            ("flush_s", flush_s, flush_s >= 0),
+            ("max_gb", max_gb, max_gb is None or max_gb > 0),
+        ):
+            if not ok:
+                raise StoreError(f"{name} is {value}, expected a positive number. Change it or leave it out.")
+        self._queue_steps, self._tokens_every = queue_steps, tokens_every
+        self._sinks = tuple(sinks)
+        self._seen: set[str] = set()  # known keys
+        self._step_keys: set[str] = set()  # scalars recorded for the last step
+        self._warned: set[str] = set()
+        self._closed = False
+        self._owner = os.getpid()
+        writer = RunWriter(store, run, rank=rank, resume=resume)
+        self._last: int | None = None  # of this attempt: a resumed one may go back to its checkpoint
+        self._pipe = Pipeline(
+            writer,
+            engine=engine,
+            sinks=self._sinks,
+            on_alert=on_alert,
+            max_bytes=max_gb and max_gb * 1e9,
+            flush_s=flush_s,
+        )
+        since = f", resumed after step {writer.last_step()}" if resume else ""
+        self._pipe.note("attempt", f"Attempt {writer.attempt}{since}.", None)
+        for sink in self._sinks:
+            self._guarded("sink_error", partial(sink.start, run))
+        self._pipe.start()
+        atexit.register(self.close, "stopped")
+
+    def record(self, record: StepRecord, tokens: TokenTable | None = None, samples: SampleTable | None = None) -> None:
+        """Hand over a step. Returns at once and never raises.
+
+        The arrays are not copied: leave them alone afterwards. Unknown metrics and steps that go back are left out,
+        with an event. The last step may be handed over again with further scalars (an evaluation, say).
+        """
+        self._guarded("record_error", lambda: self._record(record, tokens, samples))
+
+    def event(self, kind: str, message: str, step: int | None = None) -> None:
+        """Record something that happened to the run. Returns at once and never raises."""
+        if not self._closed and os.getpid() == self._owner:
+            self._guarded("record_error", lambda: self._pipe.note(str(kind), str(message), step))
+
+    @property
+    def acknowledged(self) -> int | None:
+        """The last durable step of this attempt, or None."""
+        return self._pipe.acknowledged
+
+    @property
+    def queue_depth(self) -> int:
+        """Steps that are not durable yet."""
+        return self._pipe.waiting
+
+    def close(self, status: str = "finished") -> None:
+        """Write all that waits, then the final heartbeat ("finished", "stopped" or "failed"). Safe to call twice."""
+        if self._closed or os.getpid() != self._owner:  # a forked child must not end its parent's run
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        if not self._pipe.close(status, _CLOSE_S):
+            _log.error("The recorder did not finish writing within %.0f s; waiting steps may be lost.", _CLOSE_S)
+        for sink in self._sinks:
+            self._guarded("sink_error", partial(sink.close, status))
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.close("finished")
+        else:
+            self.close("failed" if issubclass(kind, Exception) else "stopped")
+
+    def _record(self, record: StepRecord, tokens: TokenTable | None, samples: SampleTable | None) -> None:
+        if self._closed or os.getpid() != self._owner:
+            self._warn("closed", "A closed recorder, or one of a parent process, was given a step: not recorded.")
+            return
+        step = int(record.step)
+        if step < 0 or (self._last is not None and step < self._last):
+            self._refuse("step_order", f"Step {step} came after step {self._last}: steps must not go back.", step)
+            return
+        again = step == self._last and bool(self._step_keys)
+        record = replace(record, step=step, scalars=self._scalars(record, again), histograms=self._histograms(record))
+        if again and (record.histograms or tokens is not None or samples is not None):
+            self._refuse("step_again", f"Step {step} came again: only its new scalars were recorded.", step)
+            record, tokens, samples = replace(record, histograms=()), None, None
+        if again and not record.scalars:
+            return
+        self._step_keys = (self._step_keys if again else set()) | set(record.scalars)
+        self._last = step
+        if tokens is not None and step % self._tokens_every:
+            tokens = None
+        self._enqueue(Item(record, tokens, samples, time.time(), again))
+
+    def _scalars(self, record: StepRecord, again: bool) -> dict[str, float]:
+        scalars = {"perf/queue": float(self._pipe.waiting)} if not again else {}  # no step is without a commit row
+        for key, value in record.scalars.items():
+            if not self._known(key, record.step) or (again and key in self._step_keys):
+                continue
+            try:
+                scalars[key] = float(value)
+            except (TypeError, ValueError):
+                self._refuse(f"value of {key}", f"{key} is {value!r} in step {record.step}, not a number.", record.step)
+        return scalars
+
+    def _histograms(self, record: StepRecord) -> tuple[Any, ...]:
+        return tuple(histogram for histogram in record.histograms if self._known(histogram.metric, record.step))
+
+    def _known(self, key: str, step: int) -> bool:
+        if key in self._seen:
+            return True
+        try:
+            metric(key)
+        except ValueError as error:
+            self._refuse(f"unknown_metric {key}", f"{error} It is not recorded.", step, kind="unknown_metric")
+            return False
+        self._seen.add(key)
+        return True
+
+    def _enqueue(self, item: Item) -> None:
+        waiting, queue = self._pipe.waiting, self._queue_steps
+        if waiting >= _STEPS_AT * queue:
+            self._pipe.give_up(item, "steps", waiting)
+            return
+        if waiting >= _HISTOGRAMS_AT * queue and item.record.histograms:
+            self._pipe.give_up(item, "histograms", waiting)
+            item.record = replace(item.record, histograms=())
+        if waiting >= queue and item.samples is not None:
+            self._pipe.give_up(item, "samples", waiting)
+            item.samples = None
+        if (waiting > queue // 2 or self._pipe.disk_full) and item.tokens is not None:
+            self._pipe.give_up(item, "tokens", waiting)
+            item.tokens = None
+        self._pipe.put(item)
+
+    def _refuse(self, key: str, message: str, step: int | None, kind: str | None = None) -> None:
+        """An event and a warning, the first time only: a fault of every step must not fill the store."""
+        if self._warn(key, message):
+            self._pipe.note(kind or key.split(" ")[0], message, step)
+
+    def _warn(self, key: str, message: str) -> bool:
+        if key in self._warned:
+            return False
+        self._warned.add(key)
+        _log.warning(message)
+        return True
+
+    def _guarded(self, kind: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # monitoring must not take training down
+            try:
+                self._pipe.fault(kind, error, None)
+            except Exception:
+                _log.exception("The recorder failed: %s", kind)

@@ -1,0 +1,48 @@
+"""What a recorder under pressure leaves out, as events: one when a gap opens, one with its extent when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Event = tuple[float, int | None, str, str]  # ts, step, kind, message
+PARTS = ("tokens", "samples", "histograms", "steps")  # in the order in which they are given up
+
+
+@dataclass(slots=True)
+class _Gap:
+    first: int
+    last: int
+    rows: int
+
+
+class Gaps:
+    """The open gaps, by part. Not safe for threads by itself."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, _Gap] = {}
+
+    def widen(self, part: str, first: int, last: int, rows: int, reason: str) -> list[Event]:
+        """Add steps and rows to a part's gap; the event if this opened it."""
+        gap = self._open.get(part)
+        if gap is not None:
+            gap.first, gap.last, gap.rows = min(gap.first, first), max(gap.last, last), gap.rows + rows
+            return []
+        self._open[part] = _Gap(first, last, rows)
+        message = f"{part.capitalize()} are not recorded from step {first} on: {reason}."
+        return [(time.time(), first, f"{part}_dropped", message)]
+
+    def end(self, parts: Iterable[str]) -> list[Event]:
+        """The events of the gaps of `parts` that end now."""
+        ended = [(part, gap) for part in parts if (gap := self._open.pop(part, None)) is not None]
+        return [
+            (
+                time.time(),
+                gap.last,
+                f"{part}_gap",
+                f"{part.capitalize()} of steps {gap.first} to {gap.last} were not recorded"
+                + (f" ({gap.rows} rows)." if part == "tokens" else "."),
+            )
+            for part, gap in ended
+        ]

@@ -1,0 +1,297 @@
+"""The recorder's writer thread: takes what waits, judges it, publishes it in order, keeps the heartbeat."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from monitor.records import Alert, SampleTable, StepRecord, TokenTable
+from monitor.store import rows
+from monitor.store.gaps import PARTS, Event, Gaps
+from monitor.store.writer import Batch, RunWriter
+
+_log = logging.getLogger("rlvr.monitor")
+_BEAT_S = 1.0
+_RETRY_S = 0.5  # between tries on a disk that refuses
+_LAST_TRIES_S = 10.0  # how long a closing recorder goes on trying
+_DISK_ERRORS = (OSError, duckdb.IOException, duckdb.OutOfMemoryException)
+
+
+@dataclass(slots=True)
+class Item:
+    """One handed-over step on its way to the disk."""
+
+    record: StepRecord
+    tokens: TokenTable | None
+    samples: SampleTable | None
+    ts: float
+    again: bool = False  # further scalars of a step that was handed over before
+    alerts: list[Alert] = field(default_factory=list)
+
+
+class Pipeline:
+    """Owns the queue and the thread. All methods but the thread's own (`_`) may be called from any thread."""
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        *,
+        engine: Any,
+        sinks: tuple[Any, ...],
+        on_alert: Callable[[Alert], None] | None,
+        max_bytes: float | None,
+        flush_s: float,
+    ) -> None:
+        self._writer, self._engine, self._sinks, self._on_alert = writer, engine, sinks, on_alert
+        self._max_bytes, self._flush_s = max_bytes, flush_s
+        self.acknowledged: int | None = None
+        self.disk_full = False
+        self.errors = 0
+        self._wake = threading.Condition()
+        self._items: deque[Item] = deque()
+        self._events: list[Event] = []
+        self._backlog: deque[Batch] = deque()
+        self._in_flight = 0
+        self._gaps = Gaps()
+        self._tokens_dropped = 0
+        self._warned: set[str] = set()
+        self._started = time.time()
+        self._step_times: deque[float] = deque(maxlen=64)
+        self._status: str | None = None
+        self._budget_spent = False
+        self._thread = threading.Thread(target=self._run, name="rlvr-recorder", daemon=True)
+        self._beat("running")  # the run is visible, and its name taken, before the first step
+
+    @property
+    def waiting(self) -> int:
+        """Steps that are not durable yet."""
+        return len(self._items) + self._in_flight
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Queue a step; a gap in something the step still carries ends here."""
+        parts = {"tokens": item.tokens, "samples": item.samples, "histograms": item.record.histograms, "steps": item}
+        carried = [what for what, part in parts.items() if part]
+        with self._wake:
+            self._events += self._gaps.end(carried)
+            self._items.append(item)
+            self._step_times.append(item.ts)
+            self._wake.notify()
+
+    def note(self, kind: str, message: str, step: int | None) -> None:
+        """Queue an event."""
+        with self._wake:
+            self._events.append((time.time(), step, kind, message))
+            self._wake.notify()
+
+    def give_up(self, item: Item, what: str, waiting: int) -> None:
+        """Count what is not recorded of a step; the event of the gap opens with its first step."""
+        n_rows = len(item.tokens) if what == "tokens" and item.tokens is not None else 1
+        reason = "the disk is full" if self.disk_full else f"the writer is behind ({waiting} steps wait)"
+        self._widen_gap(what, item.record.step, item.record.step, n_rows, reason)
+
+    def fault(self, kind: str, error: BaseException, step: int | None) -> None:
+        """Count a fault of the monitor itself; the first of its kind is logged and becomes an event."""
+        self.errors += 1
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning(
+                "%s: %s: %s. Training goes on; later ones are only counted.", kind, type(error).__name__, error
+            )
+            self.note(kind, f"{type(error).__name__}: {error}", step)
+
+    def close(self, status: str, timeout_s: float) -> bool:
+        """Write all that waits and end the thread. False if that took longer than timeout_s."""
+        with self._wake:
+            self._events += self._gaps.end(PARTS)
+            self._status = status
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _widen_gap(self, what: str, first: int, last: int, n_rows: int, reason: str) -> None:
+        with self._wake:
+            self._tokens_dropped += n_rows if what == "tokens" else 0
+            self._events += self._gaps.widen(what, first, last, n_rows, reason)
+
+    # ---- the writer thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        write_at = beat_at = time.monotonic()
+        closing_at: float | None = None
+        while True:
+            items, events, closing = self._take(write_at, beat_at)
+            try:
+                self._process(items, events)
+            except Exception as error:  # a fault here must not end the thread
+                self.fault("writer_error", error, None)
+            now = time.monotonic()
+            write_at = now + (_RETRY_S if self._backlog else self._flush_s)
+            if closing:
+                closing_at = closing_at or now
+                if not (self._items or self._events or self._backlog) or now - closing_at > _LAST_TRIES_S:
+                    break
+                time.sleep(0.05)
+            if now >= beat_at or closing:
+                self._try_beat("running")
+                beat_at = now + _BEAT_S
+        if self._in_flight:
+            _log.error("%d steps could not be written and are lost.", self._in_flight)
+        self._try_beat(self._status or "stopped")
+        self._writer.close()
+
+    def _take(self, write_at: float, beat_at: float) -> tuple[list[Item], list[Event], bool]:
+        """Wait until it is time to write or to beat; take everything that waits if it is time to write."""
+        with self._wake:
+            while self._status is None:
+                now = time.monotonic()
+                due = min(beat_at, write_at) if self._items or self._events or self._backlog else beat_at
+                if now >= due:
+                    break
+                self._wake.wait(due - now)
+            if self._status is None and time.monotonic() < write_at:
+                return [], [], False
+            items, events = list(self._items), self._events
+            self._items.clear()
+            self._events = []
+            self._in_flight += len(items)
+            return items, events, self._status is not None
+
+    def _process(self, items: list[Item], events: list[Event]) -> None:
+        for item in items:
+            if self._engine is not None and not item.again:
+                item.alerts = self._judge(item)
+        if items or events:
+            self._append(self._build(items, events))
+        while self._backlog and self._publish(self._backlog[0]):
+            self._backlog.popleft()
+        for item in items:
+            self._deliver(item)
+
+    def _judge(self, item: Item) -> list[Alert]:
+        try:
+            return list(self._engine.observe(item.record.step, item.record.scalars))
+        except Exception as error:
+            self.fault("engine_error", error, item.record.step)
+            return []
+
+    def _deliver(self, item: Item) -> None:
+        calls: list[tuple[str, Callable[[], Any]]] = []
+        if self._on_alert is not None:
+            calls += [("on_alert_error", lambda a=alert: self._on_alert(a)) for alert in item.alerts]  # type: ignore
+        calls += [("sink_error", lambda s=sink: s.step(item.record, item.alerts)) for sink in self._sinks]  # type: ignore
+        for kind, call in calls:
+            try:
+                call()
+            except Exception as error:
+                self.fault(kind, error, item.record.step)
+
+    def _build(self, items: list[Item], events: list[Event]) -> Batch:
+        parts: dict[str, list[pa.Table]] = {}
+
+        def add(table: str, step: int | None, make: Callable[..., pa.Table], *args: Any) -> None:
+            try:
+                parts.setdefault(table, []).append(make(*args))
+            except Exception as error:  # rows that do not fit the schema must not hold up the others
+                self.fault(f"bad_{table}", error, step)
+
+        for item in items:
+            step = item.record.step
+            if item.tokens is not None and len(item.tokens) and not self._over_budget(step, len(item.tokens)):
+                add("tokens", step, rows.token_rows, step, item.tokens)
+            if item.samples is not None and len(item.samples):
+                add("samples", step, rows.sample_rows, step, item.samples)
+            if item.record.histograms:
+                add("histograms", step, rows.histogram_rows, step, item.record.histograms)
+            if item.alerts:
+                add("alerts", step, rows.alert_rows, item.ts, item.alerts)
+            add("steps", step, rows.step_rows, step, item.ts, item.record.scalars)
+        if events:
+            add("events", None, rows.event_rows, events)
+        tables = {table: pa.concat_tables(some) for table, some in parts.items() if some}
+        if not items:
+            return Batch(self.acknowledged or 0, self.acknowledged or 0, tables, 0)
+        return Batch(items[0].record.step, items[-1].record.step, tables, len(items))
+
+    def _over_budget(self, step: int, n_rows: int) -> bool:
+        if self._max_bytes is None or self._writer.bytes < self._max_bytes:
+            return False
+        self._tokens_dropped += n_rows
+        if not self._budget_spent:
+            self._budget_spent = True
+            size = f"{self._writer.bytes / 1e9:.3f} GB of {self._max_bytes / 1e9:.3f} GB"
+            self.note("token_budget", f"Raw tokens are not recorded from step {step} on: the run holds {size}.", step)
+        return True
+
+    def _append(self, batch: Batch) -> None:
+        """Add to the backlog; what waits behind a batch that the disk refuses joins one batch."""
+        if len(self._backlog) > 1:
+            batch = self._backlog.pop().join(batch)
+        self._backlog.append(batch)
+
+    def _publish(self, batch: Batch) -> bool:
+        """True once the batch is durable, or given up because the store can never take it."""
+        while True:
+            try:
+                self._writer.publish(batch)
+                break
+            except _DISK_ERRORS as error:
+                if not self._lighten(batch, error):
+                    return False
+            except Exception as error:
+                table = self._writer.next_table(batch)
+                self.fault(f"bad_{table}", error, batch.first_step)
+                batch.tables.pop(table)
+        if batch.n_steps:
+            self.acknowledged = batch.last_step
+            self._in_flight -= batch.n_steps
+        if self.disk_full:
+            self.disk_full = False
+            _log.warning("The store can be written again.")
+            self.note("disk_recovered", "The store can be written again.", batch.last_step)
+        return True
+
+    def _lighten(self, batch: Batch, error: Exception) -> bool:
+        """Drop raw tokens, then texts, of a batch that the disk refuses. False if nothing is left to drop."""
+        if not self.disk_full:
+            self.disk_full = True
+            self.errors += 1
+            _log.error("Cannot write to the store: %s. Raw tokens are dropped, the rest waits. Free some space.", error)
+        for table in ("tokens", "samples"):
+            lost = batch.tables.pop(table, None)
+            if lost is not None:
+                self._widen_gap(table, batch.first_step, batch.last_step, lost.num_rows, f"cannot write ({error})")
+                return True
+        return False
+
+    def _try_beat(self, status: str) -> None:
+        try:
+            self._beat(status)
+        except OSError as error:
+            self.fault("heartbeat_error", error, None)
+
+    def _beat(self, status: str) -> None:
+        gaps = [b - a for a, b in zip(list(self._step_times), list(self._step_times)[1:], strict=False)]
+        self._writer.heartbeat(
+            {
+                "status": status,
+                "started": self._started,
+                "acknowledged": self.acknowledged,
+                "last_step_ts": self._step_times[-1] if self._step_times else None,
+                "median_step_s": statistics.median(gaps) if gaps else None,
+                "tokens_dropped": self._tokens_dropped,
+                "queue": self.waiting,
+                "errors": self.errors,
+            }
+        )

@@ -1,0 +1,98 @@
+"""Arrow rows of every table, from the records of one step. Runs in the recorder's writer thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from monitor.records import Alert, Histogram, SampleTable, TokenTable
+from monitor.store.schema import TABLES
+
+_ARROW = {
+    "VARCHAR": pa.string(),
+    "SMALLINT": pa.int16(),
+    "INTEGER": pa.int32(),
+    "BIGINT": pa.int64(),
+    "FLOAT": pa.float32(),
+    "DOUBLE": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "VARCHAR[]": pa.list_(pa.string()),
+    "BIGINT[]": pa.list_(pa.int64()),
+}
+_CONSTANT = ("run", "attempt", "rank")  # added by the segment writer
+SCHEMAS = {
+    table: pa.schema([(name, _ARROW[kind]) for name, kind in columns.items() if name not in _CONSTANT])
+    for table, columns in TABLES.items()
+}
+_ALERT_COLUMNS = tuple(name for name in SCHEMAS["alerts"].names if name not in ("step", "ts"))
+
+
+def _printable(value: Any) -> Any:
+    """Text that UTF-8 can hold: half a character (a lone surrogate) becomes '?'."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return [_printable(item) for item in value]
+
+
+def _column(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, np.ndarray):
+        return pa.array(np.ascontiguousarray(values)).cast(kind)
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:
+        return pa.array(_printable(values), kind)
+
+
+def _table(table: str, n: int, step: int | None, columns: Mapping[str, Any]) -> pa.Table:
+    schema = SCHEMAS[table]
+    filled = {"step": np.full(n, step, np.int32), **columns} if step is not None else columns
+    return pa.Table.from_arrays([_column(filled[spec.name], spec.type) for spec in schema], schema=schema)
+
+
+def token_rows(step: int, tokens: TokenTable) -> pa.Table:
+    """Rows of `tokens`. Raises pa.ArrowException or ValueError if a column does not fit the schema."""
+    return _table("tokens", len(tokens), step, {spec.name: getattr(tokens, spec.name) for spec in fields(tokens)})
+
+
+def sample_rows(step: int, samples: SampleTable) -> pa.Table:
+    """Rows of `samples`. Raises like `token_rows`."""
+    return _table("samples", len(samples), step, {spec.name: getattr(samples, spec.name) for spec in fields(samples)})
+
+
+def histogram_rows(step: int, histograms: Sequence[Histogram]) -> pa.Table:
+    """Rows of `histograms`, one for each (metric, split). Raises like `token_rows`."""
+    columns: dict[str, Any] = {
+        name: [getattr(histogram, name) for histogram in histograms]
+        for name in ("metric", "split", "edges_id", "n", "n_nonfinite", "sum", "sumsq", "min", "max")
+    }
+    offsets = np.concatenate([[0], np.cumsum([len(histogram.counts) for histogram in histograms])])
+    flat = np.concatenate([np.asarray(histogram.counts, np.int64) for histogram in histograms])
+    columns["counts"] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+    return _table("histograms", len(histograms), step, columns)
+
+
+def alert_rows(ts: float, alerts: Sequence[Alert]) -> pa.Table:
+    """Rows of `alerts`; the step is each alert's own."""
+    columns: dict[str, Any] = {name: [getattr(alert, name) for alert in alerts] for name in _ALERT_COLUMNS}
+    columns["step"] = [alert.step for alert in alerts]
+    columns["ts"] = [ts] * len(alerts)
+    return _table("alerts", len(alerts), None, columns)
+
+
+def event_rows(events: Sequence[tuple[float, int | None, str, str]]) -> pa.Table:
+    """Rows of `events` from (ts, step or None, kind, message)."""
+    ts, step, kind, message = zip(*events, strict=True)
+    columns = {"ts": list(ts), "step": list(step), "kind": list(kind), "message": list(message)}
+    return _table("events", len(ts), None, columns)
+
+
+def step_rows(step: int, ts: float, scalars: Mapping[str, float]) -> pa.Table:
+    """Rows of `steps`, one for each scalar."""
+    columns = {"ts": [ts] * len(scalars), "name": list(scalars), "value": list(scalars.values())}
+    return _table("steps", len(scalars), step, columns)
