@@ -1,0 +1,96 @@
+"""Questions about several runs: difference of distributions, final figures, difference of configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from monitor.queries import Frame, count_matrix, scalar_series, series_of
+
+
+def arm_shares(
+    con: duckdb.DuckDBPyConnection, runs: Sequence[str], metric: str, steps: np.ndarray, split: str = "all"
+) -> np.ndarray:
+    """Share of tokens in each cell at each of `steps`, mean over the runs: float64 [S, cells]."""
+    total = None
+    for run in runs:
+        matrix = count_matrix(con, run, metric, split)
+        shares = matrix["counts"][np.isin(matrix["step"], steps)].astype(np.float64)
+        shares /= np.maximum(shares.sum(1, keepdims=True), 1)
+        total = shares if total is None else total + shares
+    return np.zeros((0, 1)) if total is None else total / len(runs)
+
+
+def difference_matrix(
+    con: duckdb.DuckDBPyConnection,
+    baseline: Sequence[str],
+    other: Sequence[str],
+    metric: str = "entropy",
+    max_columns: int = 300,
+) -> Frame:
+    """step [S], difference [S, cells]: share of tokens in each cell, `other` minus `baseline`, at the steps that all
+    runs have."""
+    common: np.ndarray | None = None
+    for run in (*baseline, *other):
+        steps = count_matrix(con, run, metric)["step"]
+        common = steps if common is None else np.intersect1d(common, steps)
+    if common is None or not len(common):
+        return {"step": np.zeros(0), "difference": np.zeros((0, 1))}
+    gap = arm_shares(con, other, metric, common) - arm_shares(con, baseline, metric, common)
+    bins = min(max_columns, len(common))
+    starts = np.unique(-(-np.arange(bins) * len(common) // bins))
+    widths = np.diff(np.append(starts, len(common)))[:, None]
+    return {"step": common[starts], "difference": np.add.reduceat(gap, starts) / widths}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def config_difference(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{option: {run: value}} of every option that differs between the runs' configurations; '' where it is absent."""
+    flat = {run: flatten(config) for run, config in configs.items()}
+    options = sorted({option for values in flat.values() for option in values})
+    table = {option: {run: values.get(option, "") for run, values in flat.items()} for option in options}
+    return {option: row for option, row in table.items() if len({str(value) for value in row.values()}) > 1}
+
+
+def final_figures(
+    con: duckdb.DuckDBPyConnection, runs: Sequence[str], names: Sequence[str], level_name: str = "eval/heldout/pass@1"
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{"last" | "equal": {run: {name: value, "step": step}}}.
+
+    "last" is each run's newest values. "equal" takes each run at its first evaluation whose `level_name` reached the
+    lowest of the runs' best levels, so that runs are compared at equal pass@1; it is {} if some run never evaluated.
+    """
+    rows = scalar_series(con, runs, [*names, level_name], max_points=10**9)
+    series = {run: {name: series_of(rows, run, name) for name in {*names, level_name}} for run in runs}
+    result: dict[str, dict[str, dict[str, float]]] = {"last": {}, "equal": {}}
+    levels = {run: series[run][level_name] for run in runs}
+    reachable = bool(runs) and all(len(values) for _, values in levels.values())
+    level = min(np.nanmax(values) for _, values in levels.values()) if reachable else np.nan
+    for run in runs:
+        result["last"][run] = _values_until(series[run], None)
+        if reachable:
+            steps, values = levels[run]
+            result["equal"][run] = _values_until(series[run], int(steps[np.argmax(values >= level)]))
+    return result
+
+
+def _values_until(series: Mapping[str, tuple[np.ndarray, np.ndarray]], until: int | None) -> dict[str, float]:
+    """The newest value of each series at or before step `until`, and the newest step among them."""
+    figures, newest = {}, float("nan")
+    for name, (steps, values) in series.items():
+        kept = slice(None) if until is None else steps <= until
+        if len(steps[kept]):
+            figures[name] = float(values[kept][-1])
+            newest = float(np.nanmax([newest, steps[kept][-1]]))
+    return figures | {"step": newest}
