@@ -94,7 +94,6 @@ class Recorder:
             if not ok:
                 raise StoreError(f"{name} is {value}, expected a positive number. Change it or leave it out.")
         self._queue_steps, self._tokens_every = queue_steps, tokens_every
-        self._sinks = tuple(sinks)
         self._seen: set[str] = set()  # known keys
         self._step_keys: set[str] = set()  # scalars recorded for the last step
         self._warned: set[str] = set()
@@ -105,16 +104,15 @@ class Recorder:
         self._pipe = Pipeline(
             writer,
             engine=engine,
-            sinks=self._sinks,
             on_alert=on_alert,
             max_bytes=max_gb and max_gb * 1e9,
             flush_s=flush_s,
         )
         since = f", resumed after step {writer.last_step()}" if resume else ""
         self._pipe.note("attempt", f"Attempt {writer.attempt}{since}.", None)
-        for sink in self._sinks:
-            self._guarded("sink_error", partial(sink.start, run))
         self._pipe.start()
+        self._sinks = [sink for sink in sinks if self._guarded("sink_error", partial(sink.start, run))]
+        self._pipe.sinks = self._sinks  # those that could start; no step has been recorded yet
         atexit.register(self.close, "stopped")
 
     def record(self, record: StepRecord, tokens: TokenTable | None = None, samples: SampleTable | None = None) -> None:
@@ -234,11 +232,13 @@ class Recorder:
         _log.warning(message)
         return True
 
-    def _guarded(self, kind: str, action: Callable[[], object]) -> None:
+    def _guarded(self, kind: str, action: Callable[[], object]) -> bool:
         try:
             action()
+            return True
         except Exception as error:  # monitoring must not take training down
             try:
                 self._pipe.fault(kind, error, None)
             except Exception:
                 _log.exception("The recorder failed: %s", kind)
+            return False

@@ -46,12 +46,12 @@ class Pipeline:
         writer: RunWriter,
         *,
         engine: Any,
-        sinks: tuple[Any, ...],
         on_alert: Callable[[Alert], None] | None,
         max_bytes: float | None,
         flush_s: float,
     ) -> None:
-        self._writer, self._engine, self._sinks, self._on_alert = writer, engine, sinks, on_alert
+        self._writer, self._engine, self._on_alert = writer, engine, on_alert
+        self.sinks: list[Any] = []
         self._max_bytes, self._flush_s = max_bytes, flush_s
         self.acknowledged: int | None = None
         self.disk_full = False
@@ -190,7 +190,7 @@ class Pipeline:
         calls: list[tuple[str, Callable[[], Any]]] = []
         if self._on_alert is not None:
             calls += [("on_alert_error", lambda a=alert: self._on_alert(a)) for alert in item.alerts]  # type: ignore
-        calls += [("sink_error", lambda s=sink: s.step(item.record, item.alerts)) for sink in self._sinks]  # type: ignore
+        calls += [("sink_error", lambda s=sink: s.step(item.record, item.alerts)) for sink in self.sinks]  # type: ignore
         for kind, call in calls:
             try:
                 call()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from monitor.store.schema import TABLES, SegmentName, run_dir, table_dir
 
+_log = logging.getLogger("rlvr.monitor")
 _COPY = "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2)"
 _CHUNK = 1 << 22  # bytes read at once for the CRC
 SEED_RUN = "_seed"
@@ -90,6 +92,22 @@ def list_segments(store: Path, run: str, table: str) -> list[tuple[SegmentName, 
         found = [(name, Path(entry.path)) for entry in entries if (name := SegmentName.parse(entry.name))]
         return sorted(found, key=lambda item: (item[0].attempt, item[0].rank, item[0].first_step, item[0].last_step))
     return []
+
+
+def quarantine_if_damaged(path: Path) -> bool:
+    """Set a segment aside if its bytes are not those that were written; the rest of the store stays readable.
+
+    True if the file is gone from the globs now: damaged and renamed to `*.quarantined`, or removed by a compaction.
+    """
+    name = SegmentName.parse(path.name)
+    try:
+        if name is not None and crc32_of(path) == name.crc32:
+            return False
+        os.rename(path, path.with_name(path.name + QUARANTINED))
+    except FileNotFoundError:
+        return True
+    _log.warning("Damaged file set aside: %s. `rlvr store check` lists all; the rest stays readable.", path)
+    return True
 
 
 def write_seeds(store: Path) -> None:
