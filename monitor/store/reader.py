@@ -91,6 +91,7 @@ class Store:
         with contextlib.suppress(OSError, duckdb.IOException):  # a store that cannot be written can still be read
             ensure_catalog(self.root)
         self._con = memory_connection(threads=2)
+        self._con.execute("SET python_enable_replacements = false")  # a table's name must not find a Python variable
         self._repairing(lambda: build_catalog(self._con, self.root))
         if locked:
             self._con.execute("SET allowed_directories = [?]", [str(self.root)])
@@ -109,7 +110,8 @@ class Store:
 
         def run() -> Result:
             with self._con.cursor() as cursor:
-                return Result(cursor.execute(query, list(params)).to_arrow_reader().read_all())
+                relation = cursor.sql(query, params=list(params))
+                return Result(relation.to_arrow_table() if relation is not None else pa.table({}))
 
         return self._repairing(run)
 
