@@ -65,18 +65,18 @@ def config_difference(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 
 def final_figures(
     con: duckdb.DuckDBPyConnection, runs: Sequence[str], names: Sequence[str], level_name: str = "eval/heldout/pass@1"
-) -> dict[str, dict[str, dict[str, float]]]:
-    """{"last" | "equal": {run: {name: value, "step": step}}}.
+) -> dict[str, Any]:
+    """{"last": {run: {name: value, "step": step}}, "equal": the same, "level": the equal level}.
 
     "last" is each run's newest values. "equal" takes each run at its first evaluation whose `level_name` reached the
     lowest of the runs' best levels, so that runs are compared at equal pass@1; it is {} if some run never evaluated.
     """
     rows = scalar_series(con, runs, [*names, level_name], max_points=10**9)
     series = {run: {name: series_of(rows, run, name) for name in {*names, level_name}} for run in runs}
-    result: dict[str, dict[str, dict[str, float]]] = {"last": {}, "equal": {}}
     levels = {run: series[run][level_name] for run in runs}
     reachable = bool(runs) and all(len(values) for _, values in levels.values())
     level = min(np.nanmax(values) for _, values in levels.values()) if reachable else np.nan
+    result: dict[str, Any] = {"last": {}, "equal": {}, "level": float(level)}
     for run in runs:
         result["last"][run] = _values_until(series[run], None)
         if reachable:

@@ -261,9 +261,10 @@ def samples_of_step(con: duckdb.DuckDBPyConnection, files: Sequence[str], step: 
     return _read_step(con, files, columns, "step = ?", [step])
 
 
-def tokens_of_sample(
-    con: duckdb.DuckDBPyConnection, files: Sequence[str], step: int, sample: int, rank: int = 0
+def tokens_of_step(
+    con: duckdb.DuckDBPyConnection, files: Sequence[str], step: int, samples: Sequence[int], rank: int = 0
 ) -> Frame:
-    """The response tokens of one rollout by position; {} without files."""
+    """The response tokens of some rollouts of a step, by sample and position; {} without files."""
     columns = "rank, sample, position, token_id, logprob, entropy, renyi2, deviation, alive, weight"
-    return _read_step(con, files, columns, "step = ? AND sample = ? AND rank = ?", [step, sample, rank])
+    where = "step = ? AND sample IN (SELECT unnest(?)) AND rank = ?"
+    return _read_step(con, files, columns, where, [step, list(samples), rank])

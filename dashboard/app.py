@@ -1,0 +1,73 @@
+"""The frame: store, pages in the bar above, and the half-second watch that redraws when there is something new."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from dashboard import data
+from dashboard.views import compare, overview, run, shared, tokens
+
+PAGES = (
+    ("overview", "Overview", ":material/dashboard:", overview.page),
+    ("run", "Run", ":material/show_chart:", run.page),
+    ("compare", "Compare", ":material/compare_arrows:", compare.page),
+    ("tokens", "Tokens", ":material/article:", tokens.page),
+)
+STYLE = """<style>
+.stMainBlockContainer { padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1680px; }
+[data-testid="stMetricValue"] { font-size: 1.45rem; }
+[data-testid="stPageLink"] p { font-size: 1rem; }
+@media (max-width: 640px) { .stMainBlockContainer { padding-left: 0.9rem; padding-right: 0.9rem; } }
+</style>"""
+
+
+def main() -> None:
+    """One run of the script: what Streamlit calls for every session and every redraw."""
+    st.set_page_config(page_title="rlvr monitor", page_icon=":material/monitoring:", layout="wide")
+    for path, title, icon, page in PAGES:
+        shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
+    chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")
+    st.html(STYLE)
+    drawn = data.poll()
+    if _ready():
+        _quarantine_banner()
+        chosen.run()
+    _watch(drawn)
+
+
+def _ready() -> bool:
+    store = data.store_path()
+    if not store.exists():
+        st.error(f"No store at `{store}`.", icon=":material/folder_off:")
+        st.markdown("Start a run that records there (`rlvr train --store STORE`), or open another store with "
+                    "`rlvr dashboard STORE`. This page fills by itself.")  # fmt: skip
+        return False
+    if not data.runs():
+        st.info(f"No runs in `{store}` yet.", icon=":material/hourglass_empty:")
+        st.markdown("`rlvr train --store STORE` starts one, `rlvr demo` two. They appear here by themselves.")
+        return False
+    return True
+
+
+def _quarantine_banner() -> None:
+    damaged = data.tail().quarantined()
+    if damaged:
+        total = sum(len(names) for names in damaged.values())
+        which = ", ".join(f"{run}: {names[0]}" for run, names in damaged.items())
+        st.warning(
+            f"{total} segment{'s' if total > 1 else ''} could not be read and {'are' if total > 1 else 'is'} left out "
+            f"({which}{', ...' if total > len(damaged) else ''}). Everything else is shown. Look closer with "
+            "`rlvr store check`.",
+            icon=":material/broken_image:",
+        )
+
+
+@st.fragment(run_every=0.5)
+def _watch(drawn: int) -> None:
+    """Redraws the page when the data's version moved; costs a few stat calls otherwise."""
+    if data.poll() != drawn:
+        st.rerun()
+
+
+if __name__ == "__main__":
+    main()

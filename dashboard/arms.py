@@ -1,0 +1,75 @@
+"""Which runs stand against which, and the table of their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dashboard.figures.theme import label
+from monitor.store.tail import RunEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One side of a comparison: a name (its weighting) and its runs."""
+
+    name: str
+    runs: tuple[str, ...]
+
+
+def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
+    """Uniform against the first other weighting among runs of one `comparison`, at the seeds that both have.
+
+    The comparison of the first entry that allows a pair wins; without any, the first two runs stand alone.
+    """
+    for comparison in dict.fromkeys(str(entry.info.get("comparison") or "") for entry in entries):
+        members = [entry for entry in entries if comparison and entry.info.get("comparison") == comparison]
+        by_kind: dict[str, dict[int, str]] = {}
+        for entry in members:
+            by_kind.setdefault(str(entry.info.get("weighting")), {})[int(entry.info.get("seed", 0))] = entry.name
+        kinds = sorted(by_kind, key=lambda kind: kind != "uniform")
+        for other in kinds[1:]:
+            seeds = sorted(by_kind[kinds[0]].keys() & by_kind[other].keys())
+            if seeds:
+                return tuple(Arm(kind, tuple(by_kind[kind][seed] for seed in seeds)) for kind in (kinds[0], other))  # type: ignore[return-value]
+    first, second = sorted(entries[:2], key=lambda entry: entry.info.get("weighting") != "uniform")
+    return Arm(first.name, (first.name,)), Arm(second.name, (second.name,))
+
+
+def figures_table(
+    arms: Sequence[Arm], figures: Mapping[str, Mapping[str, float]], names: Sequence[str]
+) -> dict[str, list[str]]:
+    """Columns figure, one per arm (mean over its runs) and the difference of the two; rows without values left out."""
+    means = {arm.name: {name: _mean([figures[run].get(name) for run in arm.runs]) for name in ("step", *names)} for arm in arms}
+    kept = [name for name in ("step", *names) if any(np.isfinite(means[arm.name][name]) for arm in arms)]
+    table = {"figure": [_title(name) for name in kept]}
+    for arm in arms:
+        table[arm.name] = [_text(means[arm.name][name], name) for name in kept]
+    first, second = (means[arm.name] for arm in arms)
+    table["difference"] = [_text(second[name] - first[name], name, signed=True) for name in kept]
+    return table
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    finite = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _title(name: str) -> str:
+    if name == "step":
+        return "Step"
+    text, unit, _ = label(name)
+    return text if unit in ("", "share") else f"{text} ({unit})"
+
+
+def _text(value: float, name: str, signed: bool = False) -> str:
+    if not np.isfinite(value):
+        return "–"
+    sign = "+" if signed else ""
+    if name == "step":
+        return f"{value:{sign}.0f}"
+    if label(name)[1] == "share":
+        return f"{100 * value:{sign}.1f} pp" if signed else f"{value:.1%}"
+    return f"{value:{sign}.3g}"

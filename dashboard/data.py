@@ -1,0 +1,138 @@
+"""The only cached reads of the dashboard. Frames are cached by the versions of the runs that they show."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import numpy as np
+import streamlit as st
+
+from dashboard.data_path import STORE_VARIABLE
+from monitor import comparisons, queries
+from monitor.queries import Frame
+from monitor.store.tail import RunEntry, Tail
+
+
+T = TypeVar("T")
+
+
+def store_path() -> Path:
+    """The store that this server shows; chosen at its start, never by the URL."""
+    return Path(os.environ.get(STORE_VARIABLE, "runs")).expanduser().resolve()
+
+
+@st.cache_resource(show_spinner=False)
+def _tail(store: str) -> Tail:
+    return Tail(store)
+
+
+def tail() -> Tail:
+    return _tail(str(store_path()))
+
+
+def poll() -> int:
+    """Reads what is new; the version changes only when data did."""
+    return tail().poll()
+
+
+def runs() -> list[RunEntry]:
+    """Every run, newest first, those that run now before all others."""
+    entries = tail().runs.values()
+    return sorted(entries, key=lambda e: (e.status != "running", -float(e.info.get("created") or 0), e.name))
+
+
+def run(name: str) -> RunEntry | None:
+    return tail().runs.get(name)
+
+
+@st.cache_resource(max_entries=400, show_spinner=False)
+def _cached(store: str, versions: tuple[int, ...], question: str, arguments: tuple, _ask: Callable[[], Any]) -> Any:
+    return _ask()
+
+
+def _ask(question: Callable[..., T], shown: Sequence[str], *arguments: Any) -> T:
+    """`question(cursor, *arguments)`, remembered until one of the `shown` runs changes."""
+    source = tail()
+    return _cached(
+        str(source.store), source.run_version(*shown), question.__name__, arguments,
+        lambda: question(source.cursor(), *arguments),
+    )  # fmt: skip
+
+
+def scalars(names: Sequence[str], keys: Sequence[str]) -> Frame:
+    return _ask(queries.scalar_series, names, tuple(names), tuple(keys))
+
+
+def scalar_names(names: Sequence[str]) -> list[str]:
+    return _ask(queries.scalar_names, names, tuple(names))
+
+
+def latest(names: Sequence[str]) -> Frame:
+    return _ask(queries.latest_scalars, names, tuple(names))
+
+
+def spans(names: Sequence[str]) -> Frame:
+    return queries.alert_spans(_ask(queries.alert_log, names, tuple(names)))
+
+
+def events(names: Sequence[str]) -> Frame:
+    return _ask(queries.events, names, tuple(names))
+
+
+def fan(name: str, metric: str = "entropy", split: str = "all") -> Frame:
+    return _ask(queries.quantile_series, (name,), name, metric, split, 1000)
+
+
+def counts(name: str, metric: str, split: str = "all", columns: int = 300) -> Frame:
+    return _ask(queries.count_matrix, (name,), name, metric, split, columns)
+
+
+def newest_counts(name: str, metric: str, split: str, steps: int = 20) -> Frame:
+    """The last `steps` steps of `counts`."""
+    rows = counts(name, metric, split, 10**6)
+    return {key: column[-steps:] for key, column in rows.items()}
+
+
+def joint(name: str) -> np.ndarray:
+    return _ask(queries.joint_counts, (name,), name)
+
+
+def difference(baseline: Sequence[str], other: Sequence[str], metric: str = "entropy") -> Frame:
+    return _ask(comparisons.difference_matrix, (*baseline, *other), tuple(baseline), tuple(other), metric)
+
+
+def final_figures(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
+    return _ask(comparisons.final_figures, names, tuple(names), tuple(keys))
+
+
+def sample_steps(name: str) -> np.ndarray:
+    """Steps whose rollouts are stored: committed steps inside some segment of samples."""
+    committed = queries.frame(
+        tail().cursor(), "SELECT DISTINCT step FROM committed WHERE run = ? ORDER BY step", [name]
+    )["step"]
+    kept = np.zeros(len(committed), bool)
+    for first, last in tail().spans(name, "samples"):
+        kept |= (committed >= first) & (committed <= last)
+    return committed[kept]
+
+
+def _of_step(question: Callable[..., Frame], name: str, table: str, *arguments: Any) -> Frame:
+    """Reads files of one step; once more if compaction took them away meanwhile."""
+    for _ in range(2):
+        try:
+            return _ask(question, (name,), tuple(tail().files(name, table, arguments[0])), *arguments)
+        except duckdb.Error:
+            continue
+    return {}
+
+
+def samples(name: str, step: int) -> Frame:
+    return _of_step(queries.samples_of_step, name, "samples", step)
+
+
+def tokens(name: str, step: int, chosen: Sequence[int], rank: int = 0) -> Frame:
+    return _of_step(queries.tokens_of_step, name, "tokens", step, tuple(int(sample) for sample in chosen), rank)

@@ -1,0 +1,162 @@
+"""Figures of scalar series: lines, reward beside pass@k, pass@1 against distinct answers, sparklines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboard.figures.marks import add_alerts
+from dashboard.figures.theme import Theme, faded, figure, label, number_format
+from monitor.queries import Frame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """One series of a line chart. `faint` lines stand behind (single seeds); `points` marks each value."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    dash: str = "solid"
+    faint: bool = False
+    points: bool = False
+    group: str = ""
+
+
+def lines(
+    theme: Theme,
+    key: str,
+    series: Sequence[Line],
+    *,
+    title: str = "",
+    spans: Frame | None = None,
+    log: bool = False,
+    height: int = 260,
+) -> go.Figure:
+    """Lines of one metric over steps, with the alerts of `spans`. Labels, unit and help come from METRICS."""
+    name, unit, help_text = label(key)
+    fig = figure(theme, title or name, unit=unit, help=help_text, height=height)
+    for line in series:
+        _add_line(fig, line, unit)
+    _value_axis(fig, unit, log)
+    shown = [line for line in series if not line.faint]
+    fig.update_layout(showlegend=len(shown) > 1)
+    if spans is not None:
+        add_alerts(fig, spans, _last_step(series), theme)
+    return fig
+
+
+def _add_line(fig: go.Figure, line: Line, unit: str) -> None:
+    fig.add_trace(
+        go.Scatter(
+            x=line.x, y=line.y, name=line.name, mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
+            line={"color": faded(line.colour, 0.35) if line.faint else line.colour,
+                  "width": 1 if line.faint else 1.8, "dash": line.dash},
+            marker={"size": 7, "color": line.colour}, showlegend=not line.faint, legendgroup=line.group or line.name,
+            hoverinfo="skip" if line.faint else None,
+            hovertemplate=None if line.faint else f"%{{y:{number_format(unit)}}}",
+        )
+    )  # fmt: skip
+
+
+def _value_axis(fig: go.Figure, unit: str, log: bool) -> None:
+    fig.update_yaxes(selector={"anchor": None})
+    fig.update_layout(
+        yaxis={
+            "type": "log" if log else "linear",
+            "tickformat": ".0%" if unit == "share" else None,
+            "uirevision": "log" if log else "linear",
+            "title": {"text": "" if unit in ("", "share") else unit},
+        }
+    )
+
+
+def _last_step(series: Sequence[Line]) -> float:
+    ends = [float(line.x[-1]) for line in series if len(line.x)]
+    return max(ends, default=0.0)
+
+
+def mean_line(name: str, members: Sequence[Line], colour: str) -> Line:
+    """Mean of several runs' series at the steps that all of them have; the run is the unit."""
+    common = members[0].x
+    for member in members[1:]:
+        common = np.intersect1d(common, member.x)
+    values = [member.y[np.isin(member.x, common)] for member in members]
+    mean = np.mean(values, axis=0) if len(common) else np.zeros(0)
+    return Line(f"{name}, mean of {len(members)}", common, mean, colour, group=name)
+
+
+def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0) -> list[go.Scatter]:
+    """Bootstrap 95 % band of the mean over runs; empty under three runs, where a band would only pretend."""
+    common = members[0].x
+    for member in members[1:]:
+        common = np.intersect1d(common, member.x)
+    if len(members) < 3 or not len(common):
+        return []
+    values = np.stack([member.y[np.isin(member.x, common)] for member in members])
+    picks = np.random.default_rng(seed).integers(0, len(members), (500, len(members)))
+    low, high = np.nanpercentile(values[picks].mean(1), [2.5, 97.5], axis=0)
+    edge = {"width": 0, "color": colour}
+    return [
+        go.Scatter(x=common, y=low, mode="lines", line=edge, showlegend=False, hoverinfo="skip"),
+        go.Scatter(x=common, y=high, mode="lines", line=edge, fill="tonexty", fillcolor=faded(colour, 0.15),
+                   showlegend=False, hoverinfo="skip"),
+    ]  # fmt: skip
+
+
+def reward_and_pass(
+    theme: Theme, reward: Line, passes: Mapping[str, Line], *, spans: Frame | None = None, height: int = 280
+) -> go.Figure:
+    """Training reward with held-out pass@k: pass@1 rising while pass@k falls is diversity being lost."""
+    _, _, help_text = label("reward")
+    fig = figure(theme, "Reward and pass@k", height=height,
+                 help=f"{help_text} Points: evaluations. pass@1 rising while pass@k falls is diversity being lost.")  # fmt: skip
+    _add_line(fig, reward, "")
+    for line in passes.values():
+        _add_line(fig, line, "share")
+    fig.update_layout(showlegend=bool(passes))
+    if spans is not None:
+        add_alerts(fig, spans, _last_step([reward, *passes.values()]), theme)
+    return fig
+
+
+def pass_against_distinct(theme: Theme, paths: Sequence[Line], *, height: int = 320) -> go.Figure:
+    """Held-out pass@1 (x) against distinct correct answers (y), one path per run: down-right is a bought accuracy."""
+    fig = figure(theme, "pass@1 against distinct answers", unit="", x="pass@1, held-out", height=height,
+                 help="Each point is one evaluation. A path that goes right and down gains accuracy by losing diversity.")  # fmt: skip
+    for path in paths:
+        size = np.full(len(path.x), 6.0)
+        if len(size):
+            size[-1] = 11.0  # the newest evaluation
+        fig.add_trace(
+            go.Scatter(
+                x=path.x, y=path.y, name=path.name, mode="lines+markers", line={"color": path.colour, "width": 1.5},
+                marker={"size": size, "color": path.colour}, legendgroup=path.group or path.name,
+                hovertemplate="pass@1 %{x:.1%}, distinct %{y:.3~g}",
+            )
+        )  # fmt: skip
+    fig.update_layout(hovermode="closest", showlegend=True)
+    fig.update_xaxes(tickformat=".0%")
+    fig.update_yaxes(title={"text": "distinct correct answers"})
+    return fig
+
+
+def sparkline(values: np.ndarray, colour: str, *, width: int = 150, height: int = 34) -> str:
+    """A series as a small inline SVG; '' with fewer than two finite values."""
+    finite = np.flatnonzero(np.isfinite(values))
+    if len(finite) < 2:
+        return ""
+    y = values[finite].astype(np.float64)
+    spread = float(y.max() - y.min()) or 1.0
+    xs = 2 + (width - 6) * (finite - finite[0]) / (finite[-1] - finite[0])
+    ys = 3 + (height - 6) * (1 - (y - y.min()) / spread)
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys, strict=True))
+    return (
+        f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
+        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round"/>'
+        f'<circle cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="2.6" fill="{colour}"/></svg>'
+    )

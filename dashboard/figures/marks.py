@@ -1,0 +1,64 @@
+"""Alerts on a chart: a rule at the first breach, a shaded span while it fires, a mark where it resolved."""
+
+from __future__ import annotations
+
+import textwrap
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboard.figures.theme import Theme, faded
+from monitor.queries import Frame, n_rows
+
+
+def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme) -> go.Figure:
+    """Draws `monitor.queries.alert_spans` of one run onto `fig`; hover tells rule, value, baseline and what to do."""
+    if not n_rows(spans):
+        return fig
+    fig.update_layout(
+        yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True, "type": "linear"}
+    )
+    for i in range(n_rows(spans)):
+        colour = theme.severity.get(str(spans["severity"][i]), theme.muted)
+        first, end = float(spans["first_step"][i]), float(spans["end_step"][i])
+        until = max(last_step, first) if np.isnan(end) else end
+        fig.add_shape(
+            type="rect", x0=first, x1=until, y0=0, y1=1, yref="paper", layer="below", line_width=0,
+            fillcolor=faded(colour, 0.10),
+        )  # fmt: skip
+        fig.add_shape(
+            type="line", x0=first, x1=first, y0=0, y1=1, yref="paper", line={"color": colour, "width": 1.5}
+        )
+    _add_marks(fig, spans, theme)
+    return fig
+
+
+def _add_marks(fig: go.Figure, spans: Frame, theme: Theme) -> None:
+    colours = np.array([theme.severity.get(str(s), theme.muted) for s in spans["severity"]], object)
+    texts = np.array([alert_text(spans, i) for i in range(n_rows(spans))], object)
+    resolved = ~np.isnan(spans["end_step"])
+    marks = (
+        (spans["first_step"].astype(float), texts, colours, "triangle-down", "fires"),
+        (spans["end_step"][resolved], texts[resolved], colours[resolved], "circle-open", "resolved"),
+    )
+    for x, hover, colour, symbol, what in marks:
+        if len(x):
+            fig.add_trace(
+                go.Scatter(
+                    x=x, y=np.full(len(x), 0.97), yaxis="y2", mode="markers", name=f"alert {what}", showlegend=False,
+                    marker={"symbol": symbol, "size": 10, "color": list(colour), "line": {"width": 2}},
+                    customdata=hover, hovertemplate=f"<b>{what}</b> %{{customdata}}<extra></extra>",
+                )
+            )  # fmt: skip
+
+
+def alert_text(spans: Frame, i: int) -> str:
+    """Hover text of one alert, wrapped and escaped."""
+    value, baseline = float(spans["value"][i]), float(spans["baseline"][i])
+    lines = [f"{escape(str(spans['rule'][i]))} ({escape(str(spans['severity'][i]))})"]
+    if not np.isnan(value):
+        lines.append(f"value {value:.4g}" + ("" if np.isnan(baseline) else f", baseline {baseline:.4g}"))
+    for text in (str(spans["message"][i]), str(spans["action"][i])):
+        lines += [escape(line) for line in textwrap.wrap(text, 64)]
+    return "<br>".join(lines)

@@ -1,0 +1,155 @@
+"""Colours, template and labels that every figure shares, in a light and a dark version.
+
+Colours are of the Okabe-Ito set (safe for colour-blind readers). Uniform weighting is always neutral grey, a weighted
+run the accent, so that a glance at any chart says which is which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from monitor.metrics import metric
+
+FONT = '"Source Sans", "Source Sans 3", "Source Sans Pro", system-ui, sans-serif'
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """One colour scheme. `wheel` is for several weightings at once; `sequential` rises from the background."""
+
+    name: str
+    paper: str
+    text: str
+    muted: str
+    grid: str
+    uniform: str
+    accent: str
+    second: str
+    severity: dict[str, str]
+    wheel: tuple[str, ...]
+    sequential: tuple[str, ...]
+    diverging: tuple[str, ...]
+
+
+LIGHT = Theme(
+    name="light",
+    paper="#ffffff",
+    text="#262b33",
+    muted="#6a7280",
+    grid="#eceef1",
+    uniform="#8a919c",
+    accent="#0072b2",
+    second="#c2571a",
+    severity={"info": "#56789a", "warning": "#c98a00", "critical": "#c2410c"},
+    wheel=("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#d55e00", "#56b4e9"),
+    sequential=("#ffffff", "#dbe9f5", "#a6cbe5", "#5ba3d0", "#1f6cae", "#08306b"),
+    diverging=("#8f4a06", "#d98a3d", "#f3cfa5", "#f7f7f7", "#a9cfe8", "#3d8fc6", "#0a4a80"),
+)
+DARK = Theme(
+    name="dark",
+    paper="#0e1117",
+    text="#e6e9ee",
+    muted="#9aa3b0",
+    grid="#262b35",
+    uniform="#98a0ac",
+    accent="#56b4e9",
+    second="#f0955c",
+    severity={"info": "#8fb0d0", "warning": "#f0b429", "critical": "#ff7a45"},
+    wheel=("#56b4e9", "#2fc79a", "#e3a0c6", "#f0b429", "#ff7a45", "#8fb0ff"),
+    sequential=("#0e1117", "#12304d", "#1a5486", "#2f86c4", "#7dbde8", "#e4f2fc"),
+    diverging=("#ffb066", "#c9742a", "#6b3f1a", "#1b1f27", "#1b4a6e", "#2f86c4", "#9ad1f5"),
+)
+THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
+
+
+def template(theme: Theme) -> go.layout.Template:
+    """The Plotly template of a theme: transparent paper, quiet grid, one font."""
+    axis = {
+        "gridcolor": theme.grid,
+        "linecolor": theme.grid,
+        "zeroline": False,
+        "automargin": True,
+        "title": {"font": {"size": 12, "color": theme.muted}, "standoff": 6},
+        "tickfont": {"size": 11, "color": theme.muted},
+        "exponentformat": "power",
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 12, "color": theme.text},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "colorway": list(theme.wheel),
+            "xaxis": axis,
+            "yaxis": axis,
+            "hoverlabel": {
+                "bgcolor": theme.paper,
+                "bordercolor": theme.grid,
+                "font": {"color": theme.text, "size": 12, "family": FONT},
+                "align": "left",
+                "namelength": -1,
+            },
+            "legend": {
+                "orientation": "h",
+                "x": 0,
+                "xanchor": "left",
+                "y": 1.02,
+                "yanchor": "bottom",
+                "bgcolor": "rgba(0,0,0,0)",
+                "font": {"size": 12, "color": theme.text},
+                "itemsizing": "constant",
+            },
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.muted, "activecolor": theme.accent},
+        }
+    )
+
+
+def figure(theme: Theme, title: str, *, unit: str = "", x: str = "step", height: int = 280, help: str = "") -> go.Figure:
+    """An empty figure of the house: title above (with unit and help text), x in steps, one hover label for all lines."""
+    fig = go.Figure()
+    fig.update_layout(
+        template=template(theme),
+        title={"text": title, "subtitle": {"text": unit}, "x": 0, "xanchor": "left", "font": {"size": 14}},
+        meta={"help": help},
+        height=height,
+        margin={"l": 8, "r": 12, "t": 34, "b": 8},
+        hovermode="x unified",
+        uirevision="keep",
+        xaxis={"title": {"text": x}},
+        hoverdistance=40,
+    )
+    return fig
+
+
+def label(key: str) -> tuple[str, str, str]:
+    """(label, unit, help) of a recorded key; an unknown key is its own label."""
+    try:
+        found = metric(key)
+    except ValueError:
+        return key, "", ""
+    return found.label, found.unit, found.help
+
+
+def number_format(unit: str) -> str:
+    """d3 format of values of a unit."""
+    return ".1%" if unit == "share" else ".4~g"
+
+
+def scale(colours: Sequence[str]) -> list[list[float | str]]:
+    """Evenly spaced Plotly colour scale."""
+    return [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
+
+
+def faded(colour: str, alpha: float) -> str:
+    """'#rrggbb' as rgba with the given opacity."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def arm_colours(weightings: Sequence[str], theme: Theme) -> dict[str, str]:
+    """{weighting: colour}: uniform grey, the first other one the accent, further ones from the wheel."""
+    others = [kind for kind in dict.fromkeys(weightings) if kind != "uniform"]
+    wheel = {kind: theme.wheel[i % len(theme.wheel)] for i, kind in enumerate(others)}
+    return wheel | {"uniform": theme.uniform}

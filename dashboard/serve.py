@@ -1,0 +1,58 @@
+"""The dashboard's server process: `python -m dashboard.serve HOST PORT`, started by dashboard.launch.
+
+Streamlit serves static files only from the folder of its main script, and an installed package may be read-only: so
+the main script is a two-line file in a temporary folder, beside the copy of plotly.min.js that the charts load.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from importlib.resources import files
+from pathlib import Path
+
+from dashboard.settings import flags
+
+MAIN = "from dashboard.app import main\n\nmain()\n"
+PLOTLY = "plotly.min.js"
+
+
+def make_app_folder(folder: Path) -> Path:
+    """Writes the main script and its static files; returns the script's path."""
+    static = folder / "static"
+    static.mkdir()
+    with (files("plotly") / "package_data" / PLOTLY).open("rb") as source, open(static / PLOTLY, "wb") as target:
+        shutil.copyfileobj(source, target)
+    script = folder / "rlvr_dashboard.py"
+    script.write_text(MAIN)
+    return script
+
+
+def _die_with_parent(folder: Path) -> None:
+    """Ends this process when the launcher does, however that ended: its end of our standard input closes."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True, name="parent-watch").start()
+
+
+def main(argv: list[str]) -> None:
+    """Serves until it is interrupted, terminated or left alone by its launcher."""
+    from streamlit.web import cli
+
+    host, port = argv
+    with tempfile.TemporaryDirectory(prefix="rlvr-dashboard-") as folder:
+        script = make_app_folder(Path(folder))
+        _die_with_parent(Path(folder))
+        cli.main(["run", str(script), *flags(host, int(port))], standalone_mode=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

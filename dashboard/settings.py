@@ -1,0 +1,31 @@
+"""How the dashboard's Streamlit server is set up; `.streamlit/config.toml` says the same for `streamlit run`."""
+
+from __future__ import annotations
+
+OPTIONS: dict[str, str | bool | list[str]] = {
+    "server.headless": True,
+    "server.enableStaticServing": True,
+    "server.enableCORS": True,
+    "server.enableXsrfProtection": True,
+    "server.fileWatcherType": "none",
+    "server.showEmailPrompt": False,
+    "browser.gatherUsageStats": False,
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "type",
+    "theme.light.primaryColor": "#0072b2",
+    "theme.light.backgroundColor": "#ffffff",
+    "theme.light.secondaryBackgroundColor": "#f5f6f8",
+    "theme.light.textColor": "#262b33",
+    "theme.dark.primaryColor": "#56b4e9",
+    "theme.dark.backgroundColor": "#0e1117",
+    "theme.dark.secondaryBackgroundColor": "#191e27",
+    "theme.dark.textColor": "#e6e9ee",
+}
+
+
+def flags(host: str, port: int) -> list[str]:
+    """Command-line flags, which win over every config.toml that might lie around."""
+    hosts = sorted({host, "127.0.0.1", "localhost"})
+    chosen = OPTIONS | {"server.address": host, "server.port": str(port)}
+    parts = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in chosen.items()]
+    return parts + [f"--server.allowedHosts={name}" for name in hosts]

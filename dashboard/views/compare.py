@@ -1,0 +1,153 @@
+"""Compare: uniform against weighted. Curves over each other, the difference of their distributions, final figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import streamlit as st
+
+from dashboard import data
+from dashboard.arms import Arm, default_arms, figures_table
+from dashboard.figures import distributions
+from dashboard.figures.lines import Line, lines, mean_line, pass_against_distinct, seed_band
+from dashboard.figures.theme import Theme, arm_colours, label
+from dashboard.views import shared
+from monitor.comparisons import config_difference
+from monitor.queries import Frame, series_of
+from monitor.store.tail import RunEntry
+
+CURVES = ("reward", "eval/heldout/pass@1", "eval/heldout/pass@4", "eval/heldout/distinct", "entropy", "renyi2", "kl",
+          "response_length", "weight_mean", "grad_norm")  # fmt: skip
+FIGURES = ("reward", "eval/heldout/pass@1", "eval/heldout/pass@4", "eval/heldout/distinct", "eval/ood/pass@1",
+           "eval/ood/pass@4", "eval/multipath/distinct", "entropy", "renyi2", "response_length", "weight_mean")  # fmt: skip
+PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
+
+
+def page() -> None:
+    arms = _pick_arms()
+    if arms is None:
+        return
+    theme = shared.theme()
+    colours = arm_colours([arm.name for arm in arms], theme)
+    if colours[arms[0].name] == colours[arms[1].name]:  # two arms of one kind: the first is the grey reference
+        colours = {arms[0].name: theme.uniform, arms[1].name: theme.accent}
+    _curves(arms, colours, theme)
+    left, right = st.columns(2)
+    with left:
+        gap = data.difference(arms[0].runs, arms[1].runs)
+        if len(gap["step"]):
+            names = (arms[0].name, arms[1].name)
+            shared.chart(distributions.difference_map(theme, gap, "entropy", names), "difference")
+        else:
+            st.info("These runs have no step in common yet: the difference of their entropies needs one.")
+    with right:
+        _pass_and_distinct(arms, colours, theme)
+    _tables(arms)
+
+
+def _pick_arms() -> tuple[Arm, Arm] | None:
+    entries = data.runs()
+    if len(entries) < 2:
+        st.info("A comparison needs two runs. Record a second one with the same seed and another weighting, e.g. "
+                "`rlvr compare` or `rlvr demo`.", icon=":material/compare_arrows:")  # fmt: skip
+        return None
+    base, other = default_arms(entries)
+    names = [entry.name for entry in entries]
+    for wanted in (n for key in ("a", "b") for n in st.query_params.get(key, "").split(",") if n and n not in names):
+        shared.unknown_run(wanted, names)
+        return None
+    left, right = st.columns(2)
+    chosen = [
+        _multiselect(column, text, key, names, default.runs)
+        for column, text, key, default in ((left, "Baseline", "a", base), (right, "Compared with it", "b", other))
+    ]
+    if not all(chosen):
+        st.info("Choose at least one run on each side.", icon=":material/compare_arrows:")
+        return None
+    first, second = (Arm(_arm_name(entries, runs), tuple(runs)) for runs in chosen)
+    if first.name == second.name:
+        first, second = (Arm(", ".join(arm.runs), arm.runs) for arm in (first, second))
+    return first, second
+
+
+def _multiselect(column, text: str, key: str, names: Sequence[str], default: Sequence[str]) -> list[str]:
+    asked = [name for name in st.query_params.get(key, "").split(",") if name]
+    state = f"arm_{key}"
+    st.session_state[state] = asked or list(default)
+    st.query_params[key] = ",".join(st.session_state[state])
+
+    def remember() -> None:
+        st.query_params[key] = ",".join(st.session_state[state])
+
+    return column.multiselect(text, names, key=state, on_change=remember)
+
+
+def _arm_name(entries: Sequence[RunEntry], runs: Sequence[str]) -> str:
+    kinds = {str(entry.info.get("weighting", "")) for entry in entries if entry.name in runs}
+    return kinds.pop() if len(kinds) == 1 else ", ".join(runs)
+
+
+def _arm_lines(arm: Arm, key: str, rows: Frame, colour: str) -> list[Line]:
+    """The runs of one arm; several seeds turn faint behind their mean."""
+    points = key.startswith("eval/")
+    members = [
+        Line(arm.name if len(arm.runs) == 1 else run, *series_of(rows, run, key), colour, points=points,
+             faint=len(arm.runs) > 1, group=arm.name)
+        for run in arm.runs
+    ]  # fmt: skip
+    members = [member for member in members if len(member.x)]
+    return [*members, mean_line(arm.name, members, colour)] if len(members) > 1 else members
+
+
+def _curves(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> None:
+    runs = [run for arm in arms for run in arm.runs]
+    rows = data.scalars(runs, CURVES)
+    columns = st.columns(2)
+    shown = [key for key in CURVES if key in set(rows["name"])]
+    for i, key in enumerate(shown):
+        drawn = {arm.name: _arm_lines(arm, key, rows, colours[arm.name]) for arm in arms}
+        fig = lines(theme, key, [line for part in drawn.values() for line in part], log=key == "grad_norm")
+        for name, part in drawn.items():
+            members = [line for line in part if line.faint]
+            fig.add_traces(seed_band(theme, members, colours[name]) if members else [])
+        with columns[i % 2]:
+            shared.chart(fig, f"compare-{key}")
+
+
+def _pass_and_distinct(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> None:
+    runs = [run for arm in arms for run in arm.runs]
+    rows = data.scalars(runs, (PASS, DISTINCT))
+    paths = []
+    for arm in arms:
+        for run in arm.runs:
+            (steps, passed), (seen, distinct) = series_of(rows, run, PASS), series_of(rows, run, DISTINCT)
+            both, at, of = np.intersect1d(steps, seen, return_indices=True)
+            if len(both):
+                name = arm.name if len(arm.runs) == 1 else run
+                paths.append(Line(name, passed[at], distinct[of], colours[arm.name], group=arm.name))
+    if paths:
+        shared.chart(pass_against_distinct(theme, paths), "pass-distinct", group="")
+    else:
+        st.caption("No evaluation with distinct answers yet: pass@1 against distinct answers appears with the first.")
+
+
+def _tables(arms: tuple[Arm, Arm]) -> None:
+    runs = [run for arm in arms for run in arm.runs]
+    found = data.final_figures(runs, FIGURES)
+    for which, title, note in (
+        ("last", "Final figures", "each run's newest values; mean of an arm's runs"),
+        ("equal", "At equal pass@1", f"each run where its held-out pass@1 first reached {shared.number(found['level'], 'share')}"),
+    ):  # fmt: skip
+        if found[which]:
+            shared.small_heading(title, note)
+            table = figures_table(arms, found[which], FIGURES)
+            st.dataframe(table, hide_index=True, column_config={"figure": st.column_config.TextColumn(width=230)})
+    shared.small_heading("Configuration", "options that differ")
+    configs = {run: dict(entry.info.get("config") or {}) for run in runs if (entry := data.run(run))}
+    differing = config_difference(configs)
+    if differing:
+        columns = {"option": list(differing)} | {run: [str(row[run]) for row in differing.values()] for run in runs}
+        st.dataframe(columns, hide_index=True)
+    else:
+        st.caption("The runs' configurations are equal.")

@@ -1,0 +1,143 @@
+"""Run: one run from its reward down to its gradient, with the alerts on the curves."""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+
+from dashboard import data
+from dashboard.figures import distributions
+from dashboard.figures.lines import Line, lines, reward_and_pass
+from dashboard.figures.theme import Theme, arm_colours, label
+from dashboard.views import shared
+from monitor.queries import Frame, n_rows, select, series_of, value_at
+from monitor.store.tail import RunEntry
+
+PASSES = ("eval/heldout/pass@1", "eval/heldout/pass@4")
+SMALL = (  # the small charts: metric key, then further keys drawn in the same chart
+    (("kl", "log_ratio_abs"), False),
+    (("response_length",), False),
+    (("clip_share_low", "clip_share_high"), False),
+    (("grad_norm",), True),
+    (("zero_variance_share", "truncated_share"), False),
+    (("selected_share", "selected_decided_share", "decided_share"), False),
+)
+HEADLINE = ("reward", "correct_share", "eval/heldout/pass@1", "entropy", "renyi2", "deviation", "perf/step_s")
+
+
+def page() -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        entry = shared.pick_run()
+        if entry is None:
+            return
+        log = shared.choose(
+            st.segmented_control, "Entropy axis", "axis", ("linear", "log"), "linear", required=True
+        ) == "log"  # fmt: skip
+    _header(entry)
+    if not len(data.sample_steps(entry.name)) and not data.scalar_names([entry.name]):
+        st.info("This run has no steps yet. They appear here by themselves as soon as the first one is written.",
+                icon=":material/hourglass_empty:")  # fmt: skip
+        return
+    spans = data.spans([entry.name])
+    _learning(entry, spans)
+    _distributions(entry, spans, log)
+    _update(entry, spans)
+    _alerts_and_events(entry, spans)
+
+
+def _colour(entry: RunEntry, theme: Theme) -> str:
+    kind = str(entry.info.get("weighting", "uniform"))
+    return arm_colours([kind], theme)[kind]
+
+
+def _header(entry: RunEntry) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        shared.status_badge(entry)
+        st.caption(shared.describe(entry), width="content")
+        shared.alert_badges(data.spans([entry.name]), entry.name)
+    picked = st.session_state.get("picked_step")
+    if picked is not None:
+        shared.link("tokens", f"Step {picked} picked: read its tokens", {"run": entry.name, "step": str(picked)},
+                    ":material/article:")  # fmt: skip
+    latest = data.latest([entry.name])
+    with st.container(horizontal=True, gap="medium"):
+        for key in HEADLINE:
+            name, unit, help_text = label(key)
+            value = value_at(latest, entry.name, key)
+            if np.isfinite(value):
+                text = shared.number(value, unit)
+                unit_text = f" {unit}" if unit not in ("", "share") else ""
+                st.metric(name, f"{text}{unit_text}", help=help_text, width="content")
+
+
+def _series(entry: RunEntry, key: str, colour: str, rows: Frame, **style: object) -> Line:
+    steps, values = series_of(rows, entry.name, key)
+    return Line(label(key)[0], steps, values, colour, **style)  # type: ignore[arg-type]
+
+
+def _learning(entry: RunEntry, spans: Frame) -> None:
+    theme = shared.theme()
+    rows = data.scalars([entry.name], ("reward", *PASSES, "correct_share"))
+    reward = _series(entry, "reward", _colour(entry, theme), rows)
+    passes = {
+        key: _series(entry, key, colour, rows, points=True, dash=dash)
+        for key, colour, dash in zip(PASSES, (theme.second, theme.wheel[1]), ("solid", "dot"), strict=True)
+        if len(series_of(rows, entry.name, key)[0])
+    }
+    shared.chart(reward_and_pass(theme, reward, passes, spans=spans), f"reward-{entry.name}", pick=True)
+
+
+def _distributions(entry: RunEntry, spans: Frame, log: bool) -> None:
+    theme, name = shared.theme(), entry.name
+    colour = _colour(entry, theme)
+    renyi2 = series_of(data.scalars([name], ("renyi2",)), name, "renyi2")
+    fan = data.fan(name)
+    if len(fan["step"]):
+        shared.chart(distributions.entropy_fan(theme, fan, renyi2, theme.accent, spans=spans, log=log), f"fan-{name}",
+                     pick=True)  # fmt: skip
+    left, right = st.columns(2)
+    with left:
+        matrix = data.counts(name, "deviation")
+        if len(matrix["step"]):
+            shared.chart(distributions.histogram_map(theme, matrix, "deviation", spans=spans), f"deviation-{name}",
+                         pick=True)  # fmt: skip
+    with right:
+        every, selected = (data.newest_counts(name, "entropy", split) for split in ("all", "selected"))
+        if len(every["step"]):
+            accent = colour if colour != theme.uniform else theme.accent
+            shared.chart(distributions.selected_against_all(theme, every, selected, accent), f"selected-{name}", group="")
+
+
+def _update(entry: RunEntry, spans: Frame) -> None:
+    theme = shared.theme()
+    rows = data.scalars([entry.name], tuple(key for keys, _ in SMALL for key in keys))
+    recorded = set(rows["name"])
+    shown = [(tuple(k for k in keys if k in recorded), log) for keys, log in SMALL if recorded & set(keys)]
+    columns = st.columns(2)
+    for i, (keys, log) in enumerate(shown):
+        colours = (theme.accent, theme.second, theme.uniform)
+        drawn = [_series(entry, key, colour, rows) for key, colour in zip(keys, colours, strict=False)]
+        title = " and ".join(label(key)[0] for key in keys) if len(keys) < 3 else "Selected and decided tokens"
+        with columns[i % 2]:
+            fig = lines(theme, keys[0], drawn, title=title, spans=spans, log=log)
+            shared.chart(fig, f"{keys[0]}-{entry.name}", pick=True)
+
+
+def _alerts_and_events(entry: RunEntry, spans: Frame) -> None:
+    mine = select(spans, spans["run"] == entry.name)
+    shared.small_heading("Alerts", "" if n_rows(mine) else "none fired")
+    for i in range(n_rows(mine)):
+        severity = str(mine["severity"][i])
+        end = mine["end_step"][i]
+        where = f"fires since step {mine['first_step'][i]}" if np.isnan(end) else (
+            f"step {mine['first_step'][i]} to {end:.0f}, resolved")  # fmt: skip
+        box = {"critical": st.error, "warning": st.warning}.get(severity, st.info)
+        box(f"**{mine['rule'][i]}**, {where}. {mine['message'][i]} {mine['action'][i]}")
+    happened = data.events([entry.name])
+    if n_rows(happened):
+        shared.small_heading("Events")
+        table = {"step": happened["step"], "what": happened["kind"], "message": happened["message"],
+                 "when": (happened["ts"] * 1000).astype("datetime64[ms]")}  # fmt: skip
+        st.dataframe(table, hide_index=True, column_config={"step": st.column_config.NumberColumn(format="%d", width=70),
+                     "what": st.column_config.TextColumn(width=140), "message": st.column_config.TextColumn(width="large"),
+                     "when": st.column_config.DatetimeColumn(format="D MMM, HH:mm:ss", timezone="UTC")})  # fmt: skip

@@ -1,0 +1,135 @@
+"""What every page uses: theme, links, pickers whose state is the URL, badges, empty states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+from dashboard import data
+from dashboard.components.chart import live_chart
+from dashboard.figures.theme import DARK, LIGHT, Theme
+from monitor.metrics import nearest
+from monitor.queries import Frame, n_rows, select
+from monitor.store.tail import RunEntry
+
+STATUS = {  # colour and icon of st.badge
+    "running": ("blue", ":material/play_arrow:", "A fresh heartbeat and new steps."),
+    "finished": ("green", ":material/check:", "It ended as planned."),
+    "stopped": ("gray", ":material/stop:", "Someone stopped it; all steps are written."),
+    "stalled": ("orange", ":material/hourglass_empty:", "The process lives, but no new step comes."),
+    "crashed": ("red", ":material/error:", "No heartbeat any more: the process died without a last word."),
+    "failed": ("red", ":material/error:", "It ended with an error: see its events."),
+}
+SEVERITY = {"info": "gray", "warning": "orange", "critical": "red"}
+PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
+
+
+def theme() -> Theme:
+    """The reader's colour scheme."""
+    return DARK if st.context.theme.type == "dark" else LIGHT
+
+
+def link(page: str, text: str, parameters: dict[str, str], icon: str | None = None) -> None:
+    """A link to another page of the dashboard."""
+    st.page_link(PAGES[page], label=text, icon=icon, query_params=parameters)
+
+
+def choose(
+    widget: Callable[..., Any], text: str, name: str, options: Sequence[Any], default: Any, **settings: Any
+) -> Any:
+    """A picker bound to the URL parameter `name`: a shared link shows the same choice."""
+    key = f"pick_{name}"
+    known = {str(option): option for option in options}
+    current = known.get(st.query_params.get(name, ""), default)
+    st.session_state[key] = current
+    st.query_params[name] = str(current)
+
+    def remember() -> None:
+        value = st.session_state[key]
+        if value is not None:
+            st.query_params[name] = str(value)
+
+    widget(text, options, key=key, on_change=remember, **settings)
+    return current
+
+
+def pick_run() -> RunEntry | None:
+    """The run of the URL, else the one looked at last, else the newest; an unknown name is answered with the nearest."""
+    names = [entry.name for entry in data.runs()]
+    wanted = st.query_params.get("run")
+    if wanted is not None and wanted not in names:
+        unknown_run(wanted, names)
+        return None
+    last = st.session_state.get("last_run")
+    default = last if last in names else names[0]
+    chosen = choose(st.selectbox, "Run", "run", names, default)
+    st.session_state["last_run"] = chosen
+    return data.run(chosen)
+
+
+def unknown_run(wanted: str, names: Sequence[str]) -> None:
+    hint = nearest(wanted, names)
+    st.error(f"No run {wanted!r} in this store.{hint}", icon=":material/search_off:")
+    close = hint.split("'")[1] if hint else None
+    for name in [close] if close else names[:5]:
+        link("run", f"Open {name}", {"run": name}, ":material/arrow_forward:")
+
+
+def status_badge(entry: RunEntry) -> None:
+    colour, icon, help_text = STATUS.get(entry.status, ("gray", ":material/help:", ""))
+    st.badge(entry.status, color=colour, icon=icon, help=help_text)
+
+
+def alert_badges(spans: Frame, run: str) -> None:
+    """One badge for each rule that fired: filled with its colour while it fires, grey once resolved."""
+    mine = select(spans, spans["run"] == run)
+    for i in range(n_rows(mine)):
+        firing = np.isnan(mine["end_step"][i])
+        severity = str(mine["severity"][i])
+        text = f"{mine['rule'][i]} · step {mine['first_step'][i]}" + ("" if firing else " · resolved")
+        st.badge(text, color=SEVERITY.get(severity, "gray") if firing else "gray", icon=":material/notifications:",
+                 help=str(mine["message"][i]))  # fmt: skip
+
+
+def describe(entry: RunEntry) -> str:
+    """One line of what a run is: task, weighting, seed, model."""
+    info = entry.info
+    parts = [info.get("task"), info.get("weighting"), f"seed {info.get('seed', 0)}", info.get("model")]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def age(ts: float) -> str:
+    """'3 min ago' for a moment in the past."""
+    seconds = max(0.0, time.time() - ts)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return "just now"
+
+
+def number(value: float, unit: str = "") -> str:
+    """A value as people read it; '–' where there is none."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    if unit == "share":
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def chart(fig: go.Figure, key: str, *, group: str = "steps", pick: bool = False) -> None:
+    """Draws a figure; with `pick`, a click offers the tokens of that step at the top of the page."""
+    clicked = live_chart(fig, key=key, group=group, pick=pick)
+    if clicked is not None:
+        st.session_state["picked_step"] = clicked
+        st.rerun()
+
+
+def small_heading(text: str, note: str = "") -> None:
+    tail = f'<span style="opacity:.65;font-size:.85rem;font-weight:400"> {escape(note)}</span>' if note else ""
+    st.html(f'<div style="font-weight:600;font-size:1.05rem;margin-top:.6rem">{escape(text)}{tail}</div>')
