@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
-from monitor.alerts.window import BASELINE_ROWS, TREND_ROWS, Window
+from monitor.alerts.window import BASELINE_ROWS, TREND_ROWS, Window, baseline_noise
 from monitor.records import Alert, AlertState
 
 SERIES = ("entropy", "reward", "response_length")  # the keys that rules may look at
@@ -43,7 +43,7 @@ class AlertEngine:
         self._first_step: int | None = None
         self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=TREND_ROWS)
         self._first_entropies: list[float] = []
-        self._baseline = math.nan
+        self._baseline, self._noise = math.nan, 0.0
         self._nonfinite_rows = 0
         self._states = {rule.name: _RuleState() for rule in self.rules}
 
@@ -78,8 +78,13 @@ class AlertEngine:
         first = self._first_step if self._first_step is not None else step
         if len(self._first_entropies) < BASELINE_ROWS and step >= first + self.warmup_steps:
             self._first_entropies.append(row["entropy"])
-            if len(self._first_entropies) == BASELINE_ROWS:
-                self._baseline = float(np.median(self._first_entropies))
+            self._set_baseline()
+
+    def _set_baseline(self) -> None:
+        complete = len(self._first_entropies) == BASELINE_ROWS
+        entropies = np.array(self._first_entropies)
+        self._baseline = float(np.median(entropies)) if complete else math.nan
+        self._noise = baseline_noise(entropies) if complete else 0.0
 
     def _window(self) -> Window:
         rows = list(self._rows)
@@ -88,6 +93,7 @@ class AlertEngine:
             steps=np.array([step for step, _ in rows], np.int64),
             columns={key: np.array([row.get(key, math.nan) for _, row in rows]) for key in keys},
             baseline=self._baseline,
+            noise=self._noise,
             nonfinite_rows=self._nonfinite_rows,
         )
 
@@ -140,8 +146,7 @@ class AlertEngine:
         for step, row in state["rows"]:
             self._rows.append((int(step), {k: math.nan if v is None else float(v) for k, v in row.items()}))
         self._first_entropies = [float(value) for value in state["first_entropies"]]
-        complete = len(self._first_entropies) == BASELINE_ROWS
-        self._baseline = float(np.median(self._first_entropies)) if complete else math.nan
+        self._set_baseline()
         self._nonfinite_rows = int(state["nonfinite_rows"])
         saved = state["rules"]
         self._states = {rule.name: _RuleState(**saved.get(rule.name, {})) for rule in self.rules}

@@ -13,18 +13,19 @@ from monitor.alerts.window import Direction, Trend, Window
 from monitor.records import Severity
 
 COLLAPSE_SHARE = 0.30  # of the baseline: collapsed
-COLLAPSE_RELEASE = 0.40  # of the baseline: recovered
+COLLAPSE_RELEASE = 4 / 3  # times the threshold (so 0.40 of the baseline): recovered
 EARLY_COLLAPSE_SHARE = 0.50  # of the baseline: enough for a steep fall that reward does not pay for
 STEEP_FALL = 0.02  # log-slope per step: halves in 35 steps
 FLOOR_SHARE = 0.10  # of the baseline: the floor that messages project to
 EXPLOSION_SHARE = 2.0
-EXPLOSION_RELEASE = 1.6
-EARLY_EXPLOSION_SHARE = 1.4  # enough for a clear rise with falling reward or growing responses
+EXPLOSION_RELEASE = 0.8  # times the threshold (so 1.6 of the baseline)
+EARLY_EXPLOSION_SHARE = 1.5  # enough for a clear rise with falling reward or growing responses
 EARLY_EXPLOSION_RELEASE = 1.2
 STEEP_RISE = 0.01  # log-slope per step: doubles in 70 steps
 EXPLOSION_MIN_NATS = 0.05  # a rise by less is no explosion, whatever its ratio
 BASELINE_MIN_NATS = 0.02  # below it the run has no entropy to lose
 NONFINITE_ROWS = 3
+NOISE_WIDTH = 3.5  # thresholds lie at least so many standard deviations of the baseline rows away from the baseline
 FOR_ROWS = 3  # rows in a row before an alert fires, escalates or resolves
 URGENT_STEPS = 20  # a fall that reaches the floor within so many steps is critical unless reward rises
 
@@ -71,21 +72,29 @@ def steps_to(level: float, target: float, slope: float) -> float:
     return gap / slope if slope else math.inf
 
 
+def widened(share: float, noise: float) -> float:
+    """The share of the baseline at which a run this noisy is judged: |ln share|, but at least NOISE_WIDTH * noise."""
+    width = max(abs(math.log(share)), NOISE_WIDTH * noise)
+    return math.exp(math.copysign(width, math.log(share)))
+
+
 def entropy_collapse(window: Window) -> Finding | None:
     """Entropy has fallen, or is falling fast without reward in return.
 
     ratio = level / baseline, g = log-slope over 20 rows. Breached if ratio < 0.30 and g < 0, or if ratio < 0.50 and
-    g <= -0.02 per step (falling with |t| >= 3) while reward does not rise. Held while ratio < 0.40, or while the
-    second condition is true. Critical if reward falls, or if it does not rise and the floor (10 % of the baseline)
-    is reached or less than 20 steps away; else a warning.
+    g <= -0.02 per step (falling with |t| >= 3) while reward does not rise. Held while ratio < 0.40, or < 0.67 while
+    g < 0 and reward does not rise. Noisy runs get wider thresholds (`widened`). Critical if reward falls, or if it does
+    not rise and the floor (10 % of the baseline) is reached or less than 20 steps away; else a warning.
     """
     level, base = window.level(), window.baseline
     if not base >= BASELINE_MIN_NATS or math.isnan(level):
         return None
     ratio, slope, reward = level / base, window.log_slope(), window.trend("reward")
     steep = slope.slope <= -STEEP_FALL and slope.direction == "falling" and reward != "rising"
-    early = steep and ratio < EARLY_COLLAPSE_SHARE
-    low = ratio < COLLAPSE_SHARE
+    low_share, early_share = widened(COLLAPSE_SHARE, window.noise), widened(EARLY_COLLAPSE_SHARE, window.noise)
+    early = steep and ratio < early_share
+    low = ratio < low_share
+    sinking = ratio < early_share * COLLAPSE_RELEASE and slope.slope < 0 and reward != "rising"
     floor = FLOOR_SHARE * base
     left = steps_to(level, floor, slope.slope)
     urgent = reward != "rising" and left < URGENT_STEPS
@@ -97,11 +106,11 @@ def entropy_collapse(window: Window) -> Finding | None:
         outlook = f"no longer falling, above the floor of {floor:.3g} nat"
     return Finding(
         breached=(low and slope.slope < 0) or early,
-        held=ratio < COLLAPSE_RELEASE or early,
+        held=ratio < low_share * COLLAPSE_RELEASE or sinking,
         severity="critical" if reward == "falling" or urgent else "warning",
         value=level,
         baseline=base,
-        threshold=(COLLAPSE_SHARE if low or not early else EARLY_COLLAPSE_SHARE) * base,
+        threshold=(low_share if low or not early else early_share) * base,
         message=f"Entropy {level:.3g} nat is {ratio:.0%} of its baseline {base:.3g} nat, {outlook}. "
         + _reward_phrase(reward),
         action="Look at the tokens that lost their entropy; go back to a checkpoint from before the fall and lower the "
@@ -112,9 +121,10 @@ def entropy_collapse(window: Window) -> Finding | None:
 def entropy_explosion(window: Window) -> Finding | None:
     """Entropy has doubled, or is rising while the run gets worse.
 
-    Breached if ratio > 2.0 and level - baseline > 0.05 nat, or if ratio > 1.4, g >= 0.01 per step (rising with
+    Breached if ratio > 2.0 and level - baseline > 0.05 nat, or if ratio > 1.5, g >= 0.01 per step (rising with
     t >= 3) and reward falls, or response length rises while reward does not. Held while ratio > 1.6, or > 1.2 while
-    reward does not rise and g > 0. Critical if ratio > 2 and reward falls; info if reward rises; else a warning.
+    reward does not rise and g > 0. Noisy runs get wider thresholds (`widened`). Critical if ratio > 2
+    and reward falls; info if reward rises; else a warning.
     """
     level, base = window.level(), window.baseline
     if not math.isfinite(base) or math.isnan(level):
@@ -124,23 +134,25 @@ def entropy_explosion(window: Window) -> Finding | None:
     worse = reward == "falling" or (length == "rising" and reward != "rising")
     rising = slope.slope >= STEEP_RISE and slope.direction == "rising"
     enough = level - base > EXPLOSION_MIN_NATS
-    high = ratio > EXPLOSION_SHARE
-    early = ratio > EARLY_EXPLOSION_SHARE and rising and worse
+    high_share = widened(EXPLOSION_SHARE, window.noise)
+    early_share = widened(EARLY_EXPLOSION_SHARE, window.noise)
+    high = ratio > high_share
+    early = ratio > early_share and rising and worse
     climbing = ratio > EARLY_EXPLOSION_RELEASE and slope.slope > 0 and reward != "rising"
     length_phrase = " Responses grow longer." if length == "rising" else ""
     return Finding(
         breached=enough and (high or early),
-        held=enough and (ratio > EXPLOSION_RELEASE or climbing),
+        held=enough and (ratio > EXPLOSION_RELEASE * high_share or climbing),
         severity="info" if reward == "rising" else "critical" if high and reward == "falling" else "warning",
         value=level,
         baseline=base,
-        threshold=(EXPLOSION_SHARE if high or not early else EARLY_EXPLOSION_SHARE) * base,
+        threshold=(high_share if high or not early else early_share) * base,
         message=f"Entropy {level:.3g} nat is {ratio:.0%} of its baseline {base:.3g} nat, "
         + (f"rising {_percent(slope)}. " if slope.slope > 0 else "no longer rising. ")
         + _reward_phrase(reward)
         + length_phrase,
-        action="Read the newest rollouts for gibberish and repetition; go back to a checkpoint from before the rise and "
-        "lower the learning rate, remove an entropy bonus, or clip the update harder.",
+        action="Read the newest rollouts for gibberish and repetition; go back to a checkpoint from before the rise "
+        "and lower the learning rate, remove an entropy bonus, or clip the update harder.",
     )
 
 

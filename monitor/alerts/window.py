@@ -39,7 +39,8 @@ class Trend:
 def fit_trend(steps: np.ndarray, values: np.ndarray) -> Trend:
     """Least-squares line of values [n] over steps [n], ignoring non-finite values.
 
-    slope = Sxy / Sxx, t = slope / sqrt(residual variance / Sxx); an exact line has t = +-inf, a constant t = 0.
+    slope = Sxy / Sxx, t = slope / sqrt(residual variance / Sxx * (1 + r) / (1 - r)) with r >= 0 the lag-1
+    autocorrelation of the residuals: steps of one run are not independent. An exact line has t = +-inf, a constant 0.
     """
     keep = np.isfinite(values)
     x, y = steps[keep].astype(np.float64), values[keep]
@@ -50,10 +51,26 @@ def fit_trend(steps: np.ndarray, values: np.ndarray) -> Trend:
     sxx = float(x @ x)
     slope = float(x @ y) / sxx
     residual = y - slope * x
-    error = float(np.sqrt(residual @ residual / (n - 2) / sxx))
+    error = float(np.sqrt(residual @ residual / (n - 2) / sxx * _variance_inflation(residual)))
     if abs(slope) * float(np.ptp(x)) < 1e-12:  # rounding error of a constant is not a trend
         return Trend(0.0, 0.0, n)
     return Trend(slope, slope / error if error > 0 else float(np.copysign(np.inf, slope)), n)
+
+
+def baseline_noise(entropies: np.ndarray) -> float:
+    """Robust standard deviation of ln(entropy) [n] around its line: 1.4826 * median |residual|."""
+    y = np.log(np.maximum(entropies, TINY_NATS))
+    x = np.arange(len(y)) - (len(y) - 1) / 2
+    residual = y - y.mean() - (x @ y) / (x @ x) * x
+    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
+
+
+def _variance_inflation(residual: np.ndarray) -> float:
+    """(1 + r) / (1 - r) of AR(1) residuals, r in [0, 0.9]; small windows underestimate r, never below 0 here."""
+    total = float(residual @ residual)
+    r = float(residual[1:] @ residual[:-1]) / total if total > 0 else 0.0
+    r = min(max(r, 0.0), 0.9)
+    return (1 + r) / (1 - r)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +79,14 @@ class Window:
 
     steps [n] int64, n <= TREND_ROWS; columns: key -> float64 [n], nan where the row has no value. Only rows with a
     finite entropy are kept. `baseline` is the median entropy in nats of the first BASELINE_ROWS rows after warm-up,
-    nan until there are as many; `nonfinite_rows` counts the newest consecutive rows whose entropy was nan or inf.
+    nan until there are as many; `noise` the robust standard deviation of their logarithms around their line;
+    `nonfinite_rows` counts the newest consecutive rows whose entropy was nan or inf.
     """
 
     steps: np.ndarray
     columns: dict[str, np.ndarray]
     baseline: float
+    noise: float = 0.0
     nonfinite_rows: int = 0
 
     def level(self, key: str = "entropy") -> float:

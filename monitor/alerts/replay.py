@@ -1,0 +1,72 @@
+"""Replay of the alert rules on a recorded series: exactly the alerts that a live run would have raised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from monitor.alerts.engine import SERIES, AlertEngine
+from monitor.alerts.rules import DEFAULT_RULES, Rule
+from monitor.records import Alert
+
+_RANK = {"info": 0, "warning": 1, "critical": 2}
+
+
+def replay(series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[Rule] = DEFAULT_RULES) -> list[Alert]:
+    """Every transition of the rules over a series, oldest first.
+
+    series: columns of equal length, "step" (strictly increasing integers) and "entropy" (nats), and where known
+    "reward" and "response_length". None in a column is a missing value, nan or inf in "entropy" a broken one.
+    Raises ValueError for missing, unequal or unordered columns.
+    """
+    missing = [key for key in ("step", "entropy") if key not in series]
+    if missing:
+        raise ValueError(f"The series has no column {', '.join(missing)}. Its columns: {', '.join(series) or 'none'}.")
+    steps = [int(step) for step in series["step"]]
+    columns = {key: series[key] for key in SERIES if key in series}
+    for key, column in columns.items():
+        if len(column) != len(steps):
+            raise ValueError(f"Column {key!r} has {len(column)} rows, expected {len(steps)} like 'step'.")
+    if np.any(np.diff(steps) <= 0):
+        raise ValueError("Steps must be strictly increasing; sort the rows and keep the last of each step.")
+    engine = AlertEngine(rules, warmup_steps)
+    alerts = []
+    for index, step in enumerate(steps):
+        row = {key: float(column[index]) for key, column in columns.items() if column[index] is not None}
+        alerts += engine.observe(step, row)
+    return alerts
+
+
+def fired(alerts: Sequence[Alert]) -> list[dict[str, Any]]:
+    """One dict for each alert that fired, by first firing; never one that stayed pending.
+
+    "severity" and "message" are those of its worst transition, "step" that of its first firing, "value", "baseline"
+    and "threshold" those at the first firing, "resolved_step" None while it still fires at the end.
+    """
+    episodes: dict[tuple[str, int], dict[str, Any]] = {}
+    for alert in alerts:
+        key = (alert.rule, alert.first_step)
+        if alert.state == "firing" and key not in episodes:
+            episodes[key] = {
+                "rule": alert.rule,
+                "severity": alert.severity,
+                "step": alert.first_step,
+                "value": _finite(alert.value),
+                "baseline": _finite(alert.baseline),
+                "threshold": _finite(alert.threshold),
+                "message": alert.message,
+                "action": alert.action,
+                "resolved_step": None,
+            }
+        elif alert.state == "firing" and _RANK[alert.severity] > _RANK[episodes[key]["severity"]]:
+            episodes[key] |= {"severity": alert.severity, "message": f"{alert.message} (step {alert.step})"}
+        elif alert.state == "resolved" and key in episodes:
+            episodes[key]["resolved_step"] = alert.step
+    return sorted(episodes.values(), key=lambda episode: episode["step"])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
