@@ -1,0 +1,85 @@
+"""The `rlvr` command. Commands are imported when called, so that `rlvr --help` loads no torch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from monitor.errors import MonitorError
+
+# command: ("module:function", one line of help). The function takes the rest of the arguments, returns the exit code.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("trainer.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
+    "train": ("trainer.train:main", "train a policy and record the run"),
+    "fetch": ("trainer.models:main", "download and unpack a model"),
+    "dashboard": ("dashboard.launch:main", "show a store in the browser, live"),
+    "ls": ("monitor.commands.ls:main", "list the runs of a store"),
+    "show": ("monitor.commands.show:main", "show one run: status, configuration, latest values, alerts"),
+    "sql": ("monitor.commands.sql:main", "ask a store any question, also while runs write into it"),
+    "check": ("monitor.alerts.replay:main", "replay the alert rules on a run or on any series"),
+    "store": ("monitor.commands.store:main", "check, compact or prune a store"),
+}
+FINE, NOT_FINE, WRONG_USE = 0, 1, 2
+
+
+def help_text() -> str:
+    """What `rlvr --help` prints."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: rlvr COMMAND [ARGUMENTS]",
+            "",
+            "Train with verifiable rewards and watch the entropy of the policy, live.",
+            "",
+            *lines,
+            "",
+            "`rlvr COMMAND --help` explains a command. The store is the folder 'runs' unless given.",
+            "Exit codes: 0 fine, 1 the thing asked about is not fine, 2 wrong use.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 fine, 1 the thing asked about is not fine, 2 wrong use)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return FINE if args else WRONG_USE
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("rlvr-monitor"))
+        return FINE
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return _wrong(f"Unknown command {name!r}.{hint} `rlvr --help` lists the commands.")
+    try:
+        return _resolve(COMMANDS[name][0])(rest)
+    except MonitorError as error:
+        return _wrong(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `rlvr ls | head`: leave nothing for the interpreter to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def _resolve(target: str) -> Callable[[list[str]], int]:
+    module, _, function = target.partition(":")
+    handler: Callable[[list[str]], int] = getattr(import_module(module), function)
+    return handler
+
+
+def _wrong(message: str) -> int:
+    print(f"rlvr: {message}", file=sys.stderr)
+    return WRONG_USE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""`rlvr ls`: the runs of a store."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size
+from monitor.store.reader import Store, open_store
+
+_LATEST = """SELECT run, arg_max(value, step) FILTER (name = 'reward'), arg_max(value, step) FILTER (name = 'entropy')
+FROM steps WHERE name IN ('reward', 'entropy') GROUP BY run"""
+_FIRING = """SELECT run, count(*) FROM (
+    SELECT run, rule, arg_max(state, ts) AS state FROM alerts GROUP BY run, rule
+) WHERE state = 'firing' GROUP BY run"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the runs of a store, oldest first."""
+    parser = argparse.ArgumentParser(prog="rlvr ls", description="List the runs of a store, oldest first.")
+    parser.add_argument("store", nargs="?", default=DEFAULT_STORE, help="folder of the store (default: runs)")
+    parser.add_argument("--json", action="store_true", help="one JSON list of objects")
+    args = parser.parse_args(argv)
+    with open_store(args.store) as store:
+        found = rows(store)
+    if args.json:
+        print_json(found)
+    elif not found:
+        print(f"No runs in {args.store!r} yet. `rlvr demo` records two.")
+    else:
+        shown = [
+            [
+                *(row[key] for key in ("run", "status", "task", "weighting", "seed", "step", "reward", "entropy")),
+                row["firing"] or "-",
+                size(row["bytes"]),
+                ago(row["last_step_ts"]),
+            ]
+            for row in found
+        ]
+        columns = [
+            "run",
+            "status",
+            "task",
+            "weighting",
+            "seed",
+            "step",
+            "reward",
+            "entropy",
+            "firing",
+            "size",
+            "last step",
+        ]
+        print_table(columns, shown)
+    return 0
+
+
+def rows(store: Store) -> list[dict[str, Any]]:
+    """One dict for each run; `step` is the last durable one, `firing` the number of alerts that fire now."""
+    latest = {run: (reward, entropy) for run, reward, entropy in store.sql(_LATEST).rows}
+    firing = dict(store.sql(_FIRING).rows)
+    return [
+        {
+            "run": state.name,
+            "status": state.status,
+            **{key: state.info.get(key) for key in ("model", "task", "weighting", "seed", "comparison")},
+            "created": state.created,
+            "attempt": state.attempt,
+            "step": state.acknowledged,
+            "reward": latest.get(state.name, (None, None))[0],
+            "entropy": latest.get(state.name, (None, None))[1],
+            "firing": firing.get(state.name, 0),
+            "last_step_ts": state.last_step_ts,
+            "tokens_dropped": state.tokens_dropped,
+            "bytes": state.bytes,
+            "quarantined": state.quarantined,
+        }
+        for state in store.runs()
+    ]

@@ -1,0 +1,95 @@
+"""What the commands print: tables, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+DEFAULT_STORE = "runs"
+_PIPED_WIDTH = 240  # columns of a table that goes to a file or a pipe, where nothing must be cut off
+STATUS_STYLE = {"running": "green", "stalled": "yellow", "crashed": "red", "failed": "red"}
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """A table as wide as the terminal. Texts are printed as they are: markup in them means nothing."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console = Console(markup=False, emoji=False, highlight=False, width=_PIPED_WIDTH)
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    filled = [[cell(value) for value in row] for row in rows]
+    for index, name in enumerate(columns):
+        number = bool(filled) and all(_is_number(row[index]) for row in filled)
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in filled:
+        table.add_row(*row)
+    console.print(table)
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e6 or not math.isfinite(value) else f"{value:.6e}"
+    if isinstance(value, list):
+        return "[" + ", ".join(cell(item) for item in value) + "]"
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    """JSON that any parser takes: values that are not finite become null."""
+    print(json.dumps(_finite(value), indent=1, default=str))
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """CSV with a header; lists and objects as JSON."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([json.dumps(value) if isinstance(value, list | dict) else value for value in row])
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in a unit people read."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
+
+
+def ago(ts: float | None) -> str:
+    """How long ago a time was."""
+    if not ts:
+        return "-"
+    seconds = max(0.0, time.time() - ts)
+    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / divisor:.0f} {unit} ago"
+    return f"{seconds / 86400:.0f} days ago"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == "-"
+    return True
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
