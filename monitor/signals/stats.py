@@ -1,0 +1,197 @@
+"""Plain tensors in, a StepRecord out: the statistics of a step, computed on the device, copied to the host once.
+
+Any training loop can use it (docs/own_loop.md): `signal_statistics` once per rollout batch, `loss_statistics` once
+per optimizer update (they add), `step_record` at the end of the step. Everything is a sum or a count; the only
+division happens in `step_record`, so nothing is a mean of means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monitor.metrics import DECIDED_NATS, METRICS, SPLITS
+from monitor.records import Histogram, StepRecord, TokenTable
+from monitor.signals.histograms import DeviceHistograms, device_histograms, host_histograms, joint_histograms
+from monitor.signals.types import TokenSignals
+
+JOINT_SPLITS = ("all", "selected")
+_SIGNAL_METRICS = ("entropy", "renyi2", "surprisal", "deviation", "weight")
+_JOINT_METRICS = ("entropy*deviation", "probability*purity")
+_COLUMNS = ("logprob", "entropy", "renyi2", "deviation", "alive", "weight")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """Additive statistics on the device: histograms by metric, and named sums (0-d float64)."""
+
+    histograms: dict[str, DeviceHistograms]
+    sums: dict[str, Tensor]
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            {key: self.histograms[key] + other.histograms[key] for key in self.histograms},
+            {key: self.sums[key] + other.sums[key] for key in self.sums},
+        )
+
+
+def _edges(metric: str) -> str:
+    edges = METRICS[metric].edges
+    assert edges is not None, metric
+    return edges
+
+
+def _splits(mask: Tensor, weights: Tensor, correct: Tensor) -> Tensor:
+    """bool [4, N*T] in the order of SPLITS."""
+    right = correct.to(mask.device).bool().unsqueeze(1)
+    return torch.stack([mask, mask & (weights > 0), mask & right, mask & ~right]).flatten(1)
+
+
+def signal_statistics(signals: TokenSignals, mask: Tensor, weights: Tensor, correct: Tensor) -> Statistics:
+    """Histograms and sums of a rollout batch.
+
+    signals, mask (bool), weights (float): [N, T]; correct: bool [N]. Returns Statistics on the same device.
+    """
+    splits = _splits(mask, weights, correct)
+    values = {
+        "entropy": signals.entropy,
+        "renyi2": signals.renyi2,
+        "surprisal": -signals.logprob,
+        "deviation": signals.deviation,
+        "weight": weights,
+    }
+    flat = {key: value.float().flatten() for key, value in values.items()}
+    histograms = {key: device_histograms(value, splits, _edges(key)) for key, value in flat.items()}
+    joint = {
+        "entropy*deviation": (flat["entropy"], flat["deviation"]),
+        "probability*purity": (torch.exp(-flat["surprisal"]), torch.exp(-flat["renyi2"])),
+    }
+    for key, (a, b) in joint.items():
+        histograms[key] = joint_histograms(a, b, splits[: len(JOINT_SPLITS)], _edges(key))
+    decided = flat["entropy"] < DECIDED_NATS
+    silent = mask.any(1) & (torch.where(mask, signals.deviation, 0.0).sum(1) == 0)
+    sums = {
+        "decided": (splits[0] & decided).sum().double(),
+        "selected_decided": (splits[1] & decided).sum().double(),
+        "unselectable_responses": silent.sum().double(),
+    }
+    return Statistics(histograms, sums)
+
+
+def loss_statistics(
+    mask: Tensor,
+    weights: Tensor,
+    correct: Tensor,
+    log_ratio: Tensor,
+    clipped_low: Tensor,
+    clipped_high: Tensor,
+    kl: Tensor,
+) -> Statistics:
+    """Statistics of one optimizer update; tensors [N, T] as the loss used them, correct bool [N]."""
+    log_ratio = log_ratio.detach().float()
+    histogram = device_histograms(log_ratio.flatten(), _splits(mask, weights, correct), _edges("log_ratio"))
+
+    def total(values: Tensor) -> Tensor:
+        return torch.where(mask, values.detach().double(), 0.0).sum()
+
+    sums = {
+        "update_tokens": mask.sum().double(),
+        "log_ratio_abs": total(log_ratio.abs()),
+        "clip_share_low": total(clipped_low),
+        "clip_share_high": total(clipped_high),
+        "kl": total(kl),
+    }
+    return Statistics({"log_ratio": histogram}, sums)
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Copies tensors of any dtypes and shapes to numpy in one transfer."""
+    flat = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}
+    packed = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in flat.values()]).cpu().numpy()
+    host, start = {}, 0
+    for key, tensor in flat.items():
+        size = tensor.numel() * tensor.element_size()
+        dtype = torch.empty((), dtype=tensor.dtype).numpy().dtype
+        host[key] = np.frombuffer(packed[start : start + size].tobytes(), dtype).reshape(tuple(tensor.shape))
+        start += size
+    return host
+
+
+def step_record(
+    step: int,
+    signals: TokenSignals,
+    token_ids: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    signal_stats: Statistics,
+    loss_stats: Statistics | None = None,
+    *,
+    scalars: Mapping[str, float | Tensor],
+) -> tuple[StepRecord, TokenTable]:
+    """The record of a step and its tokens, with one device-to-host copy.
+
+    `scalars` are added as they are (floats, or 0-d tensors which ride along in the copy). Tokens are numbered by
+    row of the batch (`sample`) and response position.
+    """
+    tensors: dict[str, Tensor] = {"token_id": token_ids.int(), "mask": mask}
+    tensors |= {f"token/{key}": getattr(signals, key) for key in _COLUMNS[:-1]}
+    tensors["token/weight"] = weights.float()
+    for stats in (signal_stats, loss_stats):
+        if stats is not None:
+            tensors |= {f"sum/{key}": value for key, value in stats.sums.items()}
+            for key, histogram in stats.histograms.items():
+                tensors |= histogram.tensors(key)
+    tensors |= {f"scalar/{key}": value for key, value in scalars.items() if isinstance(value, Tensor)}
+    host = to_host(tensors)
+    histograms = _host_histograms(host, loss_stats is not None)
+    values = _scalars(histograms, host)
+    values |= {key: float(host[f"scalar/{key}"]) if isinstance(v, Tensor) else float(v) for key, v in scalars.items()}
+    return StepRecord(step, values, tuple(histograms.values())), _token_table(host)
+
+
+def _host_histograms(host: dict[str, np.ndarray], with_loss: bool) -> dict[tuple[str, str], Histogram]:
+    found: list[Histogram] = []
+    for key in _SIGNAL_METRICS + (("log_ratio",) if with_loss else ()):
+        found += host_histograms(key, _edges(key), SPLITS, host)
+    for key in _JOINT_METRICS:
+        found += host_histograms(key, _edges(key), JOINT_SPLITS, host)
+    return {(histogram.metric, histogram.split): histogram for histogram in found}
+
+
+def _scalars(histograms: dict[tuple[str, str], Histogram], host: dict[str, np.ndarray]) -> dict[str, float]:
+    """The means and shares that follow from the step's sums and counts."""
+    weight = histograms["weight", "all"]
+    tokens, selected = max(weight.n, 1), max(histograms["entropy", "selected"].n, 1)
+    values = {key: histograms[key, "all"].mean for key in ("entropy", "renyi2", "surprisal", "deviation")}
+    values |= {
+        "entropy_selected": histograms["entropy", "selected"].mean,
+        "deviation_selected": histograms["deviation", "selected"].mean,
+        "selected_share": histograms["weight", "selected"].n / tokens,
+        "decided_share": float(host["sum/decided"]) / tokens,
+        "selected_decided_share": float(host["sum/selected_decided"]) / selected,
+        "unselectable_responses": float(host["sum/unselectable_responses"]),
+        "weight_mean": weight.sum / tokens,
+        "effective_sample_share": weight.sum**2 / (tokens * weight.sumsq) if weight.sumsq else 0.0,
+        "tokens": float(weight.n),
+        "nonfinite": float(sum(h.n_nonfinite for (_, split), h in histograms.items() if split == "all")),
+    }
+    if "sum/update_tokens" in host:
+        updated = max(float(host["sum/update_tokens"]), 1.0)
+        for key in ("log_ratio_abs", "clip_share_low", "clip_share_high", "kl"):
+            values[key] = float(host[f"sum/{key}"]) / updated
+    return values
+
+
+def _token_table(host: dict[str, np.ndarray]) -> TokenTable:
+    sample, position = np.nonzero(host["mask"])
+    columns = {key: host[f"token/{key}"][sample, position] for key in _COLUMNS}
+    return TokenTable(
+        sample=sample.astype(np.int32),
+        position=position.astype(np.int32),
+        token_id=host["token_id"][sample, position],
+        **columns,
+    )

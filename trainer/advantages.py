@@ -1,0 +1,36 @@
+"""Rewards to group-relative advantages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-4  # added to the standard deviation, as in TRL
+
+
+def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_by_std: bool = True) -> Tensor:
+    """A_i = (r_i - mean_group(r)) / (std_group(r) + 1e-4), or without the division.
+
+    rewards float [N], group_ids int [N] -> float32 [N], without unit. The standard deviation is the sample's
+    (n - 1), as in TRL; a group of equal rewards gets exactly 0. Source: GRPO, arXiv 2402.03300.
+    """
+    _, index = torch.unique(group_ids, return_inverse=True)
+    n_groups = int(index.max()) + 1
+    rewards = rewards.double()
+    zeros = rewards.new_zeros(n_groups)
+    count = zeros.index_add(0, index, torch.ones_like(rewards))
+    mean = zeros.index_add(0, index, rewards) / count
+    centred = rewards - mean[index]
+    if not scale_by_std:
+        return centred.float()
+    variance = zeros.index_add(0, index, centred**2) / (count - 1).clamp(min=1)
+    return (centred / (variance.sqrt()[index] + EPSILON)).float()
+
+
+def zero_variance_share(rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """Share of groups whose rewards are all equal, 0-d float32: they give no gradient."""
+    _, index = torch.unique(group_ids, return_inverse=True)
+    n_groups = int(index.max()) + 1
+    lowest = rewards.new_full((n_groups,), torch.inf).scatter_reduce_(0, index, rewards, "amin")
+    highest = rewards.new_full((n_groups,), -torch.inf).scatter_reduce_(0, index, rewards, "amax")
+    return (lowest == highest).float().mean()

@@ -1,0 +1,125 @@
+"""Makes the shipped base policy `trainer/base_models/chain`: a 0.8 M parameter Llama that half-knows the task.
+
+    python -m trainer.base_models.make_chain [--steps N] [--out DIR]
+
+It is trained by next-token prediction on random correct chains (trainer/tasks/chain.py) and stopped early, so that
+it writes valid steps but misses the target most of the time: there is something to learn, and entropy to lose.
+The model is an ordinary Hugging Face folder; its tokenizer has one token per character, ";" ends a sequence.
+About 10 minutes on 2 CPU cores. Not bit-reproducible across machines; the recorded log is kept beside the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trainer.tasks.chain import MAX_STEPS, MIN_STEPS, apply
+
+LOW, HIGH = 10, 150  # targets in the training data; reinforcement learning uses 10 to 99
+CONTEXT = 80
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {char: i for i, char in enumerate(["<pad>", "<unk>", *"0123456789+-*=,:;"])}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", eos_token=";", model_max_length=CONTEXT
+    )
+
+
+def random_chain(rng: random.Random) -> tuple[int, str]:
+    """The result of a random valid chain, and the chain as text."""
+    n_steps = rng.choices(range(MIN_STEPS, MAX_STEPS + 1), weights=[75, 15, 7, 3])[0]
+    value, parts = rng.randint(1, 9), []
+    for _ in range(n_steps):
+        op, b = rng.choice("++-*"), rng.randint(1, 9)
+        result = apply(op, value, b)
+        if not 0 <= result <= 199:
+            op = "-" if result > 199 else "+"
+            result = apply(op, value, b)
+        parts.append(f"{value}{op}{b}={result}")
+        value = result
+    return value, ",".join(parts) + ";"
+
+
+def build_texts(n: int, seed: int) -> list[str]:
+    """n texts "target:chain;", the targets uniform over LOW <= target < HIGH (rare ones repeat chains)."""
+    rng = random.Random(seed)
+    chains = [pair for pair in (random_chain(rng) for _ in range(3 * n)) if LOW <= pair[0] < HIGH]
+    count = Counter(target for target, _ in chains)
+    chosen = rng.choices(chains, weights=[1 / count[target] for target, _ in chains], k=n)
+    return [f"{target}:{chain}" for target, chain in chosen]
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], steps: int) -> list[float]:
+    """Next-token prediction, AdamW, one-cycle learning rate; returns the losses."""
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
+    losses, begin = [], time.time()
+    for step in range(steps):
+        rows = torch.randint(len(ids), (192,))
+        width = int(mask[rows].sum(1).max())
+        batch = ids[rows, :width]
+        labels = batch.masked_fill(mask[rows, :width] == 0, -100)
+        loss = model(input_ids=batch, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1}/{steps} loss {np.mean(losses[-50:]):.4f} {time.time() - begin:.0f} s", flush=True)
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "chain")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    texts = build_texts(200_000, args.seed)
+    losses = train(model, tokenizer, texts, args.steps)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    record = {
+        "steps": args.steps,
+        "seed": args.seed,
+        "texts": len(texts),
+        "loss_by_50": np.array(losses)[49::50].tolist(),
+    }
+    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

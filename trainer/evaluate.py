@@ -1,0 +1,69 @@
+"""Evaluation: pass@1, the unbiased pass@k and the number of distinct correct answers, for each split."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from trainer.rollout import encode_prompts, sample
+from trainer.scoring import score
+from trainer.setup import Parts
+from trainer.tasks import Prompt
+
+
+def pass_at_k(n_correct: np.ndarray, n_samples: int, k: int) -> np.ndarray:
+    """Unbiased chance that at least one of k samples is correct: 1 - C(n - c, k) / C(n, k).
+
+    n_correct int [prompts], of n_samples drawn -> float64 [prompts] in [0, 1]. Computed as
+    1 - prod_{i = n - c + 1}^{n} (1 - k / i). Raises ValueError if k > n_samples.
+    Source: Chen et al. 2021, arXiv 2107.03374. Example: c = 1 of n = 4, k = 2: 1 - C(3,2)/C(4,2) = 0.5.
+    """
+    if k > n_samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples of each prompt, got {n_samples}. Raise eval.samples.")
+    i = np.arange(1, n_samples + 1)
+    factors = np.where(i > n_samples - np.asarray(n_correct)[:, None], 1.0 - k / i, 1.0)
+    return 1.0 - np.prod(np.clip(factors, 0.0, 1.0), axis=1)
+
+
+def evaluate(parts: Parts, step: int) -> dict[str, float]:
+    """Scalars "eval/<split>/<name>" of every configured split that the task has.
+
+    Sampled at the training temperature from a generator of (seed, step), so runs with equal seeds draw alike.
+    """
+    config = parts.config
+    scalars: dict[str, float] = {}
+    generator = torch.Generator(parts.policy.device).manual_seed(1_000_003 * (config.seed + 1) + step)
+    for split in config.eval.splits:
+        prompts = list(parts.task.prompts(split))[: config.eval.prompts]
+        if prompts:
+            found = evaluate_split(parts, prompts, generator)
+            scalars |= {f"eval/{split}/{name}": value for name, value in found.items()}
+    return scalars
+
+
+def evaluate_split(parts: Parts, prompts: list[Prompt], generator: torch.Generator) -> dict[str, float]:
+    """pass@1, pass@k, distinct and response_length of one split; distinct only where the task has canonical forms."""
+    rollout, samples = parts.config.rollout, parts.config.eval.samples
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    rollouts = sample(
+        parts.policy,
+        encode_prompts(parts.policy, repeated, parts.task.system_prompt, rollout.max_new_tokens),
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        generator=generator,
+        max_batch=rollout.max_batch,
+    )
+    scored = score(parts.policy, rollouts, repeated, parts.reward)
+    correct = (np.array(scored.rewards) >= parts.task.correct_at).reshape(len(prompts), samples)
+    counts = correct.sum(1)
+    found = {f"pass@{k}": float(pass_at_k(counts, samples, k).mean()) for k in sorted({1, parts.config.eval.k})}
+    forms: list[set[str]] = [set() for _ in prompts]
+    has_forms = True
+    for row in np.flatnonzero(correct):
+        form = parts.task.canonical(repeated[row], scored.completions[row])
+        has_forms &= form is not None
+        forms[row // samples].add(form or "")
+    if has_forms:
+        found["distinct"] = float(np.mean([len(group) for group in forms]))
+    found["response_length"] = float(rollouts.mask.sum(1).float().mean())
+    return found

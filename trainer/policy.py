@@ -1,0 +1,142 @@
+"""The policy: a Hugging Face causal language model, of which only this file ever sees logits [.., V].
+
+`hidden` runs the body, `project` the head on a slab of it. Signals and log-probabilities are taken slab by slab, so
+that no more than SLAB_ELEMENTS logits exist at a time, whatever the vocabulary and the response length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from monitor.signals import TokenSignals, token_signals
+from trainer.models import ModelSource
+from trainer.tokens import Rollouts, TokenBatch
+
+SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
+
+
+class Policy:
+    """Model and tokenizer on one device; bf16 autocast over float32 weights on CUDA."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
+        self.body: nn.Module = model.get_decoder()
+        self.head: nn.Module = model.get_output_embeddings()
+        self.vocabulary: int = self.head.weight.shape[0]
+        self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+        self.end_ids, self.pad_id = _special_ids(model, tokenizer)
+        self._check_head()
+
+    @classmethod
+    def load(cls, source: ModelSource, device: torch.device | None = None) -> Policy:
+        """Loads weights in float32 and the tokenizer; the device is CUDA where there is one."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32, **options)
+        return cls(model, tokenizer, device or pick_device())
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def hidden(self, batch: TokenBatch | Rollouts) -> Tensor:
+        """Hidden states that predict each response position, [N, T, D]: column t - 1 of the sequence predicts t."""
+        positions = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        with self.autocast():
+            states = self.body(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask.long(),
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
+        width = batch.mask.shape[1]
+        return states[:, -width - 1 : -1]
+
+    def project(self, slab: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]."""
+        with self.autocast():
+            return self.head(slab)
+
+    @torch.no_grad()
+    def signals(self, hidden: Tensor, batch: TokenBatch, temperature: float, reference: str = "group") -> TokenSignals:
+        """TokenSignals of a batch of whole groups, in slabs of positions."""
+        n, width, _ = hidden.shape
+        span = max(1, SLAB_ELEMENTS // (n * self.vocabulary))
+        parts = [
+            token_signals(
+                self.project(hidden[:, start : start + span]),
+                batch.token_ids[:, start : start + span],
+                batch.mask[:, start : start + span],
+                batch.group_ids,
+                temperature=temperature,
+                reference=reference,  # type: ignore[arg-type]
+            )
+            for start in range(0, width, span)
+        ]
+        return TokenSignals.concat(parts, dim=1)
+
+    def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.
+
+        Slabs are recomputed in the backward pass where more than one is needed.
+        """
+        span = max(1, SLAB_ELEMENTS // self.vocabulary)
+        if len(hidden) <= span:
+            return self._slab_logprobs(hidden, token_ids, temperature)
+        parts = [
+            checkpoint(self._slab_logprobs, h, ids, temperature, use_reentrant=False)
+            for h, ids in zip(hidden.split(span), token_ids.split(span), strict=True)
+        ]
+        logprob, entropy = zip(*parts, strict=True)
+        return torch.cat(logprob), torch.cat(entropy)
+
+    def _slab_logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logp = torch.log_softmax(self.project(hidden).float() / temperature, dim=-1)
+        entropy = -torch.where(torch.isfinite(logp), logp.exp() * logp, 0.0).sum(-1)
+        return logp.gather(1, token_ids.unsqueeze(1)).squeeze(1), entropy
+
+    def save(self, folder: Path) -> None:
+        """The policy as a normal Hugging Face folder: AutoModelForCausalLM.from_pretrained(folder) loads it."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuses a model whose logits are more than head(body): a scaled or soft-capped head would train wrongly."""
+        ids = torch.tensor([[self.pad_id, self.end_ids[0]]], device=self.device)
+        with self.autocast():
+            expected = self.model(input_ids=ids).logits.float()
+            ours = self.project(self.body(input_ids=ids).last_hidden_state).float()
+        error = (expected - ours).abs().max()
+        if not error < 1e-2 * expected.abs().max().clamp(min=1.0):
+            raise ValueError(
+                f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
+                f"{error:.3g}); expected logits = head(body(ids)). Use a model without logit scaling or soft-capping."
+            )
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _special_ids(model: Any, tokenizer: Any) -> tuple[list[int], int]:
+    """(end token ids, pad id): from the generation config, else the tokenizer."""
+    end = getattr(model.generation_config, "eos_token_id", None)
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends = [*ends, tokenizer.eos_token_id]
+    if not ends:
+        raise ValueError(
+            "The model has no end token: neither generation_config.eos_token_id nor tokenizer.eos_token_id is set. "
+            "Set one of them in the model's folder, or every response would be truncated."
+        )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    return ends, pad

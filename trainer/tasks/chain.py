@@ -1,0 +1,83 @@
+"""The built-in task: reach a number by written steps of single-digit arithmetic.
+
+Prompt "57:" asks for a chain of 3 to 6 steps that ends in 57, e.g. "9*5=45,45+8=53,53+4=57;". Each step uses the
+result before it (the first one starts from a digit), each operand is a digit 1 to 9, the operators are + - *, and
+no intermediate result leaves 0 to 999. Every target has thousands of correct chains, so a policy that still explores
+shows many of them: pass@1 says how often it is right, distinct correct answers say in how many ways.
+
+Splits, by target: `train` 10 to 99 without the next two; `heldout` every sixth of them; `multipath` ten targets with
+many divisors (short ways by * as well as by +); `ood` 100 to 149, which reinforcement learning never sees.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from trainer.tasks.base import Prompt
+
+MIN_STEPS, MAX_STEPS = 3, 6
+_STEP = re.compile(r"(\d+)([+*-])(\d)=(\d+)")
+_MULTIPATH = (24, 30, 36, 40, 48, 60, 64, 72, 84, 96)
+
+
+def apply(op: str, a: int, b: int) -> int:
+    return a + b if op == "+" else a - b if op == "-" else a * b
+
+
+def parse_chain(completion: str) -> list[tuple[int, str, int, int]] | None:
+    """The steps (a, op, b, result) of a valid chain, None if any rule of the module's docstring is broken.
+
+    >>> parse_chain("9*5=45,45+8=53,53+4=57;")
+    [(9, '*', 5, 45), (45, '+', 8, 53), (53, '+', 4, 57)]
+    """
+    parts = completion.strip().removesuffix(";").split(",")
+    if not MIN_STEPS <= len(parts) <= MAX_STEPS:
+        return None
+    steps: list[tuple[int, str, int, int]] = []
+    for part in parts:
+        match = _STEP.fullmatch(part)
+        if match is None:
+            return None
+        a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
+        starts_right = 1 <= a <= 9 if not steps else a == steps[-1][3]
+        if not (starts_right and 1 <= b <= 9 and apply(op, a, b) == result <= 999):
+            return None
+        steps.append((a, op, b, result))
+    return steps
+
+
+class ChainTask:
+    """See the module's docstring. Reward 1.0 for a valid chain that ends in the target, else 0.0."""
+
+    name = "chain"
+    correct_at = 1.0
+    system_prompt = None
+
+    def prompts(self, split: str) -> list[Prompt]:
+        ordinary = [n for n in range(10, 100) if n not in _MULTIPATH]
+        targets = {
+            "train": [n for n in ordinary if n % 6 != 5],
+            "heldout": [n for n in ordinary if n % 6 == 5],
+            "multipath": list(_MULTIPATH),
+            "ood": list(range(100, 150)),
+        }[split]
+        return [Prompt(f"{n}", f"{n}:", split, {"target": n}) for n in targets]
+
+    def reward(
+        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+    ) -> list[float | None]:
+        rewards: list[float | None] = []
+        for completion, target in zip(completions, columns["target"], strict=True):
+            steps = parse_chain(completion)
+            rewards.append(float(steps is not None and steps[-1][3] == target))
+        return rewards
+
+    def canonical(self, prompt: Prompt, completion: str) -> str | None:
+        """The chain, with the first step's operands in order where they commute: 5*9 and 9*5 are one way."""
+        steps = parse_chain(completion)
+        if steps is None:
+            return None
+        a, op, b, _ = steps[0]
+        first = f"{min(a, b)}{op}{max(a, b)}" if op in "+*" else f"{a}{op}{b}"
+        return ",".join([first, *(f"{op}{b}" for _, op, b, _ in steps[1:])])

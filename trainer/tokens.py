@@ -1,0 +1,95 @@
+"""The types that flow through a training step, and the shape legend.
+
+N rollouts of a step (Q prompts x G rollouts, groups contiguous), P prompt columns (left-padded), T response columns
+(right-padded; column t is response position t in every row), V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from trainer.tasks import Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollouts:
+    """What the sampler returns, before rewards.
+
+    input_ids int64 [N, P + T]: left-padded prompt, then the response, padded right.
+    attention_mask bool [N, P + T]; mask bool [N, T]: response tokens, the end token included.
+    sampler_logprobs float32 [N, T], 0 where mask is False; truncated bool [N]: no end token within the limit.
+    Example, prompt ids [7, 8], response [5, 2] with end token 2, P = 3, T = 3:
+        input_ids [[pad, 7, 8, 5, 2, pad]], attention_mask [[0, 1, 1, 1, 1, 0]], mask [[1, 1, 0]].
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    mask: Tensor
+    sampler_logprobs: Tensor
+    truncated: Tensor
+
+    @property
+    def token_ids(self) -> Tensor:
+        """int64 [N, T], the response columns."""
+        return self.input_ids[:, self.input_ids.shape[1] - self.mask.shape[1] :]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """Rollouts with their groups, rewards and advantages: all that an update needs. The mask is decided here.
+
+    group_ids int64 [N]; rewards, advantages float32 [N]; correct bool [N]; the rest as in Rollouts.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    mask: Tensor
+    sampler_logprobs: Tensor
+    truncated: Tensor
+    group_ids: Tensor
+    rewards: Tensor
+    correct: Tensor
+    advantages: Tensor
+
+    @property
+    def token_ids(self) -> Tensor:
+        """int64 [N, T], the response columns."""
+        return self.input_ids[:, self.input_ids.shape[1] - self.mask.shape[1] :]
+
+    def rows(self, start: int, stop: int) -> TokenBatch:
+        return TokenBatch(*(getattr(self, spec.name)[start:stop] for spec in fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossTerms:
+    """What the loss used, so that nothing recomputes it. `loss` is 0-d with gradient; the rest [N, T], detached.
+
+    log_ratio = ln p_new - ln p_old, 0 where unselected; clipped_low, clipped_high bool; kl: k3 to the reference.
+    """
+
+    loss: Tensor
+    log_ratio: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The host's side of a step's rollouts, row by row: texts and rewards."""
+
+    prompts: Sequence[Prompt]
+    completions: list[str]
+    completion_ids: list[list[int]]
+    rewards: list[float]
+
+
+def to_device(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)

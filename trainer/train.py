@@ -1,0 +1,100 @@
+"""READ FIRST: the training loop, on one screen.
+
+A step samples G rollouts for each of Q prompts, rewards them, compares each with its group, measures every token's
+entropy and deviation, weights the tokens, updates the policy, and records all of it.
+
+Left out on purpose: no value network (the group is the baseline), no sampler in another process (the policy samples
+for itself, so rollouts are on-policy), no learning-rate schedule, and no recomputation for the record: what is stored
+is what the loss used. `setup.py` builds the parts, `update.py` is the optimizer's side, `config.py` the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from monitor.recorder import Recorder
+from monitor.records import StepRecord, TokenTable
+from monitor.signals.stats import signal_statistics, step_record
+from trainer.advantages import zero_variance_share
+from trainer.evaluate import evaluate
+from trainer.rollout import NonFiniteError, encode_prompts, sample
+from trainer.scoring import Scored, sample_table, score, token_batch
+from trainer.setup import Parts
+from trainer.tokens import Rollouts, TokenBatch
+from trainer.update import Update
+
+Progress = Callable[[StepRecord], None]
+
+
+def train(parts: Parts, recorder: Recorder, progress: Progress = lambda record: None) -> None:
+    """Trains `parts.policy` for `config.steps` steps, counted from 1, and records each of them.
+
+    Raises NonFiniteError, naming the step, when logits, loss or gradient are not finite: the weights are untouched
+    by that step and the steps recorded before stay.
+    """
+    config, clock = parts.config, parts.clock
+    if config.eval.every:
+        recorder.record(StepRecord(0, evaluate(parts, 0)))
+    for step in range(1, config.steps + 1):
+        clock.start()
+        try:
+            rollouts, scored = sample_step(parts)
+            clock.lap("rollout")
+            batch = token_batch(rollouts, scored, parts.task.correct_at, config)
+            update = parts.updater.update(batch, step)
+            clock.lap("update")
+        except NonFiniteError as error:
+            raise NonFiniteError(f"Step {step}: {error} Lower optim.lr or optim.grad_clip.") from error
+        record, tokens = describe(step, batch, update, parts)
+        samples = sample_table(batch, scored, parts.texts)
+        clock.lap("record")
+        scalars = {**record.scalars, **clock.scalars(len(tokens))}
+        if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
+            scalars |= evaluate(parts, step)
+        clock.skip()
+        record = StepRecord(step, scalars, record.histograms)
+        recorder.record(record, tokens=tokens, samples=samples)
+        clock.lap("handover")
+        progress(record)
+
+
+def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
+    """The next step's rollouts, groups contiguous, with their rewards."""
+    rollout = parts.config.rollout
+    prompts = [prompt for prompt in next(parts.stream) for _ in range(rollout.group_size)]
+    rollouts = sample(
+        parts.policy,
+        encode_prompts(parts.policy, prompts, parts.task.system_prompt, rollout.max_new_tokens),
+        max_new_tokens=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        generator=parts.generator,
+        max_batch=rollout.max_batch,
+    )
+    return rollouts, score(parts.policy, rollouts, prompts, parts.reward)
+
+
+def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tuple[StepRecord, TokenTable]:
+    """The step's record and tokens, from what the update used; one device-to-host copy."""
+    mismatch = (update.signals.logprob - batch.sampler_logprobs).abs().sum() / batch.mask.sum().clamp(min=1)
+    scalars = {
+        "reward": batch.rewards.mean(),
+        "reward_std": batch.rewards.std(),
+        "correct_share": batch.correct.float().mean(),
+        "zero_variance_share": zero_variance_share(batch.rewards, batch.group_ids),
+        "response_length": batch.mask.sum(1).float().mean(),
+        "truncated_share": batch.truncated.float().mean(),
+        "sampler_mismatch": mismatch,
+        "loss": update.loss,
+        "grad_norm": update.grad_norm,
+        "lr": parts.config.optim.lr,
+    }
+    return step_record(
+        step,
+        update.signals,
+        batch.token_ids,
+        batch.mask,
+        update.weights,
+        signal_statistics(update.signals, batch.mask, update.weights, batch.correct),
+        update.loss_stats,
+        scalars=scalars,
+    )

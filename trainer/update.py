@@ -1,0 +1,148 @@
+"""One step's optimizer updates: signals and weights from the old policy, then the loss on the selected tokens."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, fields
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from monitor.signals import TokenSignals
+from monitor.signals.stats import Statistics, loss_statistics
+from trainer.config import TrainConfig
+from trainer.loss import LossTotals, loss_totals, policy_loss
+from trainer.policy import Policy
+from trainer.rollout import NonFiniteError
+from trainer.tokens import LossTerms, TokenBatch
+from trainer.weighting import token_weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device."""
+
+    signals: TokenSignals
+    weights: Tensor
+    loss_stats: Statistics
+    loss: Tensor
+    grad_norm: Tensor
+
+
+class Updater:
+    """Owns the optimizer. `update(batch, step)` runs epochs x mini-batches of updates on one rollout batch."""
+
+    def __init__(self, policy: Policy, reference: Policy | None, config: TrainConfig) -> None:
+        self.policy, self.reference, self.config = policy, reference, config
+        self.optimizer = torch.optim.AdamW(
+            policy.model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay
+        )
+        self.weight_generator = torch.Generator().manual_seed(config.seed)
+
+    def update(self, batch: TokenBatch, step: int) -> Update:
+        """Trains on the batch. Raises NonFiniteError before a non-finite gradient touches the weights."""
+        optim = self.config.optim
+        if optim.epochs == optim.mini_batches == 1 and len(batch) <= optim.micro_batch:
+            return self._on_policy(batch, step)
+        with torch.no_grad():
+            found = [
+                self._signals(self.policy.hidden(batch.rows(*part)), batch.rows(*part))
+                for part in self._split(batch, optim.micro_batch)
+            ]
+        signals = TokenSignals.concat(found, dim=0)
+        weights = self._weights(signals, batch, step)
+        outcomes = [
+            self._mini_batch(batch.rows(*part), _rows(signals, *part), weights[slice(*part)])
+            for _ in range(optim.epochs)
+            for part in self._split(batch, -(-len(batch) // optim.mini_batches))
+        ]
+        stats, losses, norms = zip(*outcomes, strict=True)
+        return Update(
+            signals, weights, reduce(operator.add, stats), torch.stack(losses).mean(), torch.stack(norms).mean()
+        )
+
+    def _on_policy(self, batch: TokenBatch, step: int) -> Update:
+        """One forward with gradient feeds the signals, then the weights, then the loss: no extra pass."""
+        hidden = self.policy.hidden(batch)
+        signals = self._signals(hidden.detach(), batch)
+        weights = self._weights(signals, batch, step)
+        terms = self._terms(hidden, batch, signals.logprob, weights, self._totals(batch, weights))
+        terms.loss.backward()
+        norm = self._optimizer_step(terms.loss)
+        return Update(signals, weights, _statistics(terms, batch, weights), terms.loss.detach(), norm)
+
+    def _mini_batch(self, batch: TokenBatch, old: TokenSignals, weights: Tensor) -> tuple[Statistics, Tensor, Tensor]:
+        totals = self._totals(batch, weights)
+        losses, stats = [], []
+        for part in self._split(batch, self.config.optim.micro_batch):
+            rows, chosen = batch.rows(*part), weights[slice(*part)]
+            terms = self._terms(self.policy.hidden(rows), rows, old.logprob[slice(*part)], chosen, totals)
+            terms.loss.backward()
+            losses.append(terms.loss.detach())
+            stats.append(_statistics(terms, rows, chosen))
+        loss = torch.stack(losses).sum()
+        return reduce(operator.add, stats), loss, self._optimizer_step(loss)
+
+    def _terms(
+        self, hidden: Tensor, batch: TokenBatch, old_logprobs: Tensor, weights: Tensor, totals: LossTotals
+    ) -> LossTerms:
+        """The loss with logits at the selected positions only; elsewhere weight and gradient are 0."""
+        temperature = self.config.rollout.temperature
+        selected = batch.mask & (weights != 0)
+        token_ids = batch.token_ids[selected]
+        logprob, entropy = self.policy.logprobs(hidden[selected], token_ids, temperature)
+        logprobs = old_logprobs.masked_scatter(selected, logprob)
+        entropies = torch.zeros_like(old_logprobs).masked_scatter(selected, entropy)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                states = self.reference.hidden(batch)[selected]
+                found, _ = self.reference.logprobs(states, token_ids, temperature)
+            reference = torch.zeros_like(old_logprobs).masked_scatter(selected, found)
+        return policy_loss(
+            logprobs,
+            old_logprobs,
+            batch.advantages,
+            batch.mask,
+            weights,
+            self.config.loss,
+            ref_logprobs=reference,
+            entropies=entropies,
+            totals=totals,
+            normalise=self.config.weighting.normalise,
+        )
+
+    def _optimizer_step(self, loss: Tensor) -> Tensor:
+        """Clips, checks, steps; returns the gradient norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.grad_clip)
+        if not torch.isfinite(norm + loss):  # the step's one host sync: weights once broken stay broken
+            raise NonFiniteError(f"Loss is {float(loss):.4g} and the gradient norm {float(norm):.4g}.")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
+
+    def _signals(self, hidden: Tensor, batch: TokenBatch) -> TokenSignals:
+        return self.policy.signals(hidden, batch, self.config.rollout.temperature, self.config.signals.reference)
+
+    def _weights(self, signals: TokenSignals, batch: TokenBatch, step: int) -> Tensor:
+        return token_weights(signals, batch.mask, self.config.weighting, step, self.weight_generator)
+
+    def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
+        return loss_totals(batch.mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens)
+
+    def _split(self, batch: TokenBatch, size: int) -> list[tuple[int, int]]:
+        """Row ranges of at most `size` rows (at least one group): groups stay whole."""
+        group = self.config.rollout.group_size
+        size = max(1, size // group) * group
+        return [(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
+
+
+def _rows(signals: TokenSignals, start: int, stop: int) -> TokenSignals:
+    return TokenSignals(*(getattr(signals, spec.name)[start:stop] for spec in fields(signals)))
+
+
+def _statistics(terms: LossTerms, batch: TokenBatch, weights: Tensor) -> Statistics:
+    return loss_statistics(
+        batch.mask, weights, batch.correct, terms.log_ratio, terms.clipped_low, terms.clipped_high, terms.kl
+    )
