@@ -15,7 +15,7 @@ from monitor.alerts.window import BASELINE_ROWS, TREND_ROWS, Window, baseline_no
 from monitor.records import Alert, AlertState
 
 SERIES = ("entropy", "reward", "response_length")  # the keys that rules may look at
-_RANK = {"info": 0, "warning": 1, "critical": 2}
+SEVERITY_RANK = {"info": 0, "warning": 1, "critical": 2}
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class AlertEngine:
         if state.count >= rule.for_rows:
             state.state, state.count = "quiet", 0
             return [_alert(rule, state, "resolved", step, finding)]
-        state.worse = state.worse + 1 if _RANK[finding.severity] > _RANK[state.severity] else 0
+        state.worse = state.worse + 1 if SEVERITY_RANK[finding.severity] > SEVERITY_RANK[state.severity] else 0
         if state.worse >= rule.for_rows:
             state.severity, state.worse = finding.severity, 0
             return [_alert(rule, state, "firing", step, finding)]

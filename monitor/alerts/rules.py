@@ -65,11 +65,10 @@ def _reward_phrase(reward: Direction) -> str:
 
 
 def steps_to(level: float, target: float, slope: float) -> float:
-    """Steps until exp(slope * steps) brings level to target; 0 if it is past it already, inf if it moves away."""
-    gap = math.log(target / max(level, 1e-12))
-    if (gap >= 0) if slope < 0 else (gap <= 0):
+    """Steps until level * exp(slope * steps) has fallen to target; 0 if it is there, inf if it does not fall."""
+    if level <= target:
         return 0.0
-    return gap / slope if slope else math.inf
+    return math.log(target / level) / slope if slope < 0 else math.inf
 
 
 def widened(share: float, noise: float) -> float:
@@ -83,7 +82,7 @@ def entropy_collapse(window: Window) -> Finding | None:
 
     ratio = level / baseline, g = log-slope over 20 rows. Breached if ratio < 0.30 and g < 0, or if ratio < 0.50 and
     g <= -0.02 per step (falling with |t| >= 3) while reward does not rise. Held while ratio < 0.40, or < 0.67 while
-    g < 0 and reward does not rise. Noisy runs get wider thresholds (`widened`). Critical if reward falls, or if it does
+    g < 0. Noisy runs get wider thresholds (`widened`). Critical if reward falls, or if it does
     not rise and the floor (10 % of the baseline) is reached or less than 20 steps away; else a warning.
     """
     level, base = window.level(), window.baseline
@@ -94,7 +93,7 @@ def entropy_collapse(window: Window) -> Finding | None:
     low_share, early_share = widened(COLLAPSE_SHARE, window.noise), widened(EARLY_COLLAPSE_SHARE, window.noise)
     early = steep and ratio < early_share
     low = ratio < low_share
-    sinking = ratio < early_share * COLLAPSE_RELEASE and slope.slope < 0 and reward != "rising"
+    sinking = ratio < early_share * COLLAPSE_RELEASE and slope.slope < 0
     floor = FLOOR_SHARE * base
     left = steps_to(level, floor, slope.slope)
     urgent = reward != "rising" and left < URGENT_STEPS
@@ -123,7 +122,7 @@ def entropy_explosion(window: Window) -> Finding | None:
 
     Breached if ratio > 2.0 and level - baseline > 0.05 nat, or if ratio > 1.5, g >= 0.01 per step (rising with
     t >= 3) and reward falls, or response length rises while reward does not. Held while ratio > 1.6, or > 1.2 while
-    reward does not rise and g > 0. Noisy runs get wider thresholds (`widened`). Critical if ratio > 2
+    g > 0. Noisy runs get wider thresholds (`widened`). Critical if ratio > 2
     and reward falls; info if reward rises; else a warning.
     """
     level, base = window.level(), window.baseline
@@ -138,7 +137,7 @@ def entropy_explosion(window: Window) -> Finding | None:
     early_share = widened(EARLY_EXPLOSION_SHARE, window.noise)
     high = ratio > high_share
     early = ratio > early_share and rising and worse
-    climbing = ratio > EARLY_EXPLOSION_RELEASE and slope.slope > 0 and reward != "rising"
+    climbing = ratio > EARLY_EXPLOSION_RELEASE and slope.slope > 0
     length_phrase = " Responses grow longer." if length == "rising" else ""
     return Finding(
         breached=enough and (high or early),
