@@ -181,8 +181,8 @@ def metric(key: str) -> Metric:
     if len(parts) == 3 and parts[0] == "eval":
         split, name = parts[1], parts[2]
         for prefix, template in _EVAL.items():
-            k = name.removeprefix("pass@")
-            if name == prefix or (prefix == "pass@" and k != name and k.isdigit()):
+            k = name.removeprefix(prefix) if prefix == "pass@" else ""
+            if k.isdigit() if prefix == "pass@" else name == prefix:
                 label = template.label.format(k=k)
                 return Metric(key, f"{label}, {split}", template.unit, template.help, template.good)
     raise ValueError(f"Unknown metric {key!r}.{nearest(key, METRICS)} Known metrics are listed in docs/metrics.md.")

@@ -1,0 +1,22 @@
+"""Records complete steps for ever and prints each acknowledged one: killed by test_recorder_crash."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from store_data import samples, step_record, tokens
+
+from monitor.recorder import Recorder
+from monitor.records import RunInfo
+
+store, run, resume = sys.argv[1], sys.argv[2], sys.argv[3] == "resume"
+recorder = Recorder(store, RunInfo(run), resume=resume, flush_s=0.0)
+told = None
+for step in range(int(sys.argv[4]), 1_000_000):
+    recorder.record(step_record(step), tokens(step), samples(step))
+    while recorder.queue_depth > 3:
+        time.sleep(0.001)
+    if recorder.acknowledged != told:
+        told = recorder.acknowledged
+        print(told, flush=True)
