@@ -23,7 +23,7 @@ STYLE = """<style>
 
 def main() -> None:
     """One run of the script: what Streamlit calls for every session and every redraw."""
-    st.set_page_config(page_title="rlvr monitor", page_icon=":material/monitoring:", layout="wide")
+    st.set_page_config(page_title="rlvr monitor", page_icon="📈", layout="wide")
     for path, title, icon, page in PAGES:
         shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")

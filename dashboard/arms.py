@@ -42,7 +42,10 @@ def figures_table(
     arms: Sequence[Arm], figures: Mapping[str, Mapping[str, float]], names: Sequence[str]
 ) -> dict[str, list[str]]:
     """Columns figure, one per arm (mean over its runs) and the difference of the two; rows without values left out."""
-    means = {arm.name: {name: _mean([figures[run].get(name) for run in arm.runs]) for name in ("step", *names)} for arm in arms}
+    means = {
+        arm.name: {name: _mean([figures[run].get(name) for run in arm.runs]) for name in ("step", *names)}
+        for arm in arms
+    }
     kept = [name for name in ("step", *names) if any(np.isfinite(means[arm.name][name]) for arm in arms)]
     table = {"figure": [_title(name) for name in kept]}
     for arm in arms:

@@ -16,7 +16,6 @@ from monitor import comparisons, queries
 from monitor.queries import Frame
 from monitor.store.tail import RunEntry, Tail
 
-
 T = TypeVar("T")
 
 

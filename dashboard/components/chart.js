@@ -23,6 +23,7 @@ function header(root, layout) {
   help.title = layout.meta?.help ?? "";
   help.hidden = !help.title;
   delete layout.title;
+  layout.margin.t = layout.showlegend ? 30 : 10; // the title stands in the page, not in the plot
 }
 
 function follow(plot, name) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,10 +59,13 @@ def token_css(theme: Theme) -> str:
     for level in range(LEVELS):
         back = _mix(theme.paper, end, level / (LEVELS - 1))
         front = "#ffffff" if _luminance(back) < 0.18 else "#14181f"
-        rules.append(f".rlvr-t{level}{{background:{back};color:{front}}}" if level else f".rlvr-t0{{color:{theme.text}}}")
+        rules.append(
+            f".rlvr-t{level}{{background:{back};color:{front}}}" if level else f".rlvr-t0{{color:{theme.text}}}"
+        )
     return (
         "<style>.rlvr-tokens{white-space:pre-wrap;overflow-wrap:anywhere;font-family:var(--st-code-font,monospace);"
-        "font-size:0.9rem;line-height:1.75}.rlvr-tokens span{border-radius:3px;padding:1px 0}"
+        "font-size:0.9rem;line-height:1.75}.rlvr-tokens span{border-radius:3px;padding:1px 0;"
+        f"box-shadow:inset -1px 0 {theme.paper}}}"
         f".rlvr-tokens .rlvr-ws{{opacity:.45}}.rlvr-tokens span:hover{{outline:1.5px solid {theme.second}}}"
         ".rlvr-legend{display:flex;flex-wrap:wrap;gap:4px 10px;align-items:center;font-size:.8rem;margin-bottom:.4rem}"
         ".rlvr-legend i{display:inline-block;width:1.1rem;height:.8rem;border-radius:3px;margin-right:.3rem;"
@@ -73,7 +77,7 @@ def legend_html(scale: TokenScale) -> str:
     """Colour key with the range of values of each level."""
     name, unit, _ = label(scale.key)
     edges = [f"{border:g}" for border in scale.borders]
-    texts = [f"&lt; {edges[0]}", *(f"{a}–{b}" for a, b in zip(edges, edges[1:], strict=False)), f"≥ {edges[-1]}"]
+    texts = [f"&lt; {edges[0]}", *(f"{a}–{b}" for a, b in pairwise(edges)), f"≥ {edges[-1]}"]
     if scale.key == "weight":
         texts[0] = "0"
     items = "".join(f'<span><i class="rlvr-t{level}"></i>{text}</span>' for level, text in enumerate(texts))

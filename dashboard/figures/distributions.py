@@ -6,27 +6,46 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dashboard.figures.marks import add_alerts
-from dashboard.figures.theme import Theme, faded, figure, label, scale
+from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, scale
 from monitor.metrics import inner_edges
 from monitor.queries import Frame
 
 
 def entropy_fan(
-    theme: Theme, fan: Frame, renyi2: tuple[np.ndarray, np.ndarray], colour: str, *, spans: Frame | None = None,
-    log: bool = False, height: int = 340,
-) -> go.Figure:  # fmt: skip
-    """Quantiles of token entropy over steps (p5-p95 pale, p25-p75 darker, median dotted, p99 thin) with both means."""
+    theme: Theme,
+    fan: Frame,
+    renyi2: tuple[np.ndarray, np.ndarray],
+    colour: str,
+    *,
+    spans: Frame | None = None,
+    log: bool = False,
+    height: int = 340,
+) -> go.Figure:
+    """Quantiles of token entropy over steps (p5-p95 pale, p25-p75 darker, median dashed, p99 dotted) with both means.
+
+    On a linear axis p99 waits in the legend: it would press everything else flat."""
     _, unit, help_text = label("entropy")
-    fig = figure(theme, "Entropy", unit=unit, help=f"{help_text} {label('renyi2')[2]}", height=height)
+    fig = figure(
+        theme, "Entropy of tokens, quantiles", unit=unit, help=f"{help_text} {label('renyi2')[2]}", height=height
+    )
     x = fan["step"]
     floor = 1e-5 if log else 0.0  # a log axis cannot show 0
     for low, high, alpha in (("p5", "p95", 0.14), ("p25", "p75", 0.26)):
         for name, fill in ((low, None), (high, "tonexty")):
             fig.add_trace(
-                go.Scatter(x=x, y=np.maximum(fan[name], floor), mode="lines", line={"width": 0, "color": colour}, fill=fill,
-                           fillcolor=faded(colour, alpha), name=f"{low}–{high}" if fill else name, showlegend=bool(fill),
-                           legendgroup=low, hoverinfo="skip")
-            )  # fmt: skip
+                go.Scatter(
+                    x=x,
+                    y=np.maximum(fan[name], floor),
+                    mode="lines",
+                    line={"width": 0, "color": colour},
+                    fill=fill,
+                    fillcolor=faded(colour, alpha),
+                    name=f"{low}–{high}" if fill else name,
+                    showlegend=bool(fill),
+                    legendgroup=low,
+                    hoverinfo="skip",
+                )
+            )
     for name, values, style in (
         ("p99", fan["p99"], {"color": faded(colour, 0.55), "width": 1, "dash": "dot"}),
         ("p95", fan["p95"], {"color": faded(colour, 0.0), "width": 0}),
@@ -34,18 +53,33 @@ def entropy_fan(
         ("mean H1", fan["mean"], {"color": colour, "width": 2.2}),
     ):
         fig.add_trace(
-            go.Scatter(x=x, y=np.maximum(values, floor), mode="lines", name=name, line=style, showlegend=name != "p95",
-                       hovertemplate="%{y:.3~g}")
-        )  # fmt: skip
+            go.Scatter(
+                x=x,
+                y=np.maximum(values, floor),
+                mode="lines",
+                name=name,
+                line=style,
+                showlegend=name != "p95",
+                visible="legendonly" if name == "p99" and not log else True,
+                hovertemplate="%{y:.3~g}",
+            )
+        )
     fig.add_trace(
-        go.Scatter(x=renyi2[0], y=renyi2[1], mode="lines", name="mean H2 (Renyi-2)", hovertemplate="%{y:.3~g}",
-                   line={"color": theme.second, "width": 2.2})
-    )  # fmt: skip
+        go.Scatter(
+            x=renyi2[0],
+            y=np.maximum(renyi2[1], floor),
+            mode="lines",
+            name="mean H2 (Renyi-2)",
+            hovertemplate="%{y:.3~g}",
+            line={"color": theme.second, "width": 2.2},
+        )
+    )
     fig.update_layout(
         yaxis={"type": "log" if log else "linear", "title": {"text": unit}, "uirevision": "log" if log else "linear"}
     )
     if not log:
         fig.update_yaxes(rangemode="tozero")
+    clip_steps(fig, x)
     if spans is not None:
         add_alerts(fig, spans, float(x[-1]) if len(x) else 0.0, theme)
     return fig
@@ -75,17 +109,28 @@ def histogram_map(theme: Theme, matrix: Frame, key: str, *, spans: Frame | None 
     ticks = ticks[np.log1p(ticks) <= top]
     fig.add_trace(
         go.Heatmap(
-            x=_step_borders(matrix["step"], matrix["last_step"]), y=borders, z=np.log1p(counts).astype(np.float32),
-            customdata=counts.astype(np.int32), zmin=0.0, zmax=top, colorscale=scale(theme.sequential),
+            x=_step_borders(matrix["step"], matrix["last_step"]),
+            y=borders,
+            z=np.log1p(counts).astype(np.float32),
+            customdata=counts.astype(np.int32),
+            zmin=0.0,
+            zmax=top,
+            colorscale=scale(theme.sequential),
             hovertemplate="step %{x:.0f}, " + name.lower() + " %{y:.2~g}: %{customdata} tokens<extra></extra>",
-            colorbar={"title": {"text": "tokens", "side": "right", "font": {"size": 11}}, "thickness": 10, "outlinewidth": 0,
-                      "tickvals": np.log1p(ticks), "ticktext": [f"{tick:,}" for tick in ticks], "x": 1.01,
-                      "tickfont": {"size": 10, "color": theme.muted}},
+            colorbar={
+                "title": {"text": "tokens", "side": "right", "font": {"size": 11}},
+                "thickness": 10,
+                "outlinewidth": 0,
+                "tickvals": np.log1p(ticks),
+                "ticktext": [f"{tick:,}" for tick in ticks],
+                "x": 1.01,
+                "tickfont": {"size": 10, "color": theme.muted},
+            },
         )
-    )  # fmt: skip
+    )
     fig.update_layout(hovermode="closest", yaxis=_log_cells(borders, unit))
     if spans is not None:
-        add_alerts(fig, spans, float(matrix["last_step"][-1]), theme)
+        add_alerts(fig, spans, float(matrix["last_step"][-1]), theme, shade=False)
     return fig
 
 
@@ -109,8 +154,13 @@ def difference_map(theme: Theme, gap: Frame, key: str, names: tuple[str, str], *
     """Share of tokens in each cell, second minus first: 0 in the middle of a diverging scale."""
     label_text, unit, _ = label(key)
     title = f"{label_text}: {names[1]} minus {names[0]}"
-    fig = figure(theme, title, unit=unit, height=height,
-                 help=f"Difference of the share of tokens in each cell. Blue: {names[1]} has more tokens there.")  # fmt: skip
+    fig = figure(
+        theme,
+        title,
+        unit=unit,
+        height=height,
+        help=f"Difference of the share of tokens in each cell. Blue: {names[1]} has more tokens there.",
+    )
     if not len(gap["step"]):
         return fig
     borders = cell_borders("nats96" if key != "deviation" else "deviation96")
@@ -118,13 +168,23 @@ def difference_map(theme: Theme, gap: Frame, key: str, names: tuple[str, str], *
     limit = float(np.percentile(np.abs(percent), 99.5)) or 1.0
     fig.add_trace(
         go.Heatmap(
-            x=_step_borders(gap["step"]), y=borders, z=percent.astype(np.float32), zmin=-limit, zmax=limit, zmid=0.0,
+            x=_step_borders(gap["step"]),
+            y=borders,
+            z=percent.astype(np.float32),
+            zmin=-limit,
+            zmax=limit,
+            zmid=0.0,
             colorscale=scale(theme.diverging),
             hovertemplate="step %{x:.0f}, " + label_text.lower() + " %{y:.2~g}: %{z:+.2f} pp<extra></extra>",
-            colorbar={"title": {"text": "percentage points", "side": "right", "font": {"size": 11}}, "thickness": 10,
-                      "outlinewidth": 0, "x": 1.01, "tickfont": {"size": 10, "color": theme.muted}},
+            colorbar={
+                "title": {"text": "percentage points", "side": "right", "font": {"size": 11}},
+                "thickness": 10,
+                "outlinewidth": 0,
+                "x": 1.01,
+                "tickfont": {"size": 10, "color": theme.muted},
+            },
         )
-    )  # fmt: skip
+    )
     fig.update_layout(hovermode="closest", yaxis=_log_cells(borders, unit))
     return fig
 
@@ -134,8 +194,14 @@ def selected_against_all(
 ) -> go.Figure:
     """Distribution of a metric over all tokens and over those with weight > 0, pooled over the given steps."""
     name, unit, _ = label(key)
-    fig = figure(theme, f"{name}, selected against all", unit=unit, x=unit, height=height,
-                 help="Share of tokens per cell over the newest steps: what the weighting picks, against everything.")  # fmt: skip
+    fig = figure(
+        theme,
+        f"{name}, selected against all",
+        unit=unit,
+        x=unit,
+        height=height,
+        help="Share of tokens per cell over the newest steps: what the weighting picks, against everything.",
+    )
     borders = cell_borders("nats96" if key != "deviation" else "deviation96")
     middle = np.sqrt(borders[:-1] * borders[1:])
     for rows, label_text, line in ((every, "all tokens", theme.uniform), (selected, "selected (weight > 0)", colour)):
@@ -143,11 +209,21 @@ def selected_against_all(
         if total:
             share = rows["counts"].sum(0) / total
             fig.add_trace(
-                go.Scatter(x=middle, y=share, name=label_text, mode="lines", line={"color": line, "width": 1.6, "shape": "hvh"},
-                           fill="tozeroy", fillcolor=faded(line, 0.16), hovertemplate="%{y:.2%}")
-            )  # fmt: skip
+                go.Scatter(
+                    x=middle,
+                    y=share,
+                    name=label_text,
+                    mode="lines",
+                    line={"color": line, "width": 1.6, "shape": "hvh"},
+                    fill="tozeroy",
+                    fillcolor=faded(line, 0.16),
+                    hovertemplate="%{y:.2%}",
+                )
+            )
     axis = _log_cells(borders, unit) | {"hoverformat": ".2~g"}
-    fig.update_layout(xaxis=axis, yaxis={"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "share of tokens"}})
+    fig.update_layout(
+        xaxis=axis, yaxis={"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "share of tokens"}}
+    )
     return fig
 
 
@@ -161,10 +237,18 @@ def joint_map(theme: Theme, counts: np.ndarray, key: str = "entropy*deviation", 
     top = float(np.log1p(counts.max()))
     fig.add_trace(
         go.Heatmap(
-            x=across, y=up, z=np.log1p(counts.T).astype(np.float32), customdata=counts.T.astype(np.int32),
-            zmin=0.0, zmax=top, colorscale=scale(theme.sequential), showscale=False,
+            x=across,
+            y=up,
+            z=np.log1p(counts.T).astype(np.float32),
+            customdata=counts.T.astype(np.int32),
+            zmin=0.0,
+            zmax=top,
+            colorscale=scale(theme.sequential),
+            showscale=False,
             hovertemplate="entropy %{x:.2~g}, deviation %{y:.2~g}: %{customdata} tokens<extra></extra>",
         )
-    )  # fmt: skip
-    fig.update_layout(hovermode="closest", xaxis=_log_cells(across, "entropy, nats"), yaxis=_log_cells(up, "deviation, nats"))
+    )
+    fig.update_layout(
+        hovermode="closest", xaxis=_log_cells(across, "entropy, nats"), yaxis=_log_cells(up, "deviation, nats")
+    )
     return fig

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dashboard.figures.marks import add_alerts
-from dashboard.figures.theme import Theme, faded, figure, label, number_format
+from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, number_format
 from monitor.queries import Frame
 
 
@@ -35,6 +35,7 @@ def lines(
     title: str = "",
     spans: Frame | None = None,
     log: bool = False,
+    zero: bool = False,
     height: int = 260,
 ) -> go.Figure:
     """Lines of one metric over steps, with the alerts of `spans`. Labels, unit and help come from METRICS."""
@@ -43,6 +44,9 @@ def lines(
     for line in series:
         _add_line(fig, line, unit)
     _value_axis(fig, unit, log)
+    if zero and not log:
+        fig.update_layout(yaxis_rangemode="tozero")
+    clip_steps(fig, *(line.x for line in series))
     shown = [line for line in series if not line.faint]
     fig.update_layout(showlegend=len(shown) > 1)
     if spans is not None:
@@ -53,22 +57,29 @@ def lines(
 def _add_line(fig: go.Figure, line: Line, unit: str) -> None:
     fig.add_trace(
         go.Scatter(
-            x=line.x, y=line.y, name=line.name, mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
-            line={"color": faded(line.colour, 0.35) if line.faint else line.colour,
-                  "width": 1 if line.faint else 1.8, "dash": line.dash},
-            marker={"size": 7, "color": line.colour}, showlegend=not line.faint, legendgroup=line.group or line.name,
+            x=line.x,
+            y=line.y,
+            name=line.name,
+            mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
+            line={
+                "color": faded(line.colour, 0.35) if line.faint else line.colour,
+                "width": 1 if line.faint else 1.8,
+                "dash": line.dash,
+            },
+            marker={"size": 7, "color": line.colour},
+            showlegend=not line.faint,
+            legendgroup=line.group or line.name,
             hoverinfo="skip" if line.faint else None,
             hovertemplate=None if line.faint else f"%{{y:{number_format(unit)}}}",
         )
-    )  # fmt: skip
+    )
 
 
 def _value_axis(fig: go.Figure, unit: str, log: bool) -> None:
-    fig.update_yaxes(selector={"anchor": None})
     fig.update_layout(
         yaxis={
             "type": "log" if log else "linear",
-            "tickformat": ".0%" if unit == "share" else None,
+            "tickformat": ".3~%" if unit == "share" else None,
             "uirevision": "log" if log else "linear",
             "title": {"text": "" if unit in ("", "share") else unit},
         }
@@ -103,9 +114,17 @@ def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0)
     edge = {"width": 0, "color": colour}
     return [
         go.Scatter(x=common, y=low, mode="lines", line=edge, showlegend=False, hoverinfo="skip"),
-        go.Scatter(x=common, y=high, mode="lines", line=edge, fill="tonexty", fillcolor=faded(colour, 0.15),
-                   showlegend=False, hoverinfo="skip"),
-    ]  # fmt: skip
+        go.Scatter(
+            x=common,
+            y=high,
+            mode="lines",
+            line=edge,
+            fill="tonexty",
+            fillcolor=faded(colour, 0.15),
+            showlegend=False,
+            hoverinfo="skip",
+        ),
+    ]
 
 
 def reward_and_pass(
@@ -113,11 +132,16 @@ def reward_and_pass(
 ) -> go.Figure:
     """Training reward with held-out pass@k: pass@1 rising while pass@k falls is diversity being lost."""
     _, _, help_text = label("reward")
-    fig = figure(theme, "Reward and pass@k", height=height,
-                 help=f"{help_text} Points: evaluations. pass@1 rising while pass@k falls is diversity being lost.")  # fmt: skip
+    fig = figure(
+        theme,
+        "Reward and pass@k",
+        height=height,
+        help=f"{help_text} Points: evaluations. pass@1 rising while pass@k falls is diversity being lost.",
+    )
     _add_line(fig, reward, "")
     for line in passes.values():
         _add_line(fig, line, "share")
+    clip_steps(fig, reward.x, *(line.x for line in passes.values()))
     fig.update_layout(showlegend=bool(passes))
     if spans is not None:
         add_alerts(fig, spans, _last_step([reward, *passes.values()]), theme)
@@ -126,21 +150,32 @@ def reward_and_pass(
 
 def pass_against_distinct(theme: Theme, paths: Sequence[Line], *, height: int = 320) -> go.Figure:
     """Held-out pass@1 (x) against distinct correct answers (y), one path per run: down-right is a bought accuracy."""
-    fig = figure(theme, "pass@1 against distinct answers", unit="", x="pass@1, held-out", height=height,
-                 help="Each point is one evaluation. A path that goes right and down gains accuracy by losing diversity.")  # fmt: skip
+    fig = figure(
+        theme,
+        "pass@1 against distinct answers",
+        unit="",
+        x="pass@1, held-out",
+        height=height,
+        help="Each point is one evaluation. A path that goes right and down gains accuracy by losing diversity.",
+    )
     for path in paths:
         size = np.full(len(path.x), 6.0)
         if len(size):
             size[-1] = 11.0  # the newest evaluation
         fig.add_trace(
             go.Scatter(
-                x=path.x, y=path.y, name=path.name, mode="lines+markers", line={"color": path.colour, "width": 1.5},
-                marker={"size": size, "color": path.colour}, legendgroup=path.group or path.name,
+                x=path.x,
+                y=path.y,
+                name=path.name,
+                mode="lines+markers",
+                line={"color": path.colour, "width": 1.5},
+                marker={"size": size, "color": path.colour},
+                legendgroup=path.group or path.name,
                 hovertemplate="pass@1 %{x:.1%}, distinct %{y:.3~g}",
             )
-        )  # fmt: skip
+        )
     fig.update_layout(hovermode="closest", showlegend=True)
-    fig.update_xaxes(tickformat=".0%")
+    fig.update_xaxes(tickformat=".3~%")
     fig.update_yaxes(title={"text": "distinct correct answers"})
     return fig
 
@@ -156,7 +191,7 @@ def sparkline(values: np.ndarray, colour: str, *, width: int = 150, height: int 
     ys = 3 + (height - 6) * (1 - (y - y.min()) / spread)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys, strict=True))
     return (
-        f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round"/>'
         f'<circle cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="2.6" fill="{colour}"/></svg>'
     )

@@ -12,8 +12,11 @@ from dashboard.figures.theme import Theme, faded
 from monitor.queries import Frame, n_rows
 
 
-def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme) -> go.Figure:
-    """Draws `monitor.queries.alert_spans` of one run onto `fig`; hover tells rule, value, baseline and what to do."""
+def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme, *, shade: bool = True) -> go.Figure:
+    """Draws `monitor.queries.alert_spans` of one run onto `fig`; hover tells rule, value, baseline and what to do.
+
+    Without `shade`, for heatmaps, the span is a bar along the top, so that no cell changes its colour.
+    """
     if not n_rows(spans):
         return fig
     fig.update_layout(
@@ -24,12 +27,10 @@ def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme) -> 
         first, end = float(spans["first_step"][i]), float(spans["end_step"][i])
         until = max(last_step, first) if np.isnan(end) else end
         fig.add_shape(
-            type="rect", x0=first, x1=until, y0=0, y1=1, yref="paper", layer="below", line_width=0,
-            fillcolor=faded(colour, 0.10),
+            type="rect", x0=first, x1=until, y0=0 if shade else 1, y1=1 if shade else 1.03, yref="paper",
+            layer="below", line_width=0, fillcolor=faded(colour, 0.10 if shade else 0.7),
         )  # fmt: skip
-        fig.add_shape(
-            type="line", x0=first, x1=first, y0=0, y1=1, yref="paper", line={"color": colour, "width": 1.5}
-        )
+        fig.add_shape(type="line", x0=first, x1=first, y0=0, y1=1, yref="paper", line={"color": colour, "width": 1.5})
     _add_marks(fig, spans, theme)
     return fig
 

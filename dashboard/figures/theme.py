@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import plotly.graph_objects as go
 
 from monitor.metrics import metric
@@ -99,15 +100,16 @@ def template(theme: Theme) -> go.layout.Template:
                 "yanchor": "bottom",
                 "bgcolor": "rgba(0,0,0,0)",
                 "font": {"size": 12, "color": theme.text},
-                "itemsizing": "constant",
             },
             "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.muted, "activecolor": theme.accent},
         }
     )
 
 
-def figure(theme: Theme, title: str, *, unit: str = "", x: str = "step", height: int = 280, help: str = "") -> go.Figure:
-    """An empty figure of the house: title above (with unit and help text), x in steps, one hover label for all lines."""
+def figure(
+    theme: Theme, title: str, *, unit: str = "", x: str = "step", height: int = 280, help: str = ""
+) -> go.Figure:
+    """An empty figure of the house: title above (with unit and help text), one hover label for all lines."""
     fig = go.Figure()
     fig.update_layout(
         template=template(theme),
@@ -121,6 +123,14 @@ def figure(theme: Theme, title: str, *, unit: str = "", x: str = "step", height:
         hoverdistance=40,
     )
     return fig
+
+
+def clip_steps(fig: go.Figure, *steps: np.ndarray) -> None:
+    """Ends the x axis at the data, so that charts above each other line up however their marks are padded."""
+    drawn = [x for x in steps if len(x)]
+    if drawn:
+        low, high = min(float(x[0]) for x in drawn), max(float(x[-1]) for x in drawn)
+        fig.update_xaxes(autorangeoptions={"clipmin": low - 0.5, "clipmax": high + 0.5 + 0.01 * (high - low)})
 
 
 def label(key: str) -> tuple[str, str, str]:

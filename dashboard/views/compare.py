@@ -11,16 +11,37 @@ from dashboard import data
 from dashboard.arms import Arm, default_arms, figures_table
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, lines, mean_line, pass_against_distinct, seed_band
-from dashboard.figures.theme import Theme, arm_colours, label
+from dashboard.figures.theme import Theme, arm_colours
 from dashboard.views import shared
 from monitor.comparisons import config_difference
 from monitor.queries import Frame, series_of
 from monitor.store.tail import RunEntry
 
-CURVES = ("reward", "eval/heldout/pass@1", "eval/heldout/pass@4", "eval/heldout/distinct", "entropy", "renyi2", "kl",
-          "response_length", "weight_mean", "grad_norm")  # fmt: skip
-FIGURES = ("reward", "eval/heldout/pass@1", "eval/heldout/pass@4", "eval/heldout/distinct", "eval/ood/pass@1",
-           "eval/ood/pass@4", "eval/multipath/distinct", "entropy", "renyi2", "response_length", "weight_mean")  # fmt: skip
+CURVES = (
+    "reward",
+    "eval/heldout/pass@1",
+    "eval/heldout/pass@4",
+    "eval/heldout/distinct",
+    "entropy",
+    "renyi2",
+    "kl",
+    "response_length",
+    "weight_mean",
+    "grad_norm",
+)
+FIGURES = (
+    "reward",
+    "eval/heldout/pass@1",
+    "eval/heldout/pass@4",
+    "eval/heldout/distinct",
+    "eval/ood/pass@1",
+    "eval/ood/pass@4",
+    "eval/multipath/distinct",
+    "entropy",
+    "renyi2",
+    "response_length",
+    "weight_mean",
+)
 PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 
 
@@ -49,8 +70,11 @@ def page() -> None:
 def _pick_arms() -> tuple[Arm, Arm] | None:
     entries = data.runs()
     if len(entries) < 2:
-        st.info("A comparison needs two runs. Record a second one with the same seed and another weighting, e.g. "
-                "`rlvr compare` or `rlvr demo`.", icon=":material/compare_arrows:")  # fmt: skip
+        st.info(
+            "A comparison needs two runs. Record a second one with the same seed and another weighting, e.g. "
+            "`rlvr compare` or `rlvr demo`.",
+            icon=":material/compare_arrows:",
+        )
         return None
     base, other = default_arms(entries)
     names = [entry.name for entry in entries]
@@ -92,10 +116,16 @@ def _arm_lines(arm: Arm, key: str, rows: Frame, colour: str) -> list[Line]:
     """The runs of one arm; several seeds turn faint behind their mean."""
     points = key.startswith("eval/")
     members = [
-        Line(arm.name if len(arm.runs) == 1 else run, *series_of(rows, run, key), colour, points=points,
-             faint=len(arm.runs) > 1, group=arm.name)
+        Line(
+            arm.name if len(arm.runs) == 1 else run,
+            *series_of(rows, run, key),
+            colour,
+            points=points,
+            faint=len(arm.runs) > 1,
+            group=arm.name,
+        )
         for run in arm.runs
-    ]  # fmt: skip
+    ]
     members = [member for member in members if len(member.x)]
     return [*members, mean_line(arm.name, members, colour)] if len(members) > 1 else members
 
@@ -137,8 +167,12 @@ def _tables(arms: tuple[Arm, Arm]) -> None:
     found = data.final_figures(runs, FIGURES)
     for which, title, note in (
         ("last", "Final figures", "each run's newest values; mean of an arm's runs"),
-        ("equal", "At equal pass@1", f"each run where its held-out pass@1 first reached {shared.number(found['level'], 'share')}"),
-    ):  # fmt: skip
+        (
+            "equal",
+            "At equal pass@1",
+            f"each run where its held-out pass@1 first reached {shared.number(found['level'], 'share')}",
+        ),
+    ):
         if found[which]:
             shared.small_heading(title, note)
             table = figures_table(arms, found[which], FIGURES)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from html import escape
 
 import streamlit as st
 
 from dashboard import data
-from dashboard.figures.lines import sparkline
+from dashboard.figures.lines import Line, lines, sparkline
 from dashboard.figures.theme import arm_colours, label
 from dashboard.views import shared
 from monitor.queries import Frame, series_of
 from monitor.store.tail import RunEntry
 
 SHOWN = ("entropy", "reward")
+TOGETHER = 8  # runs drawn over each other
 
 
 def page() -> None:
@@ -24,6 +26,8 @@ def page() -> None:
     for entry in entries:
         with st.container(border=True, key=f"run-{entry.name}"):
             _card(entry, series, spans, colours.get(str(entry.info.get("weighting", "")), shared.theme().accent))
+    if len(series["step"]):
+        _together(entries, series)
 
 
 def _filtered(entries: list[RunEntry]) -> list[RunEntry]:
@@ -56,8 +60,27 @@ def _card(entry: RunEntry, series: Frame, spans: Frame, colour: str) -> None:
             f'<div title="{escape(help_text)}"><div style="font-size:.8rem;opacity:.65">{escape(name)}</div>'
             f'<div style="display:flex;align-items:center;gap:.8rem;flex-wrap:wrap">'
             f'<span style="font-size:1.35rem;font-weight:600;min-width:4.5rem">{latest}{unit_text}</span>'
-            f"{sparkline(values, colour)}</div></div>"
+            f"{_image(sparkline(values, colour), name)}</div></div>"
         )
+
+
+def _image(svg: str, name: str) -> str:
+    """Inline SVG is stripped from the page's HTML; an image of it is not."""
+    encoded = base64.b64encode(svg.encode()).decode()
+    return f'<img alt="{escape(name)} over steps" src="data:image/svg+xml;base64,{encoded}">' if svg else ""
+
+
+def _together(entries: list[RunEntry], series: Frame) -> None:
+    """The runs over each other: which one leaves the others is seen at once."""
+    theme = shared.theme()
+    colours = arm_colours([str(entry.info.get("weighting", "")) for entry in entries], theme)
+    for column, key in zip(st.columns(2), SHOWN, strict=True):
+        drawn = [
+            Line(entry.name, *series_of(series, entry.name, key), colours[str(entry.info.get("weighting", ""))])
+            for entry in entries[:TOGETHER]
+        ]
+        with column:
+            shared.chart(lines(theme, key, [line for line in drawn if len(line.x)]), f"all-{key}")
 
 
 def _progress(entry: RunEntry, series: Frame) -> str:

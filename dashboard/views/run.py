@@ -30,13 +30,16 @@ def page() -> None:
         entry = shared.pick_run()
         if entry is None:
             return
-        log = shared.choose(
-            st.segmented_control, "Entropy axis", "axis", ("linear", "log"), "linear", required=True
-        ) == "log"  # fmt: skip
+        log = (
+            shared.choose(st.segmented_control, "Entropy axis", "axis", ("linear", "log"), "linear", required=True)
+            == "log"
+        )
     _header(entry)
     if not len(data.sample_steps(entry.name)) and not data.scalar_names([entry.name]):
-        st.info("This run has no steps yet. They appear here by themselves as soon as the first one is written.",
-                icon=":material/hourglass_empty:")  # fmt: skip
+        st.info(
+            "This run has no steps yet. They appear here by themselves as soon as the first one is written.",
+            icon=":material/hourglass_empty:",
+        )
         return
     spans = data.spans([entry.name])
     _learning(entry, spans)
@@ -57,8 +60,12 @@ def _header(entry: RunEntry) -> None:
         shared.alert_badges(data.spans([entry.name]), entry.name)
     picked = st.session_state.get("picked_step")
     if picked is not None:
-        shared.link("tokens", f"Step {picked} picked: read its tokens", {"run": entry.name, "step": str(picked)},
-                    ":material/article:")  # fmt: skip
+        shared.link(
+            "tokens",
+            f"Step {picked} picked: read its tokens",
+            {"run": entry.name, "step": str(picked)},
+            ":material/article:",
+        )
     latest = data.latest([entry.name])
     with st.container(horizontal=True, gap="medium"):
         for key in HEADLINE:
@@ -90,22 +97,50 @@ def _learning(entry: RunEntry, spans: Frame) -> None:
 def _distributions(entry: RunEntry, spans: Frame, log: bool) -> None:
     theme, name = shared.theme(), entry.name
     colour = _colour(entry, theme)
-    renyi2 = series_of(data.scalars([name], ("renyi2",)), name, "renyi2")
+    rows = data.scalars([name], ("entropy", "renyi2", "entropy_selected"))
     fan = data.fan(name)
-    if len(fan["step"]):
-        shared.chart(distributions.entropy_fan(theme, fan, renyi2, theme.accent, spans=spans, log=log), f"fan-{name}",
-                     pick=True)  # fmt: skip
+    left, right = st.columns(2)
+    with left:
+        drawn = [
+            Line(text, *series_of(rows, name, key), line_colour, dash=dash)
+            for key, text, line_colour, dash in (
+                ("entropy", "mean H1", colour, "solid"),
+                ("renyi2", "mean H2 (Renyi-2)", theme.second, "solid"),
+                ("entropy_selected", "mean H1, selected", theme.wheel[1], "dot"),
+            )
+        ]
+        means = lines(
+            theme,
+            "entropy",
+            [line for line in drawn if len(line.x)],
+            title="Mean entropy",
+            spans=spans,
+            log=log,
+            height=320,
+            zero=True,
+        )
+        shared.chart(means, f"entropy-{name}", pick=True)
+    with right:
+        if len(fan["step"]):
+            renyi2 = series_of(rows, name, "renyi2")
+            shared.chart(
+                distributions.entropy_fan(theme, fan, renyi2, colour, spans=spans, log=log, height=320),
+                f"fan-{name}",
+                pick=True,
+            )
     left, right = st.columns(2)
     with left:
         matrix = data.counts(name, "deviation")
         if len(matrix["step"]):
-            shared.chart(distributions.histogram_map(theme, matrix, "deviation", spans=spans), f"deviation-{name}",
-                         pick=True)  # fmt: skip
+            shared.chart(
+                distributions.histogram_map(theme, matrix, "deviation", spans=spans), f"deviation-{name}", pick=True
+            )
     with right:
         every, selected = (data.newest_counts(name, "entropy", split) for split in ("all", "selected"))
         if len(every["step"]):
             accent = colour if colour != theme.uniform else theme.accent
-            shared.chart(distributions.selected_against_all(theme, every, selected, accent), f"selected-{name}", group="")
+            fig = distributions.selected_against_all(theme, every, selected, accent)
+            shared.chart(fig, f"selected-{name}", group="")
 
 
 def _update(entry: RunEntry, spans: Frame) -> None:
@@ -115,12 +150,18 @@ def _update(entry: RunEntry, spans: Frame) -> None:
     shown = [(tuple(k for k in keys if k in recorded), log) for keys, log in SMALL if recorded & set(keys)]
     columns = st.columns(2)
     for i, (keys, log) in enumerate(shown):
-        colours = (theme.accent, theme.second, theme.uniform)
+        colours = (_colour(entry, theme), theme.second, theme.wheel[1])
         drawn = [_series(entry, key, colour, rows) for key, colour in zip(keys, colours, strict=False)]
-        title = " and ".join(label(key)[0] for key in keys) if len(keys) < 3 else "Selected and decided tokens"
+        title = _joined(keys) if len(keys) < 3 else "Selected and decided tokens"
         with columns[i % 2]:
             fig = lines(theme, keys[0], drawn, title=title, spans=spans, log=log)
             shared.chart(fig, f"{keys[0]}-{entry.name}", pick=True)
+
+
+def _joined(keys: tuple[str, ...]) -> str:
+    """'Clipped low, clipped high'; KL and the like keep their capitals."""
+    first, *rest = (label(key)[0] for key in keys)
+    return ", ".join([first, *(text if text[1:2].isupper() else text[0].lower() + text[1:] for text in rest)])
 
 
 def _alerts_and_events(entry: RunEntry, spans: Frame) -> None:
@@ -129,15 +170,32 @@ def _alerts_and_events(entry: RunEntry, spans: Frame) -> None:
     for i in range(n_rows(mine)):
         severity = str(mine["severity"][i])
         end = mine["end_step"][i]
-        where = f"fires since step {mine['first_step'][i]}" if np.isnan(end) else (
-            f"step {mine['first_step'][i]} to {end:.0f}, resolved")  # fmt: skip
-        box = {"critical": st.error, "warning": st.warning}.get(severity, st.info)
-        box(f"**{mine['rule'][i]}**, {where}. {mine['message'][i]} {mine['action'][i]}")
+        where = (
+            f"fires since step {mine['first_step'][i]}"
+            if np.isnan(end)
+            else (f"step {mine['first_step'][i]} to {end:.0f}, resolved")
+        )
+        text = f"**{mine['rule'][i]}** ({severity}), {where}. {mine['message'][i]} {mine['action'][i]}"
+        if np.isnan(end):
+            {"critical": st.error, "warning": st.warning}.get(severity, st.info)(text)
+        else:
+            st.container(border=True).markdown(text)
     happened = data.events([entry.name])
     if n_rows(happened):
         shared.small_heading("Events")
-        table = {"step": happened["step"], "what": happened["kind"], "message": happened["message"],
-                 "when": (happened["ts"] * 1000).astype("datetime64[ms]")}  # fmt: skip
-        st.dataframe(table, hide_index=True, column_config={"step": st.column_config.NumberColumn(format="%d", width=70),
-                     "what": st.column_config.TextColumn(width=140), "message": st.column_config.TextColumn(width="large"),
-                     "when": st.column_config.DatetimeColumn(format="D MMM, HH:mm:ss", timezone="UTC")})  # fmt: skip
+        table = {
+            "step": happened["step"],
+            "what": happened["kind"],
+            "message": happened["message"],
+            "when": (happened["ts"] * 1000).astype("datetime64[ms]"),
+        }
+        st.dataframe(
+            table,
+            hide_index=True,
+            column_config={
+                "step": st.column_config.NumberColumn(format="%d", width=70),
+                "what": st.column_config.TextColumn(width=140),
+                "message": st.column_config.TextColumn(width="large"),
+                "when": st.column_config.DatetimeColumn(format="D MMM, HH:mm:ss", timezone="UTC"),
+            },
+        )

@@ -60,7 +60,7 @@ def choose(
 
 
 def pick_run() -> RunEntry | None:
-    """The run of the URL, else the one looked at last, else the newest; an unknown name is answered with the nearest."""
+    """The run of the URL, else the one looked at last, else the newest; None, and a hint, for an unknown name."""
     names = [entry.name for entry in data.runs()]
     wanted = st.query_params.get("run")
     if wanted is not None and wanted not in names:

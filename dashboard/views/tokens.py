@@ -81,7 +81,7 @@ def _group_name(rows: Frame, group: int) -> str:
     mine = select(rows, rows["group_id"] == group)
     share = f"{int(mine['correct'].sum())} of {n_rows(mine)} correct"
     text = " ".join(str(mine["prompt"][0]).split())
-    return f"{share} · {text[-70:] if len(text) > 70 else text}"
+    return f"{group} · {share} · {'…' + text[-60:] if len(text) > 60 else text}"  # equal names would be one option
 
 
 def _prompt(rows: Frame) -> None:
@@ -125,7 +125,8 @@ def _rollout(rows: Frame, i: int, tokens: Frame, scale) -> None:
             if rows["truncated"][i]:
                 st.badge("truncated", color="orange", icon=":material/content_cut:")
             st.caption(
-                f"reward {rows['reward'][i]:.3g} · advantage {rows['advantage'][i]:+.3g} · {rows['n_tokens'][i]} tokens",
+                f"reward {rows['reward'][i]:.3g} · advantage {rows['advantage'][i]:+.3g} · "
+                f"{rows['n_tokens'][i]} tokens",
                 width="content",
             )
         mine = select(tokens, tokens["sample"] == rows["sample"][i]) if n_rows(tokens) else {}
