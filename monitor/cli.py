@@ -13,7 +13,7 @@ from monitor.errors import MonitorError
 # command: ("module:function", one line of help). The function takes the rest of the arguments, returns the exit code.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("trainer.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
-    "train": ("trainer.train:main", "train a policy and record the run"),
+    "train": ("trainer.cli:main", "train a policy and record the run"),
     "fetch": ("trainer.models:main", "download and unpack a model"),
     "dashboard": ("dashboard.launch:main", "show a store in the browser, live"),
     "ls": ("monitor.commands.ls:main", "list the runs of a store"),

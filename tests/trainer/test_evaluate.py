@@ -1,0 +1,73 @@
+"""pass@k by hand and by brute force; the built-in task's rules."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from trainer.evaluate import pass_at_k
+from trainer.tasks import SPLITS, make_task
+from trainer.tasks.chain import parse_chain
+
+
+def test_pass_at_k_equals_the_share_of_all_subsets():
+    n, k = 6, 3
+    for c in range(n + 1):
+        samples = [True] * c + [False] * (n - c)
+        subsets = list(combinations(samples, k))
+        assert pass_at_k(np.array([c]), n, k)[0] == pytest.approx(np.mean([any(s) for s in subsets])), c
+
+
+def test_pass_at_one_is_the_mean_and_k_above_n_is_refused():
+    assert pass_at_k(np.array([0, 1, 4]), 4, 1).tolist() == pytest.approx([0, 0.25, 1])
+    with pytest.raises(ValueError, match="pass@5 needs at least 5 samples of each prompt, got 4"):
+        pass_at_k(np.array([1]), 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("completion", "valid"),
+    [
+        ("9*5=45,45+8=53,53+4=57;", True),
+        ("9*5=45,45+8=53,53+4=57", True),
+        ("9*5=45,45+8=53;", False),  # two steps
+        ("9*5=45,45+8=54,54+3=57;", False),  # wrong sum
+        ("9*5=45,44+9=53,53+4=57;", False),  # does not use the result before
+        ("10+5=15,15+2=17,17+1=18;", False),  # starts from two digits
+        ("9-9=0,0-1=-1,1+1=2;", False),  # below 0
+        ("1+1=2,2+1=3,3+1=4,4+1=5,5+1=6,6+1=7,7+1=8;", False),  # seven steps
+        ("9*5=45,45+0=45,45+1=46;", False),  # operand 0
+        ("", False),
+        ("9*5=45,,53+4=57", False),
+    ],
+)
+def test_chain_rules(completion, valid):
+    assert (parse_chain(completion) is not None) == valid
+
+
+def test_chain_reward_needs_the_target_and_forms_ignore_commuted_first_operands():
+    task = make_task("chain")
+    chain = "9*5=45,45+8=53,53+4=57;"
+    assert task.reward(["57:", "58:"], [chain, chain], [[], []], target=[57, 58]) == [1.0, 0.0]
+    prompt = task.prompts("train")[0]
+    swapped = "5*9=45,45+8=53,53+4=57;"
+    assert task.canonical(prompt, chain) == task.canonical(prompt, swapped) == "5*9,+8,+4"
+    assert task.canonical(prompt, "9-5=4,4+8=12,12-3=9;") == "9-5,+8,-3"  # minus does not commute
+    assert task.canonical(prompt, "nonsense") is None
+
+
+def test_chain_splits_do_not_overlap():
+    task = make_task("chain")
+    ids = {split: {p.id for p in task.prompts(split)} for split in SPLITS}
+    assert {split: len(found) for split, found in ids.items()} == {
+        "train": 67, "heldout": 13, "multipath": 10, "ood": 50
+    }  # fmt: skip
+    assert len(set.union(*ids.values())) == sum(map(len, ids.values()))
+
+
+def test_unknown_tasks_name_the_nearest():
+    with pytest.raises(ValueError, match=r"Unknown task 'chian'\. Did you mean 'chain'\?"):
+        make_task("chian")
+    with pytest.raises(ValueError, match=r"Unknown task 'reasoning_gym:'"):
+        make_task("reasoning_gym:")
