@@ -30,59 +30,51 @@ def entropy_fan(
     )
     x = fan["step"]
     floor = 1e-5 if log else 0.0  # a log axis cannot show 0
-    for low, high, alpha in (("p5", "p95", 0.14), ("p25", "p75", 0.26)):
-        for name, fill in ((low, None), (high, "tonexty")):
-            fig.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=np.maximum(fan[name], floor),
-                    mode="lines",
-                    line={"width": 0, "color": colour},
-                    fill=fill,
-                    fillcolor=faded(colour, alpha),
-                    name=f"{low}–{high}" if fill else name,
-                    showlegend=bool(fill),
-                    legendgroup=low,
-                    hoverinfo="skip",
-                )
-            )
-    for name, values, style in (
-        ("p99", fan["p99"], {"color": faded(colour, 0.55), "width": 1, "dash": "dot"}),
-        ("p95", fan["p95"], {"color": faded(colour, 0.0), "width": 0}),
-        ("median", fan["p50"], {"color": colour, "width": 1.2, "dash": "dash"}),
-        ("mean H1", fan["mean"], {"color": colour, "width": 2.2}),
-    ):
-        fig.add_trace(
-            go.Scatter(
-                x=x,
-                y=np.maximum(values, floor),
-                mode="lines",
-                name=name,
-                line=style,
-                showlegend=name != "p95",
-                visible="legendonly" if name == "p99" and not log else True,
-                hovertemplate="%{y:.3~g}",
-            )
-        )
-    fig.add_trace(
-        go.Scatter(
-            x=renyi2[0],
-            y=np.maximum(renyi2[1], floor),
-            mode="lines",
-            name="mean H2 (Renyi-2)",
-            hovertemplate="%{y:.3~g}",
-            line={"color": theme.second, "width": 2.2},
-        )
-    )
-    fig.update_layout(
-        yaxis={"type": "log" if log else "linear", "title": {"text": unit}, "uirevision": "log" if log else "linear"}
-    )
+    bounded = {name: np.maximum(values, floor) for name, values in fan.items()}
+    p99 = _curve("p99", x, bounded["p99"], faded(colour, 0.55), width=1.0, dash="dot")
     if not log:
-        fig.update_yaxes(rangemode="tozero")
+        p99.visible = "legendonly"
+    fig.add_traces(
+        [
+            *_band("p5", "p95", x, bounded, faded(colour, 0.14)),
+            *_band("p25", "p75", x, bounded, faded(colour, 0.26)),
+            p99,
+            _curve("median", x, bounded["p50"], colour, width=1.2, dash="dash"),
+            _curve("mean H1", x, bounded["mean"], colour),
+            _curve("mean H2 (Renyi-2)", renyi2[0], np.maximum(renyi2[1], floor), theme.second),
+        ]
+    )
+    kind = "log" if log else "linear"
+    fig.layout.yaxis = {"type": kind, "title": {"text": unit}, "uirevision": kind}
+    if not log:
+        fig.layout.yaxis.rangemode = "tozero"
     clip_steps(fig, x)
     if spans is not None:
         add_alerts(fig, spans, float(x[-1]) if len(x) else 0.0, theme)
     return fig
+
+
+def _curve(
+    name: str, x: np.ndarray, y: np.ndarray, colour: str, *, width: float = 2.2, dash: str = "solid"
+) -> go.Scatter:
+    line = {"color": colour, "width": width, "dash": dash}
+    return go.Scatter(x=x, y=y, mode="lines", name=name, line=line, hovertemplate="%{y:.3~g}")
+
+
+def _band(low: str, high: str, x: np.ndarray, fan: Frame, fill: str) -> list[go.Scatter]:
+    """Two invisible curves with the area between them; one entry in the legend."""
+    shared = {"x": x, "mode": "lines", "line": {"width": 0}, "legendgroup": low}
+    return [
+        go.Scatter(y=fan[low], name=low, showlegend=False, hovertemplate="%{y:.3~g}", **shared),
+        go.Scatter(
+            y=fan[high],
+            name=f"{low}–{high}",
+            fill="tonexty",
+            fillcolor=fill,
+            hovertemplate=f"%{{y:.3~g}}<extra>{high}</extra>",
+            **shared,
+        ),
+    ]
 
 
 def cell_borders(edges_id: str) -> np.ndarray:
@@ -128,7 +120,7 @@ def histogram_map(theme: Theme, matrix: Frame, key: str, *, spans: Frame | None 
             },
         )
     )
-    fig.update_layout(hovermode="closest", yaxis=_log_cells(borders, unit))
+    fig.layout.hovermode, fig.layout.yaxis = "closest", _log_cells(borders, unit)
     if spans is not None:
         add_alerts(fig, spans, float(matrix["last_step"][-1]), theme, shade=False)
     return fig
@@ -185,7 +177,7 @@ def difference_map(theme: Theme, gap: Frame, key: str, names: tuple[str, str], *
             },
         )
     )
-    fig.update_layout(hovermode="closest", yaxis=_log_cells(borders, unit))
+    fig.layout.hovermode, fig.layout.yaxis = "closest", _log_cells(borders, unit)
     return fig
 
 
@@ -221,9 +213,8 @@ def selected_against_all(
                 )
             )
     axis = _log_cells(borders, unit) | {"hoverformat": ".2~g"}
-    fig.update_layout(
-        xaxis=axis, yaxis={"tickformat": ".0%", "rangemode": "tozero", "title": {"text": "share of tokens"}}
-    )
+    fig.layout.xaxis = axis
+    fig.layout.yaxis = {"tickformat": ".3~%", "rangemode": "tozero", "title": {"text": "share of tokens"}}
     return fig
 
 
@@ -248,7 +239,6 @@ def joint_map(theme: Theme, counts: np.ndarray, key: str = "entropy*deviation", 
             hovertemplate="entropy %{x:.2~g}, deviation %{y:.2~g}: %{customdata} tokens<extra></extra>",
         )
     )
-    fig.update_layout(
-        hovermode="closest", xaxis=_log_cells(across, "entropy, nats"), yaxis=_log_cells(up, "deviation, nats")
-    )
+    fig.layout.hovermode = "closest"
+    fig.layout.xaxis, fig.layout.yaxis = _log_cells(across, "entropy, nats"), _log_cells(up, "deviation, nats")
     return fig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -41,49 +42,38 @@ def lines(
     """Lines of one metric over steps, with the alerts of `spans`. Labels, unit and help come from METRICS."""
     name, unit, help_text = label(key)
     fig = figure(theme, title or name, unit=unit, help=help_text, height=height)
-    for line in series:
-        _add_line(fig, line, unit)
-    _value_axis(fig, unit, log)
+    fig.add_traces([_trace(line, unit) for line in series])
+    fig.layout.yaxis = _value_axis(unit, log)
     if zero and not log:
-        fig.update_layout(yaxis_rangemode="tozero")
+        fig.layout.yaxis.rangemode = "tozero"
     clip_steps(fig, *(line.x for line in series))
     shown = [line for line in series if not line.faint]
-    fig.update_layout(showlegend=len(shown) > 1)
+    fig.layout.showlegend = len(shown) > 1
     if spans is not None:
         add_alerts(fig, spans, _last_step(series), theme)
     return fig
 
 
-def _add_line(fig: go.Figure, line: Line, unit: str) -> None:
-    fig.add_trace(
-        go.Scatter(
-            x=line.x,
-            y=line.y,
-            name=line.name,
-            mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
-            line={
-                "color": faded(line.colour, 0.35) if line.faint else line.colour,
-                "width": 1 if line.faint else 1.8,
-                "dash": line.dash,
-            },
-            marker={"size": 7, "color": line.colour},
-            showlegend=not line.faint,
-            legendgroup=line.group or line.name,
-            hoverinfo="skip" if line.faint else None,
-            hovertemplate=None if line.faint else f"%{{y:{number_format(unit)}}}",
-        )
+def _trace(line: Line, unit: str) -> go.Scatter:
+    colour = faded(line.colour, 0.35) if line.faint else line.colour
+    return go.Scatter(
+        x=line.x,
+        y=line.y,
+        name=line.name,
+        mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
+        line={"color": colour, "width": 1 if line.faint else 1.8, "dash": line.dash},
+        marker={"size": 7, "color": line.colour},
+        showlegend=not line.faint,
+        legendgroup=line.group or line.name,
+        hoverinfo="skip" if line.faint else None,
+        hovertemplate=None if line.faint else f"%{{y:{number_format(unit)}}}",
     )
 
 
-def _value_axis(fig: go.Figure, unit: str, log: bool) -> None:
-    fig.update_layout(
-        yaxis={
-            "type": "log" if log else "linear",
-            "tickformat": ".3~%" if unit == "share" else None,
-            "uirevision": "log" if log else "linear",
-            "title": {"text": "" if unit in ("", "share") else unit},
-        }
-    )
+def _value_axis(unit: str, log: bool) -> dict[str, Any]:
+    kind = "log" if log else "linear"
+    axis = {"type": kind, "uirevision": kind, "title": {"text": "" if unit in ("", "share") else unit}}
+    return axis | ({"tickformat": ".3~%"} if unit == "share" else {})
 
 
 def _last_step(series: Sequence[Line]) -> float:
@@ -138,11 +128,9 @@ def reward_and_pass(
         height=height,
         help=f"{help_text} Points: evaluations. pass@1 rising while pass@k falls is diversity being lost.",
     )
-    _add_line(fig, reward, "")
-    for line in passes.values():
-        _add_line(fig, line, "share")
+    fig.add_traces([_trace(reward, ""), *(_trace(line, "share") for line in passes.values())])
     clip_steps(fig, reward.x, *(line.x for line in passes.values()))
-    fig.update_layout(showlegend=bool(passes))
+    fig.layout.showlegend = bool(passes)
     if spans is not None:
         add_alerts(fig, spans, _last_step([reward, *passes.values()]), theme)
     return fig
@@ -174,9 +162,9 @@ def pass_against_distinct(theme: Theme, paths: Sequence[Line], *, height: int = 
                 hovertemplate="pass@1 %{x:.1%}, distinct %{y:.3~g}",
             )
         )
-    fig.update_layout(hovermode="closest", showlegend=True)
-    fig.update_xaxes(tickformat=".3~%")
-    fig.update_yaxes(title={"text": "distinct correct answers"})
+    fig.layout.hovermode, fig.layout.showlegend = "closest", True
+    fig.layout.xaxis.tickformat = ".3~%"
+    fig.layout.yaxis.title = {"text": "distinct correct answers"}
     return fig
 
 

@@ -19,18 +19,20 @@ def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme, *, 
     """
     if not n_rows(spans):
         return fig
-    fig.update_layout(
-        yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True, "type": "linear"}
-    )
+    fig.layout.yaxis2 = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True, "type": "linear"}
+    shapes = []
     for i in range(n_rows(spans)):
         colour = theme.severity.get(str(spans["severity"][i]), theme.muted)
         first, end = float(spans["first_step"][i]), float(spans["end_step"][i])
         until = max(last_step, first) if np.isnan(end) else end
-        fig.add_shape(
-            type="rect", x0=first, x1=until, y0=0 if shade else 1, y1=1 if shade else 1.03, yref="paper",
-            layer="below", line_width=0, fillcolor=faded(colour, 0.10 if shade else 0.7),
-        )  # fmt: skip
-        fig.add_shape(type="line", x0=first, x1=first, y0=0, y1=1, yref="paper", line={"color": colour, "width": 1.5})
+        bottom, top, alpha = (0.0, 1.0, 0.10) if shade else (1.0, 1.03, 0.7)
+        shapes += [
+            {"type": "rect", "x0": first, "x1": until, "y0": bottom, "y1": top, "yref": "paper", "layer": "below",
+             "line": {"width": 0}, "fillcolor": faded(colour, alpha)},
+            {"type": "line", "x0": first, "x1": first, "y0": 0.0, "y1": 1.0, "yref": "paper",
+             "line": {"color": colour, "width": 1.5}},
+        ]  # fmt: skip
+    fig.layout.shapes = shapes
     _add_marks(fig, spans, theme)
     return fig
 
@@ -48,7 +50,8 @@ def _add_marks(fig: go.Figure, spans: Frame, theme: Theme) -> None:
             fig.add_trace(
                 go.Scatter(
                     x=x, y=np.full(len(x), 0.97), yaxis="y2", mode="markers", name=f"alert {what}", showlegend=False,
-                    marker={"symbol": symbol, "size": 10, "color": list(colour), "line": {"width": 2}},
+                    marker={"symbol": symbol, "size": 10, "color": list(colour),
+                            "line": {"width": 2, "color": list(colour)}},
                     customdata=hover, hovertemplate=f"<b>{what}</b> %{{customdata}}<extra></extra>",
                 )
             )  # fmt: skip

@@ -192,6 +192,7 @@ def _alerts_and_events(entry: RunEntry, spans: Frame) -> None:
         st.dataframe(
             table,
             hide_index=True,
+            placeholder="–",
             column_config={
                 "step": st.column_config.NumberColumn(format="%d", width=70),
                 "what": st.column_config.TextColumn(width=140),
