@@ -61,7 +61,7 @@ _RANK_STATUS = f"""CASE
         THEN 'stalled'
     ELSE 'running' END"""
 
-_RUNS_VIEW = f"""CREATE VIEW runs AS
+_RUNS_VIEW = f"""CREATE OR REPLACE VIEW runs AS
 SELECT r.name AS run, coalesce(b.status, 'crashed') AS status, r.* EXCLUDE (name, schema_version),
     b.* EXCLUDE (run, status)
 FROM run_files r LEFT JOIN (
@@ -73,15 +73,15 @@ FROM run_files r LEFT JOIN (
 
 # Same rule as monitor.records.quantiles_from_counts: linear in the cell that holds rank q * n.
 _QUANTILE_MACROS = (
-    "CREATE MACRO hist_cell(counts, place) AS list_position("
+    "CREATE OR REPLACE MACRO hist_cell(counts, place) AS list_position("
     "[list_sum(counts[:i]) >= place AND counts[i] > 0 FOR i IN range(1, len(counts) + 1)], true)",
-    "CREATE MACRO hist_interpolate(counts, edge_lows, edge_highs, cell, place, low, high) AS "
+    "CREATE OR REPLACE MACRO hist_interpolate(counts, edge_lows, edge_highs, cell, place, low, high) AS "
     "greatest(edge_lows[cell], low) + (place - coalesce(list_sum(counts[:cell - 1]), 0)) / counts[cell] "
     "* (least(edge_highs[cell], high) - greatest(edge_lows[cell], low))",
-    "CREATE MACRO hist_quantile(counts, id, q, low, high) AS hist_interpolate(counts, "
+    "CREATE OR REPLACE MACRO hist_quantile(counts, id, q, low, high) AS hist_interpolate(counts, "
     "(SELECT lows FROM edges WHERE edges_id = id), (SELECT highs FROM edges WHERE edges_id = id), "
     "hist_cell(counts, q * list_sum(counts)), q * list_sum(counts), low, high)",
-    "CREATE MACRO series(metric) AS TABLE SELECT run, step, avg(value) AS value FROM steps "
+    "CREATE OR REPLACE MACRO series(metric) AS TABLE SELECT run, step, avg(value) AS value FROM steps "
     "WHERE name = metric GROUP BY run, step ORDER BY run, step",
 )
 
@@ -95,28 +95,32 @@ def _json_view(name: str, glob: str, columns: dict[str, str]) -> str:
     spec = ", ".join(f"{column}: '{kind}'" for column, kind in columns.items())
     key = "name" if "name" in columns else "run"
     source = f"read_json({quote(glob)}, columns = {{{spec}}}, format = 'auto', ignore_errors = false)"
-    return f"CREATE VIEW {name} AS SELECT * FROM {source} WHERE {key} IS NOT NULL"
+    return f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {source} WHERE {key} IS NOT NULL"
 
 
 def catalog_statements(store: Path) -> list[str]:
     """The SQL that makes every view, macro and table of the catalog of a store, in order."""
     runs = f"{_escaped_glob(store)}/runs/*"
     made = [
-        f"CREATE TABLE store_info AS SELECT {quote(str(store))} AS root, {SCHEMA_VERSION} AS schema_version, "
-        f"{_CATALOG_VERSION} AS catalog_version",
-        "CREATE TABLE edges (edges_id VARCHAR, lows DOUBLE[], highs DOUBLE[])",
+        f"CREATE OR REPLACE TABLE store_info AS SELECT {quote(str(store))} AS root, "
+        f"{SCHEMA_VERSION} AS schema_version, {_CATALOG_VERSION} AS catalog_version",
+        "CREATE OR REPLACE TABLE edges (edges_id VARCHAR, lows DOUBLE[], highs DOUBLE[])",
         _json_view("run_files", f"{runs}/*run.json", _RUN_COLUMNS),
         _json_view("heartbeats", f"{runs}/*heartbeat-r*.json", _BEAT_COLUMNS),
         _RUNS_VIEW,
     ]
     for table in TABLES:
         glob = quote(f"{runs}/data/{table}/*.parquet")
-        made.append(f"CREATE VIEW {table}_all AS SELECT * FROM read_parquet({glob}, hive_partitioning = false)")
-    made.append("CREATE VIEW commits AS SELECT run, step, rank, max(attempt) AS attempt FROM steps_all GROUP BY ALL")
+        made.append(
+            f"CREATE OR REPLACE VIEW {table}_all AS SELECT * FROM read_parquet({glob}, hive_partitioning = false)"
+        )
+    made.append(
+        "CREATE OR REPLACE VIEW commits AS SELECT run, step, rank, max(attempt) AS attempt FROM steps_all GROUP BY ALL"
+    )
     for table in TABLES:
         # Events happen to a run, not to a step: also those of replaced attempts stay visible.
         replaced = "" if table == "events" else " SEMI JOIN commits USING (run, step, rank, attempt)"
-        made.append(f"CREATE VIEW {table} AS SELECT * FROM {table}_all{replaced}")
+        made.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {table}_all{replaced}")
     return made + list(_QUANTILE_MACROS)
 
 

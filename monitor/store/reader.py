@@ -152,6 +152,9 @@ class Store:
 
     def _repair(self, message: str) -> bool:
         """True if the cause of a failed read is gone: the file was swapped away, or is set aside now."""
+        if "No files found" in message and "*" in message:  # an empty glob: the seeds are gone
+            write_seeds(self.root)
+            return True
         named = [Path(found) for found in _NAMED_FILE.findall(message)]
         inside = [path for path in named if self.root in path.parents]
         if any(SEED_RUN in path.parts for path in inside):
@@ -161,9 +164,6 @@ class Store:
             return True
         if inside:
             return sum(not path.exists() or quarantine_if_damaged(path) for path in inside) > 0  # look at each
-        if "*" in message:  # a glob that matched nothing: the seeds are gone
-            write_seeds(self.root)
-            return True
         return self._quarantine_all()  # DuckDB does not name the file in every error
 
     def _quarantine_all(self) -> bool:
