@@ -65,7 +65,7 @@ def samples(step: int) -> SampleTable:
         truncated=np.zeros(N_SAMPLES, bool),
         prompt=["1+1="] * N_SAMPLES,
         completion=["2 é"] * N_SAMPLES,
-        token_texts=[["2", " ", "é"]] * N_SAMPLES,
+        token_texts=[["2", " ", "é", *["."] * (N_POSITIONS - 3)]] * N_SAMPLES,
     )
 
 

@@ -45,9 +45,9 @@ def test_what_is_recorded_comes_back(tmp_path: Path) -> None:
         [(counts, n, least)] = store.sql("SELECT counts, n, min FROM histograms WHERE step = 4 AND split = 'all'").rows
         truth = step_record(4).histograms[0]
         assert (counts, n, least) == (truth.counts.tolist(), truth.n, truth.min)
-        assert store.sql("SELECT completion, token_texts, correct FROM samples WHERE step = 1 AND sample = 1").rows == [
-            ("2 é", ["2", " ", "é"], True)
-        ]
+        assert store.sql(
+            "SELECT completion, token_texts[:3], correct FROM samples WHERE step = 1 AND sample = 1"
+        ).rows == [("2 é", ["2", " ", "é"], True)]
     state = get_run(tmp_path, "a")
     assert (state.status, state.acknowledged, state.tokens_dropped) == ("finished", 5, 0)
     assert state.info["config"] == {"seed": 3}
