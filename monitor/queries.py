@@ -31,7 +31,7 @@ def _plain(column: np.ndarray) -> np.ndarray:
     if not isinstance(column, np.ma.MaskedArray):
         return column
     if column.dtype.kind in "fiub":
-        return column.astype(np.float64).filled(np.nan) if column.mask.any() else column.data
+        return np.ma.filled(column.astype(np.float64), np.nan) if column.mask.any() else column.data
     return column.filled("")
 
 
@@ -138,7 +138,7 @@ def count_matrix(
     return {
         "step": rows["step"][starts],
         "last_step": rows["step"][last],
-        "counts": np.add.reduceat(np.stack(rows["counts"]), starts),
+        "counts": np.add.reduceat(np.stack(list(rows["counts"])), starts),
         "n": np.add.reduceat(rows["n"], starts),
         "sum": np.add.reduceat(rows["sum"], starts),
         "min": np.minimum.reduceat(rows["min"], starts),
@@ -195,7 +195,7 @@ def joint_counts(
     if not n_rows(rows):
         return np.zeros((0, 0), np.int64)
     shape = tuple(n_cells(part) for part in str(rows["edges_id"][0]).split("*"))
-    return np.stack(rows["counts"]).sum(0).reshape(shape)
+    return np.stack(list(rows["counts"])).sum(0).reshape(shape)
 
 
 # --- alerts, events, tokens ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from monitor.metrics import nearest
 from monitor.queries import Frame, n_rows, select
 from monitor.store.tail import RunEntry
 
-STATUS = {  # colour and icon of st.badge
+STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
     "running": ("blue", ":material/play_arrow:", "A fresh heartbeat and new steps."),
     "finished": ("green", ":material/check:", "It ended as planned."),
     "stopped": ("gray", ":material/stop:", "Someone stopped it; all steps are written."),
@@ -26,7 +26,7 @@ STATUS = {  # colour and icon of st.badge
     "crashed": ("red", ":material/error:", "No heartbeat any more: the process died without a last word."),
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
-SEVERITY = {"info": "gray", "warning": "orange", "critical": "red"}
+SEVERITY: dict[str, Any] = {"info": "gray", "warning": "orange", "critical": "red"}
 PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
 
 
