@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         try:
             parts = prepare(config)
             recorder, name = _open_recorder(config, console)
-        except (ValueError, MonitorError) as error:
+        except (ValueError, MonitorError, OSError) as error:  # OSError: a hub id that cannot be loaded
             return _refuse(error)
     console.print(_what_starts(parts, name))
     status, code = _guarded_run(parts, recorder, console, name)

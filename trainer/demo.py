@@ -136,7 +136,7 @@ def _trainer(store: Path, name: str, arm: str, options: argparse.Namespace) -> I
 
 def _follow(store: Path, runs: dict[str, subprocess.Popen[str]], console: Console) -> list[str]:
     """Progress bars from the store until every process ended; returns the runs whose process failed."""
-    tail, told = Tail(store), 0
+    tail, told = Tail(store), set[tuple[str, ...]]()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -150,7 +150,7 @@ def _follow(store: Path, runs: dict[str, subprocess.Popen[str]], console: Consol
             alive = any(process.poll() is None for process in runs.values())
             tail.poll()
             _advance(tail, bars, tasks)
-            told = _tell_alerts(tail, list(runs), told, console)
+            _tell_alerts(tail, list(runs), told, console)
             if not alive:
                 break
             time.sleep(0.5)
@@ -168,13 +168,16 @@ def _advance(tail: Tail, bars: Progress, tasks: dict[str, TaskID]) -> None:
             bars.update(task, completed=int(steps.max()), total=total, now=now)
 
 
-def _tell_alerts(tail: Tail, runs: list[str], told: int, console: Console) -> int:
-    """Prints alerts that fired or resolved since the last call; returns how many rows were seen."""
+def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[str, ...]], console: Console) -> None:
+    """Prints each alert's firing and end once."""
     log = alert_log(tail.cursor(), runs)
-    for i in range(told, len(log["run"])):
-        if log["state"][i] != "pending":
-            console.print(f"[yellow]{log['run'][i]}: {log['rule'][i]} {log['state'][i]}[/] {log['message'][i]}")
-    return len(log["run"])
+    for run, rule, state, step, message in zip(
+        *(log[c] for c in ("run", "rule", "state", "step", "message")), strict=True
+    ):
+        key = (str(run), str(rule), str(state), str(step))
+        if state != "pending" and key not in told:
+            told.add(key)
+            console.print(f"[yellow]{run}: {rule} {state} at step {step}.[/] {message}")
 
 
 def _result(store: Path, runs: list[str]) -> Table:

@@ -116,8 +116,9 @@ class Updater:
     def _optimizer_step(self, loss: Tensor) -> Tensor:
         """Clips, checks, steps; returns the gradient norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.grad_clip)
+        loss = loss.detach()
         if not torch.isfinite(norm + loss):  # the step's one host sync: weights once broken stay broken
-            raise NonFiniteError(f"Loss is {float(loss):.4g} and the gradient norm {float(norm):.4g}.")
+            raise NonFiniteError(f"The loss is {loss:.4g} and the gradient norm {norm:.4g}, not finite.")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.detach()

@@ -51,18 +51,15 @@ def test_each_response_ends_at_its_first_end_token_or_at_the_limit(policy):
     assert rollouts.truncated.any() and not rollouts.truncated.all()
 
 
-def test_rows_that_end_leave_the_batch_without_changing_the_others(policy, monkeypatch):
-    """With greedy-like temperature the draws do not depend on how the generator is shared out."""
-    leaving = draw(policy, TEXTS, temperature=1e-3, limit=30)
-    monkeypatch.setattr(rollout, "COMPACT_EVERY", 10**6)
-    staying = draw(policy, TEXTS, temperature=1e-3, limit=30)
-    assert torch.equal(leaving.mask, staying.mask)
-    assert torch.equal(leaving.token_ids * leaving.mask, staying.token_ids * staying.mask)
-
-
-def test_large_batches_are_sampled_in_chunks(policy):
-    whole, chunked = (draw(policy, TEXTS, temperature=1e-3, max_batch=size) for size in (1024, 5))
-    assert torch.equal(whole.token_ids * whole.mask, chunked.token_ids * chunked.mask)
+@pytest.mark.parametrize(("every", "max_batch"), [(1, 1024), (3, 5), (10**6, 7)])
+def test_rows_that_end_early_and_chunks_keep_each_response_with_its_cache(policy, monkeypatch, every, max_batch):
+    """A row that got another row's keys and values would be far from its own log-probabilities."""
+    monkeypatch.setattr(rollout, "COMPACT_EVERY", every)
+    rollouts = draw(policy, TEXTS, limit=30, max_batch=max_batch)
+    with torch.no_grad():
+        hidden = policy.hidden(rollouts)
+        logprob, _ = policy.logprobs(hidden[rollouts.mask], rollouts.token_ids[rollouts.mask], 1.0)
+    torch.testing.assert_close(logprob, rollouts.sampler_logprobs[rollouts.mask], atol=2e-5, rtol=0)
 
 
 def test_sampled_frequencies_follow_the_policy(policy):

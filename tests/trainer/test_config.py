@@ -1,0 +1,69 @@
+"""Settings: precedence, limits, messages; --help without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from trainer.cli import main, parse_config
+from trainer.config import ConfigError, TrainConfig
+
+
+def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('steps = 7\n[optim]\nlr = 0.5\n[weighting]\nkind = "random"\n')
+    config = parse_config([str(file), "--optim.lr", "0.25", "--weighting.warmup_steps", "3"])
+    assert (config.steps, config.optim.lr, config.weighting.kind) == (7, 0.25, "random")
+    assert config.weighting.warmup_steps == 3 and config.rollout == TrainConfig().rollout
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weighting": {"kind": "itc"}}, "Unknown weighting 'itc'. Did you mean 'ict'? Known: uniform, ict,"),
+        ({"weighting": {"keep": 0.0}}, "weighting.keep is 0.0, expected a share in (0, 1]"),
+        ({"weighting": {"keep": 1.2}}, "weighting.keep is 1.2, expected a share in (0, 1]"),
+        ({"rollout": {"group_size": 1}}, "rollout.group_size is 1: the advantage compares the rollouts of one prompt"),
+        ({"optim": {"mini_batches": 20}}, "optim.mini_batches is 20 but a step has 16 groups"),
+        ({"eval": {"k": 32}}, "eval.k is 32 but eval.samples is 16"),
+        ({"optim": {"lr": -1}}, "lr is -1: input should be greater than 0."),
+        ({"optim": {"lrr": 1}}, "Unknown setting 'lrr'. Did you mean 'lr'?"),
+        ({"stepps": 1}, "Unknown setting 'stepps'. Did you mean 'steps'?"),
+    ],
+)
+def test_wrong_settings_are_explained(settings, message):
+    with pytest.raises(ConfigError) as error:
+        TrainConfig(**settings)
+    assert message in str(error.value)
+
+
+def test_wrong_options_end_with_code_2_and_no_traceback(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["--weighting.kind", "itc"])
+    told = capsys.readouterr()
+    assert error.value.code == 2 and "Did you mean 'ict'?" in told.out + told.err
+
+
+def test_a_bad_file_ends_with_code_2(tmp_path, capsys):
+    assert main([str(tmp_path / "missing.toml")]) == 2
+    assert "Cannot read the configuration" in capsys.readouterr().err
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    assert main([str(tmp_path / "bad.toml")]) == 2
+    assert "is not valid TOML" in capsys.readouterr().err
+
+
+def test_help_documents_every_setting_and_loads_no_torch():
+    code = (
+        "import sys\nfrom trainer.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name, field in TrainConfig.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {})
+        for option, spec in inner.items() or {"": field}.items():
+            flag = f"--{name}.{option}".rstrip(".").replace("_", "-")
+            assert flag in done.stdout, flag
+            assert spec.description, flag

@@ -1,0 +1,143 @@
+"""The optimizer's side: sparse gradients equal dense ones, and splitting changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_policy
+
+from trainer import policy as policy_module
+from trainer.config import TrainConfig
+from trainer.loss import loss_totals, policy_loss
+from trainer.rollout import NonFiniteError, encode_prompts, sample
+from trainer.scoring import token_batch
+from trainer.tasks import Prompt
+from trainer.tokens import Scored
+from trainer.update import Updater
+
+
+def config_of(**changes) -> TrainConfig:
+    settings = {
+        "rollout": {"prompts": 4, "group_size": 4, "max_new_tokens": 16},
+        "weighting": {"kind": "ict", "keep": 0.3, "warmup_steps": 0},
+        "optim": {"lr": 1e-2},
+    }
+    for key, value in changes.items():
+        settings[key] = {**settings.get(key, {}), **value}
+    return TrainConfig(**settings)
+
+
+def batch_of(policy, config, seed=0):
+    prompts = [Prompt(t, t, "train") for t in ("7:", "57:", "123:", "8:")]
+    repeated = [p for p in prompts for _ in range(config.rollout.group_size)]
+    rollouts = sample(
+        policy,
+        encode_prompts(policy, repeated, None, 16),
+        max_new_tokens=16,
+        temperature=config.rollout.temperature,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    rewards = torch.rand(len(repeated), generator=torch.Generator().manual_seed(seed)).round().tolist()
+    return token_batch(rollouts, Scored(repeated, [], [], rewards), 1.0, config)
+
+
+def gradients(policy):
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+
+
+def gradient_of(config, *, slab=None, monkeypatch=None):
+    """The gradient that the configured update hands to the optimizer, and the policy it belongs to."""
+    policy = tiny_policy()
+    if slab:
+        monkeypatch.setattr(policy_module, "SLAB_ELEMENTS", slab)
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    seen = []
+    updater.optimizer.step = lambda: seen.append(gradients(policy).clone())
+    update = updater.update(batch, step=1)
+    return seen, update, batch, policy
+
+
+def dense_gradient(policy, batch, weights, config):
+    """The same loss from the logits of every position, in one piece."""
+    policy.model.zero_grad()
+    logp = torch.log_softmax(policy.project(policy.hidden(batch)) / config.rollout.temperature, -1)
+    logprobs = logp.gather(-1, batch.token_ids.unsqueeze(-1)).squeeze(-1)
+    normalise = config.weighting.normalise
+    totals = loss_totals(batch.mask, weights, normalise, config.rollout.max_new_tokens)
+    terms = policy_loss(
+        logprobs, logprobs.detach(), batch.advantages, batch.mask, weights, config.loss, totals=totals,
+        normalise=normalise, entropies=-(logp.exp() * logp).sum(-1),
+    )  # fmt: skip
+    terms.loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.optim.grad_clip)
+    return gradients(policy)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "ict", "random", "top_entropy", "ict_frequent"])
+@pytest.mark.parametrize("normalise", ["selected", "all"])
+def test_gradient_of_the_selected_positions_equals_the_dense_one(kind, normalise):
+    config = config_of(weighting={"kind": kind, "normalise": normalise}, loss={"entropy_coef": 0.01})
+    (found,), update, batch, policy = gradient_of(config)
+    expected = dense_gradient(policy, batch, update.weights, config)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_the_loss_uses_the_sampling_temperature(temperature):
+    config = config_of(rollout={"temperature": temperature})
+    (found,), update, batch, policy = gradient_of(config)
+    expected = dense_gradient(policy, batch, update.weights, config)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
+def test_micro_batches_change_memory_and_not_gradients(loss):
+    whole, split = (
+        gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size}))[0][0] for size in (256, 4)
+    )
+    assert (whole - split).norm() < 1e-5 * whole.norm()
+
+
+def test_slabs_of_logits_change_memory_and_not_gradients(monkeypatch):
+    config = config_of()
+    (whole,), first, *_ = gradient_of(config)
+    (slabs,), second, *_ = gradient_of(config, slab=19 * 20, monkeypatch=monkeypatch)  # 20 logit rows at a time
+    assert (whole - slabs).norm() < 1e-5 * whole.norm()
+    assert torch.allclose(first.signals.deviation, second.signals.deviation, atol=1e-6)
+
+
+def test_mini_batches_and_epochs_update_from_the_old_signals():
+    config = config_of(optim={"epochs": 2, "mini_batches": 2})
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    steps = []
+    inner = updater.optimizer.step
+    updater.optimizer.step = lambda: (steps.append(1), inner())[1]
+    update = updater.update(batch, step=1)
+    assert len(steps) == 4
+    # on the first mini-batch ratios are 1; later ones have moved, and the old log-probabilities have not
+    assert float(update.loss_stats.sums["log_ratio_abs"]) > 0
+    assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
+    assert int(update.loss_stats.histograms["log_ratio"].n[0]) == 2 * int(batch.mask.sum())
+
+
+def test_kl_to_the_reference_starts_at_zero_and_then_pulls_back():
+    config = config_of(loss={"kl_coef": 0.5})
+    policy, reference = tiny_policy(), tiny_policy()
+    updater = Updater(policy, reference, config)
+    first = updater.update(batch_of(policy, config), step=1)
+    second = updater.update(batch_of(policy, config, seed=1), step=2)
+    assert float(first.loss_stats.sums["kl"]) == pytest.approx(0.0, abs=1e-5)
+    assert float(second.loss_stats.sums["kl"]) > 0
+
+
+def test_a_non_finite_gradient_never_reaches_the_weights():
+    config = config_of()
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    batch.advantages[:] = torch.inf
+    with pytest.raises(NonFiniteError, match="gradient norm"):
+        updater.update(batch, step=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
