@@ -23,6 +23,7 @@ _ARROW = {
     "VARCHAR[]": pa.list_(pa.string()),
     "BIGINT[]": pa.list_(pa.int64()),
 }
+_BLOCK = 64  # rows of Python values that are converted in one go
 _CONSTANT = ("run", "attempt", "rank")  # added by the segment writer
 SCHEMAS = {
     table: pa.schema([(name, _ARROW[kind]) for name, kind in columns.items() if name not in _CONSTANT])
@@ -43,6 +44,12 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array:
         return values
     if isinstance(values, np.ndarray):
         return pa.array(np.ascontiguousarray(values)).cast(kind)
+    # In blocks: Arrow holds the interpreter while it reads Python strings, and the trainer must get its turn.
+    blocks = [values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK)]
+    return pa.concat_arrays([_texts(block, kind) for block in blocks] or [pa.array([], kind)])
+
+
+def _texts(values: Any, kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
     except UnicodeEncodeError:

@@ -1,0 +1,136 @@
+"""What recording costs: the training thread's time in record(), time until a step is durable, throughput, bytes.
+
+Tokens are simulated with the shape of a trained policy's (most entropies near zero, token ids by Zipf's law, weights 0
+or 1); texts and 28 histograms and 30 scalars a step go with them. Everything is fsynced, on the disk of --store.
+
+    python benchmarks/bench_recorder.py [--store DIR] [--out benchmarks/results/recorder.csv]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from harness import RESULTS, write_rows
+
+from monitor.metrics import METRICS, SPLITS, n_cells
+from monitor.recorder import Recorder
+from monitor.records import Histogram, RunInfo, SampleTable, StepRecord, TokenTable
+from monitor.store.schema import TABLES
+from monitor.store.segments import list_segments
+
+RESPONSE = 256  # tokens of a response
+SCALARS = [key for key in METRICS if "*" not in key][:30]
+SIZES = ((8_192, 100, 0.05), (65_536, 60, 0.10), (524_288, 20, 0.50))  # tokens a step, steps, s between steps
+
+
+def tokens(rng: np.random.Generator, n: int) -> TokenTable:
+    """Tokens of n / RESPONSE responses."""
+    entropy = np.where(rng.random(n) < 0.75, rng.lognormal(-6, 2, n), rng.exponential(0.8, n)).astype(np.float32)
+    deviation = (np.minimum(entropy, 1) * rng.random(n) * 0.3).astype(np.float32)
+    return TokenTable(
+        sample=np.repeat(np.arange(n // RESPONSE, dtype=np.int32), RESPONSE),
+        position=np.tile(np.arange(RESPONSE, dtype=np.int32), n // RESPONSE),
+        token_id=np.minimum(rng.zipf(1.3, n), 150_000).astype(np.int32),
+        logprob=-(entropy * rng.exponential(1.0, n)).astype(np.float32),
+        entropy=entropy,
+        renyi2=(entropy * rng.uniform(0.5, 1.0, n)).astype(np.float32),
+        deviation=deviation,
+        alive=np.full(n, 8, np.int32),
+        weight=(deviation > np.quantile(deviation, 0.9)).astype(np.float32),
+    )
+
+
+def samples(rng: np.random.Generator, n: int) -> SampleTable:
+    """The n rollouts of a step with texts of random letters."""
+    words = np.array(["".join(chr(97 + c) for c in rng.integers(0, 26, 4)) for _ in range(500)])
+    index, reward = np.arange(n, dtype=np.int32), rng.integers(0, 2, n).astype(np.float32)
+    texts = [words[rng.integers(0, 500, RESPONSE)].tolist() for _ in range(n)]
+    return SampleTable(
+        sample=index,
+        group_id=index // 8,
+        prompt_id=[f"p{i // 8}" for i in range(n)],
+        split=["train"] * n,
+        reward=reward,
+        correct=reward > 0,
+        advantage=reward - reward.mean(),
+        n_tokens=np.full(n, RESPONSE, np.int32),
+        truncated=np.zeros(n, bool),
+        prompt=["What is the sum of these numbers?"] * n,
+        completion=["".join(text) for text in texts],
+        token_texts=texts,
+    )
+
+
+def histograms(rng: np.random.Generator, n: int) -> tuple[Histogram, ...]:
+    keyed = [(key, metric.edges) for key, metric in METRICS.items() if metric.edges]
+    made = []
+    for key, edges_id in keyed:
+        for split in SPLITS if "*" not in key else ("all",):
+            counts = rng.poisson(n / n_cells(edges_id), n_cells(edges_id)).astype(np.int64)
+            made.append(Histogram(key, split, edges_id, counts, int(counts.sum()), 0, 1.0, 1.0, 0.0, 1.0))
+    return tuple(made)
+
+
+def measure(store: Path, n_tokens: int, n_steps: int, pause_s: float, with_texts: bool) -> dict[str, object]:
+    """One row: steps handed over every pause_s, then the same steps as fast as the writer takes them."""
+    rng = np.random.default_rng(0)
+    made = [(tokens(rng, n_tokens), samples(rng, n_tokens // RESPONSE), histograms(rng, n_tokens)) for _ in range(4)]
+    scalars = {key: float(rng.random()) for key in SCALARS}
+
+    def hand_over(recorder: Recorder, step: int) -> float:
+        table, texts, hists = made[step % 4]
+        started = time.perf_counter()
+        recorder.record(StepRecord(step, scalars, hists), table, texts if with_texts else None)
+        return time.perf_counter() - started
+
+    calls, durable, name = [], [], f"paced-{n_tokens}-{with_texts}"
+    with Recorder(store, RunInfo(name), flush_s=0.0) as recorder:
+        for step in range(n_steps):
+            calls.append(hand_over(recorder, step))
+            started = time.perf_counter()
+            while recorder.acknowledged != step and time.perf_counter() - started < 30:
+                time.sleep(0.0005)
+            durable.append(time.perf_counter() - started)
+            time.sleep(max(0.0, pause_s - durable[-1]))
+    n_bytes = {table: sum(path.stat().st_size for _, path in list_segments(store, name, table)) for table in TABLES}
+    started = time.perf_counter()
+    with Recorder(store, RunInfo(f"burst-{n_tokens}-{with_texts}"), queue_steps=4 * n_steps, flush_s=0.0) as recorder:
+        for step in range(n_steps):
+            hand_over(recorder, step)
+    burst = time.perf_counter() - started
+    return {
+        "tokens_per_step": n_tokens,
+        "steps": n_steps,
+        "texts": with_texts,
+        "record_p50_us": round(float(np.quantile(calls, 0.5)) * 1e6, 1),
+        "record_p99_us": round(float(np.quantile(calls, 0.99)) * 1e6, 1),
+        "durable_p50_ms": round(float(np.quantile(durable, 0.5)) * 1e3, 1),
+        "durable_p99_ms": round(float(np.quantile(durable, 0.99)) * 1e3, 1),
+        "writer_tokens_per_s": round(n_tokens * n_steps / burst),
+        "bytes_per_token": round(n_bytes["tokens"] / n_tokens / n_steps, 2),
+        "text_bytes_per_token": round(n_bytes["samples"] / n_tokens / n_steps, 2),
+        "histogram_bytes_per_step": round(n_bytes["histograms"] / n_steps),
+        "scalar_bytes_per_step": round(n_bytes["steps"] / n_steps),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--store", type=Path, help="folder on the disk to measure (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "recorder.csv")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=args.store) as folder:
+        for with_texts in (False, True):
+            for n_tokens, n_steps, pause_s in SIZES:
+                rows.append(measure(Path(folder), n_tokens, n_steps, pause_s, with_texts))
+                print(rows[-1])
+    write_rows(args.out, rows, packages=("duckdb", "numpy", "pyarrow"))
+
+
+if __name__ == "__main__":
+    main()
