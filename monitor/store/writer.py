@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from monitor.errors import StoreError
 from monitor.records import RunInfo
 from monitor.store import segments
-from monitor.store.catalog import ensure_catalog
+from monitor.store.catalog import CATALOG, ensure_catalog
 from monitor.store.runs import rank_status, read_json
 from monitor.store.schema import SCHEMA_VERSION, TABLES, WRITE_ORDER, SegmentName, run_dir
 
@@ -61,7 +62,11 @@ class RunWriter:
             self._write_run_json(resume)
         self.bytes = sum(path.stat().st_size for table in TABLES for path in self._own(table))
         self._con = segments.memory_connection()
-        ensure_catalog(self.store)
+        try:
+            ensure_catalog(self.store)
+        except (OSError, duckdb.Error) as error:
+            self.close()
+            raise StoreError(f"Cannot write {str(self.store / CATALOG)!r}: {error}. Free some space there.") from error
 
     def last_step(self) -> int | None:
         """The last step that earlier attempts of this rank have committed, by the names of their segments."""

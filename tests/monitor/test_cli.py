@@ -118,3 +118,10 @@ def test_the_command_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "monitor.cli", "ls", str(tmp_path), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and json.loads(done.stdout)[0]["run"] == "a"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_handler(name: str) -> None:
+    module, function = COMMANDS[name][0].split(":")
+    source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")  # read, not imported: no torch
+    assert f"\ndef {function}(argv" in source.read_text(encoding="utf-8")

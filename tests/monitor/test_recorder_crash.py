@@ -15,7 +15,7 @@ from monitor.store.check import check_store
 from monitor.store.reader import open_store
 from monitor.store.runs import get_run
 
-ROUNDS = 5
+ROUNDS = 4
 
 
 def killed_run(store: Path, run: str, how: str, first: int, seconds: float) -> int:

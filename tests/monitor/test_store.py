@@ -80,7 +80,7 @@ def test_every_query_during_a_run_is_consistent(tmp_path: Path) -> None:
         ) as recorder,  # no thinning, however slow the disk
         open_store(tmp_path) as store,
     ):
-        for step in range(1, 60):
+        for step in range(1, 30):
             recorder.record(step_record(step), tokens(step))
             acknowledged = recorder.acknowledged or 0
             seen = store.sql("SELECT step, count(*) FROM tokens GROUP BY step").rows
