@@ -2,8 +2,22 @@ PY ?= python3
 BIN := .venv/bin
 
 .PHONY: setup demo test lint bench
-setup: .venv/ready
+setup: .venv/ready  ## .venv with the rlvr command
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt .ci/setup
 	bash .ci/setup $(PY)
 	touch $@
+
+demo: setup  ## two monitored runs, uniform and ict, and the live dashboard
+	$(BIN)/rlvr demo
+
+test: setup  ## all tests, a real headless browser among them
+	RLVR_CHROMIUM="$$(bash .ci/browser | tail -n 1)" $(BIN)/python -m pytest
+
+lint: setup  ## formatting, lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## rewrites the rows of benchmarks/results
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

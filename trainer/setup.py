@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def prepare(config: TrainConfig) -> Parts:
     task = make_task(config.task)
     train_prompts = list(task.prompts("train"))
     stream = prompt_stream(train_prompts, config.rollout.prompts, config.seed)
-    reward = checked_rewards(load_reward(config.reward) if config.reward else task.reward)
+    reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
     source = ensure_model(config.model)
     device = pick_device()
     policy = Policy.load(source, device)

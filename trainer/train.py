@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from monitor.recorder import Recorder
 from monitor.records import StepRecord, TokenTable
 from monitor.signals.stats import signal_statistics, step_record
@@ -76,7 +78,7 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
 def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tuple[StepRecord, TokenTable]:
     """The step's record and tokens, from what the update used; one device-to-host copy."""
     mismatch = (update.signals.logprob - batch.sampler_logprobs).abs().sum() / batch.mask.sum().clamp(min=1)
-    scalars = {
+    scalars: dict[str, float | Tensor] = {
         "reward": batch.rewards.mean(),
         "reward_std": batch.rewards.std(),
         "correct_share": batch.correct.float().mean(),

@@ -59,7 +59,9 @@ def test_every_sampled_token_is_recorded_with_its_text(trained):
 def test_the_recorded_signals_hold_together(trained):
     """Scalars, histograms and raw tokens are three views of the same values."""
     for step in (1, 2, 3):
-        token = rows(trained, f"SELECT avg(entropy), avg(deviation), count(*) FROM tokens WHERE run='a' AND step={step}")
+        token = rows(
+            trained, f"SELECT avg(entropy), avg(deviation), count(*) FROM tokens WHERE run='a' AND step={step}"
+        )
         histogram = rows(
             trained,
             "SELECT sum / n, n FROM histograms WHERE run = 'a' AND split = 'all' AND metric IN ('entropy', 'deviation') "
@@ -156,7 +158,7 @@ def test_a_diverged_run_stops_at_a_named_step_and_keeps_the_rest(tmp_path, capsy
     options = ["--optim.lr", "1e30", "--eval.every", "0", "--run", "boom", "--steps", "9", "--optim.grad-clip", "1e30"]
     assert run(store, *options) == 1
     told = capsys.readouterr().err
-    assert "Run boom failed. Step" in told and "not finite" in told or "gradient norm" in told
+    assert "Run boom failed. Step" in told and "not finite" in told
     last = rows(store, "SELECT max(step) FROM steps WHERE run = 'boom' AND name = 'reward'")[0][0]
     assert last >= 1 and f"Step {last + 1}:" in told
 
@@ -175,7 +177,9 @@ def test_a_signal_flushes_marks_the_run_stopped_and_saves(tmp_path, number):
     process = subprocess.Popen([*command, "--steps", "5000", "--eval.every", "0"], stderr=subprocess.PIPE, text=True)
     beat = store / "runs" / "s" / "heartbeat-r000.json"
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) > 1):
+    while time.monotonic() < deadline and not (
+        beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) > 1
+    ):
         time.sleep(0.1)
     process.send_signal(number)
     _, told = process.communicate(timeout=60)

@@ -93,9 +93,7 @@ def test_the_loss_uses_the_sampling_temperature(temperature):
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
 def test_micro_batches_change_memory_and_not_gradients(loss):
-    whole, split = (
-        gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size}))[0][0] for size in (256, 4)
-    )
+    whole, split = (gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size}))[0][0] for size in (256, 4))
     assert (whole - split).norm() < 1e-5 * whole.norm()
 
 

@@ -1,0 +1,75 @@
+"""Who may import whom, and how long files and functions may be (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("monitor", "trainer", "dashboard")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FORBIDDEN = {
+    "monitor": {"trainer", "dashboard", "torch", "transformers", "triton", "streamlit", "plotly", "wandb", "pandas"},
+    "trainer": {"dashboard", "streamlit", "plotly"},
+    "dashboard": {"trainer", "torch", "transformers", "triton"},
+}
+ALLOWED_IN = {"torch": "monitor/signals", "wandb": "monitor/integrations/wandb.py"}
+MAX_FILE, MAX_FUNCTION, MAX_LOOP = 300, 50, 40
+KERNEL_FILE, KERNEL_BODY = 400, 80  # files under monitor/signals called *_kernel.py
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    relative = str(path.relative_to(ROOT))
+    found = imports_of(path) & FORBIDDEN[relative.split("/")[0]]
+    found = {name for name in found if not relative.startswith(ALLOWED_IN.get(name, "\0"))}
+    assert not found, f"{relative} imports {sorted(found)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    kernel = path.name.endswith("_kernel.py")
+    source = path.read_text()
+    lines = len(source.splitlines())
+    assert lines <= (KERNEL_FILE if kernel else MAX_FILE), f"{path.name} has {lines} lines"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= (KERNEL_BODY if kernel else MAX_FUNCTION), f"{path.name}: {node.name} has {length} lines"
+
+
+def test_the_training_loop_fits_on_a_screen():
+    tree = ast.parse((ROOT / "trainer" / "train.py").read_text())
+    train = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "train")
+    loop = next(node for node in ast.walk(train) if isinstance(node, ast.For))
+    assert loop.end_lineno - loop.lineno + 1 <= MAX_LOOP
+
+
+def test_no_module_shadows_the_standard_library():
+    """`streamlit run` puts the script's folder first on sys.path."""
+    shadowing = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if path.parts[len(ROOT.parts)] != "monitor" and path.stem in sys.stdlib_module_names
+    ]
+    assert not shadowing
+    assert not (ROOT / "dashboard" / "pages").exists()
+
+
+def test_no_source_names_a_package_registry():
+    for path in [*SOURCES, *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "Makefile"]:
+        text = path.read_text()
+        assert "pypi.org" not in text and "pythonhosted" not in text, path
