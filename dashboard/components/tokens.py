@@ -58,7 +58,7 @@ def token_css(theme: Theme) -> str:
     rules = []
     for level in range(LEVELS):
         back = _mix(theme.paper, end, level / (LEVELS - 1))
-        front = "#ffffff" if _luminance(back) < 0.18 else "#14181f"
+        front = "#ffffff" if _luminance(back) < 0.18 else "#000000"
         rules.append(
             f".rlvr-t{level}{{background:{back};color:{front}}}" if level else f".rlvr-t0{{color:{theme.text}}}"
         )

@@ -98,7 +98,7 @@ def _pick_arms() -> tuple[Arm, Arm] | None:
 def _multiselect(column, text: str, key: str, names: Sequence[str], default: Sequence[str]) -> list[str]:
     asked = [name for name in st.query_params.get(key, "").split(",") if name]
     state = f"arm_{key}"
-    st.session_state[state] = asked or list(default)
+    st.session_state[state] = asked if key in st.query_params else list(default)
     st.query_params[key] = ",".join(st.session_state[state])
 
     def remember() -> None:

@@ -129,7 +129,9 @@ def record_run(
 ) -> None:  # fmt: skip
     """A finished run of `steps` steps."""
     engine = OneAlert(fire, resolve) if fire is not None else None
-    with Recorder(store, info(name, weighting, seed, steps), engine=engine, flush_s=flush_s, queue_steps=4096) as recorder:
+    with Recorder(
+        store, info(name, weighting, seed, steps), engine=engine, flush_s=flush_s, queue_steps=4096
+    ) as recorder:
         for number in range(1, steps + 1):
             record, tokens, samples = step(number, weighting=weighting, seed=seed, total=steps)
             recorder.record(record, tokens, samples)

@@ -1,0 +1,161 @@
+"""A real browser in front of a real server: what only shows when JavaScript runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import simulated
+
+from dashboard.launch import start, stop
+from monitor.recorder import Recorder
+
+PATIENCE_S = 60.0  # generous: a busy machine is slow, a broken page never comes
+PAGES = {"": 2, "run?run=ict-s0": 9, "compare": 10, "tokens?run=ict-s0": 0}  # page -> least number of charts
+# Streamlit itself asks for these below the page's path before it asks at the root, on every page but the first
+STREAMLIT_PROBES = re.compile(r"/_stcore/(health|host-config)$")
+
+
+@contextmanager
+def opened(browser, address: str, *, dark: bool = False) -> Iterator:
+    """A page that fails the test if anything goes wrong in it, or asks any other host. Dark ones are phones."""
+    context = browser.contexts[dark]  # shared, so that the browser's cache holds Plotly
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            message.type == "error"
+            and not STREAMLIT_PROBES.search(message.location.get("url", ""))
+            and wrong.append(f"{message.text} {message.location}")
+        ),
+    )
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("http://127.0.0.1:", "data:", "blob:")) or wrong.append(f"asked {request.url}")
+        ),
+    )
+    page.goto(address)
+    try:
+        yield page
+        assert not wrong, wrong
+    finally:
+        page.close()
+
+
+def until(page, condition: Callable[[], object], within_s: float = PATIENCE_S) -> float:
+    """Seconds until `condition()` held; fails after `within_s`."""
+    began = time.monotonic()
+    while time.monotonic() - began < within_s:
+        if condition():
+            return time.monotonic() - began
+        page.wait_for_timeout(30)  # time.sleep would keep Playwright from hearing the browser
+    raise AssertionError(f"not within {within_s} s: {page.url}")
+
+
+def drawn(page) -> int:
+    return page.evaluate("document.querySelectorAll('.rlvr-plot .main-svg:first-child').length")
+
+
+def plot(page, title: str, expression: str):
+    """`expression` of the Plotly node `p` of the chart with that title."""
+    return page.evaluate(
+        "([title, code]) => { const p = [...document.querySelectorAll('.rlvr-plot')]"
+        ".find(n => n.getAttribute('aria-label') === title);"
+        " return p && p.data ? new Function('p', 'return ' + code)(p) : null; }",
+        [title, expression],
+    )
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark-phone"])
+def test_every_page_draws_without_errors(browser, url: str, dark: bool) -> None:
+    for path, charts in PAGES.items():
+        with opened(browser, f"{url}/{path}", dark=dark) as page:
+            page.wait_for_selector(
+                ".rlvr-tokens" if path.startswith("tokens") else ".rlvr-chart", timeout=PATIENCE_S * 1000
+            )
+            until(page, lambda page=page, charts=charts: drawn(page) >= charts)
+            assert not page.locator("[data-testid=stException]").count()
+            colour = page.evaluate("getComputedStyle(document.querySelector('.stApp')).backgroundColor")
+            assert colour == ("rgb(14, 17, 23)" if dark else "rgb(255, 255, 255)")
+            wide = page.evaluate(
+                "[...document.querySelectorAll('.stMain, .rlvr-plot')]"
+                ".filter(n => n.scrollWidth > innerWidth).map(n => n.className)"
+            )
+            assert not wide, "something is wider than the screen"
+
+
+def test_completions_are_text(browser, url: str) -> None:
+    with opened(browser, f"{url}/tokens?run=ict-s0&step=5&group=0") as page:
+        page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
+        assert simulated.EVIL in page.locator(".rlvr-tokens").first.inner_text()
+        assert page.locator(".rlvr-tokens img, .rlvr-tokens script, .rlvr-tokens b").count() == 0
+        assert page.title() != "pwned"
+        title = page.locator(".rlvr-tokens span").first.get_attribute("title")
+        assert title and "entropy" in title and "weight" in title
+
+
+def test_the_url_brings_a_view_back(browser, url: str) -> None:
+    with opened(browser, f"{url}/") as page:
+        page.get_by_role("link", name="uniform-s0").click()
+        page.wait_for_url("**/run?*", timeout=PATIENCE_S * 1000)
+        until(page, lambda: "run=uniform-s0" in page.url)
+        until(page, lambda: plot(page, "Mean entropy", "p.data[0].name") == "mean H1")
+    address = f"{url}/tokens?run=uniform-s0&step=9&colour=deviation"
+    with opened(browser, address) as page:
+        page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
+        until(page, lambda: "group=" in page.url and "step=9" in page.url and "colour=deviation" in page.url)
+        page.get_by_role("radio", name="weight").click()
+        until(page, lambda: "colour=weight" in page.url)
+        kept = page.url
+    with opened(browser, kept) as page:
+        page.wait_for_selector(".rlvr-legend", timeout=PATIENCE_S * 1000)
+        assert page.locator(".rlvr-legend b").inner_text().startswith("Weight")
+
+
+def test_a_live_run_grows_and_the_zoom_stays(browser, tmp_path: Path) -> None:
+    total = 60
+    with Recorder(tmp_path, simulated.info("live", "ict", 0, total), flush_s=0.0) as recorder:
+
+        def record(number: int) -> None:
+            recorder.record(*simulated.step(number, weighting="ict", seed=0, total=total))
+
+        for number in range(1, 31):
+            record(number)
+        process, address = start(tmp_path)
+        try:
+            with opened(browser, f"{address}/run?run=live") as page:
+                newest = "p.data[0].x[p.data[0].x.length - 1]"
+                until(page, lambda: plot(page, "Mean entropy", newest) == 30)
+                page.evaluate(
+                    "() => { const p = [...document.querySelectorAll('.rlvr-plot')]"
+                    ".find(n => n.getAttribute('aria-label') === 'Mean entropy'); p.marked = true;"
+                    " return Plotly.relayout(p, {'xaxis.range[0]': 5, 'xaxis.range[1]': 12}); }"
+                )
+                until(page, lambda: plot(page, "KL to reference, mean |log-ratio|", "p.layout.xaxis.range[0]") == 5)
+                delays = []
+                for number in range(31, 37):
+                    record(number)
+                    delays.append(until(page, lambda n=number: plot(page, "Mean entropy", newest) == n))
+                assert plot(page, "Mean entropy", "[...p.layout.xaxis.range]") == [5, 12], "an update lost the zoom"
+                assert plot(page, "Mean entropy", "p.marked"), "the chart's node was replaced"
+                assert min(delays) < 2.0, delays  # the best of six: the machine may be busy
+                print("seconds from record() to the chart:", [round(delay, 2) for delay in delays])
+        finally:
+            stop(process)
+
+
+def test_a_click_on_a_curve_leads_to_its_tokens(browser, url: str) -> None:
+    with opened(browser, f"{url}/run?run=ict-s0") as page:
+        until(page, lambda: plot(page, "Reward and pass@k", "p.data.length"))
+        page.locator(".rlvr-plot").first.scroll_into_view_if_needed()
+        page.evaluate("() => document.querySelector('.rlvr-plot').emit('plotly_click', {points: [{x: 17}]})")
+        page.get_by_role("link", name="Step 17 picked").click(timeout=PATIENCE_S * 1000)
+        page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
+        assert "step=17" in page.url and "run=ict-s0" in page.url

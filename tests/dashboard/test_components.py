@@ -1,0 +1,87 @@
+"""Token text: escaped, coloured by fixed scales, readable on every colour."""
+
+from __future__ import annotations
+
+import html
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from dashboard.components.tokens import (
+    COLOUR_BY,
+    LEVELS,
+    _luminance,
+    _mix,
+    legend_html,
+    token_css,
+    token_scale,
+    tokens_html,
+)
+from dashboard.figures.theme import DARK, LIGHT
+
+
+def frame(n: int, **columns):
+    base = {"position": np.arange(n), "token_id": np.arange(n), "logprob": np.full(n, -0.5), "entropy": np.zeros(n),
+            "renyi2": np.zeros(n), "deviation": np.zeros(n), "alive": np.full(n, 8), "weight": np.ones(n)}  # fmt: skip
+    return base | columns
+
+
+def text_of(markup: str) -> str:
+    return html.unescape(re.sub(r"<[^>]*>", "", markup))
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>x</script>", "<img src=x onerror='x'>", '" onmouseover="x', "</span></div>", "&lt;"]
+)
+def test_tokens_are_text_whatever_they_hold(text: str) -> None:
+    markup = tokens_html([text], frame(1), token_scale("entropy"))
+    seen = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: seen.append((tag, [name for name, _ in attributes]))  # type: ignore[method-assign]
+    parser.feed(markup)
+    assert seen == [("div", ["class"]), ("span", ["class", "title"])]
+    assert text_of(markup) == text
+
+
+def test_whitespace_is_made_visible() -> None:
+    texts = ["\n", "  ", "\t", "a b", ""]
+    assert text_of(tokens_html(texts, frame(5), token_scale("entropy"))) == "⏎\n··⇥\ta b∅"
+
+
+def test_levels_follow_the_values() -> None:
+    values = np.array([0.0, 0.02, 0.6, 5.0])
+    markup = tokens_html(["a", "b", "c", "d"], frame(4, entropy=values), token_scale("entropy"))
+    assert re.findall(r'class="rlvr-t(\d)"', markup) == ["0", "1", "4", "7"]
+    weights = tokens_html(["a", "b"], frame(2, weight=np.array([0.0, 1.0])), token_scale("weight"))
+    assert re.findall(r'class="rlvr-t(\d)"', weights) == ["0", "5"]
+
+
+def test_hover_tells_the_values() -> None:
+    markup = tokens_html(["a"], frame(1, entropy=np.array([1.25]), weight=np.array([0.5])), token_scale("entropy"))
+    title = html.unescape(re.search(r'title="([^"]*)"', markup)[1])
+    assert "entropy 1.2500 nats" in title and "weight 0.5" in title and "8 alive" in title and "p 0.6065" in title
+
+
+def test_missing_texts_show_the_token_id() -> None:
+    assert text_of(tokens_html([], frame(2), token_scale("entropy"))) == "<0><1>"
+
+
+@pytest.mark.parametrize("key", COLOUR_BY)
+def test_the_legend_names_every_level(key: str) -> None:
+    markup = legend_html(token_scale(key))
+    assert len(token_scale(key).borders) == LEVELS - 1
+    assert [f"rlvr-t{level}" in markup for level in range(LEVELS)] == [True] * LEVELS
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_contrasts_with_its_colour(theme) -> None:
+    """At least 4.5:1 (WCAG AA) on every level."""
+    for back, front in re.findall(r"background:(#\w{6});color:(#\w{6})", token_css(theme)):
+        high, low = sorted((_luminance(back), _luminance(front)), reverse=True)
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (back, front)
+
+
+def test_mixing_ends_at_the_ends() -> None:
+    assert _mix("#000000", "#ffffff", 0.0) == "#000000" and _mix("#000000", "#ff8000", 1.0) == "#ff8000"

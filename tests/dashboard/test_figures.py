@@ -1,0 +1,193 @@
+"""Figures are pure: what goes in as a frame comes out as the values, colours and labels of a Plotly figure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dashboard.figures import distributions
+from dashboard.figures.lines import (
+    Line,
+    lines,
+    mean_line,
+    pass_against_distinct,
+    reward_and_pass,
+    seed_band,
+    sparkline,
+)
+from dashboard.figures.theme import DARK, LIGHT, arm_colours, number_format
+from monitor.metrics import METRICS, inner_edges, n_cells
+
+STEPS = np.arange(1, 11)
+THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+
+
+def spans(**changes):
+    columns = {"run": "a", "rule": "entropy_collapse", "severity": "critical", "first_step": 4, "end_step": np.nan,
+               "value": 0.2, "baseline": 1.0, "threshold": 0.3,
+               "message": "fell <b>far</b>", "action": "look"}  # fmt: skip
+    return {name: np.array([value]) for name, value in (columns | changes).items()}
+
+
+def fan():
+    names = ("p5", "p25", "p50", "p75", "p95", "p99", "mean")
+    return {"step": STEPS, "n": STEPS} | {name: np.full(10, 0.1 * (i + 1)) for i, name in enumerate(names)}
+
+
+def matrix(edges_id: str = "deviation96"):
+    counts = np.zeros((10, n_cells(edges_id)), np.int64)
+    counts[:, 3] = np.arange(10)
+    return {"step": STEPS, "last_step": STEPS, "counts": counts, "edges_id": np.array([edges_id] * 10, object)}
+
+
+@THEMES
+@pytest.mark.parametrize("key", list(METRICS))
+def test_labels_and_units_come_from_metrics(theme, key: str) -> None:
+    fig = lines(theme, key, [Line("a", STEPS, STEPS * 0.1, theme.accent)])
+    assert fig.layout.title.text == METRICS[key].label
+    assert fig.layout.title.subtitle.text == METRICS[key].unit
+    assert fig.layout.meta["help"] == METRICS[key].help
+    assert fig.layout.yaxis.tickformat == (".3~%" if METRICS[key].unit == "share" else None)
+
+
+def test_lines_carry_their_values_as_binary() -> None:
+    fig = lines(LIGHT, "entropy", [Line("a", STEPS, STEPS * 0.1, "#112233"), Line("b", STEPS, STEPS * 0.2, "#445566")])
+    np.testing.assert_allclose(fig.data[1].y, STEPS * 0.2)
+    assert fig.data[0].line.color == "#112233" and fig.layout.showlegend
+    assert "bdata" in json.loads(fig.to_json())["data"][0]["y"], "numpy goes over the wire as base64, never as a list"
+
+
+@THEMES
+def test_an_alert_is_a_rule_a_span_and_marks(theme) -> None:
+    line = [Line("a", STEPS, STEPS * 0.1, theme.accent)]
+    firing = lines(theme, "entropy", line, spans=spans())
+    box, rule = firing.layout.shapes
+    assert (box.x0, box.x1, rule.x0, rule.x1) == (4, 10, 4, 4)
+    assert rule.line.color == theme.severity["critical"]
+    assert [trace.name for trace in firing.data[1:]] == ["alert fires"]
+    resolved = lines(theme, "entropy", line, spans=spans(end_step=7.0))
+    assert resolved.layout.shapes[0].x1 == 7
+    assert [trace.name for trace in resolved.data[1:]] == ["alert fires", "alert resolved"]
+    hover = resolved.data[1].customdata[0]
+    assert "value 0.2, baseline 1" in hover and "&lt;b&gt;far" in hover and "look" in hover
+
+
+def test_no_alert_leaves_the_figure_alone() -> None:
+    none = {name: column[:0] for name, column in spans().items()}
+    fig = lines(LIGHT, "entropy", [Line("a", STEPS, STEPS, LIGHT.accent)], spans=none)
+    assert not fig.layout.shapes and len(fig.data) == 1
+
+
+def test_the_fan_holds_quantiles_and_both_means() -> None:
+    fig = distributions.entropy_fan(LIGHT, fan(), (STEPS, np.full(10, 0.65)), LIGHT.accent, spans=spans())
+    by_name = {trace.name: trace for trace in fig.data}
+    np.testing.assert_allclose(by_name["mean H1"].y, 0.7)
+    np.testing.assert_allclose(by_name["mean H2 (Renyi-2)"].y, 0.65)
+    np.testing.assert_allclose(by_name["p5–p95"].y, 0.5)
+    assert by_name["p5–p95"].fill == "tonexty" and by_name["p99"].visible == "legendonly"
+    log = distributions.entropy_fan(LIGHT, fan() | {"p5": np.zeros(10)}, (STEPS, STEPS * 0.0), LIGHT.accent, log=True)
+    assert log.layout.yaxis.type == "log"
+    assert all((np.asarray(trace.y) > 0).all() for trace in log.data), "a log axis cannot show 0"
+
+
+@THEMES
+def test_the_heatmap_stands_on_the_fixed_cells(theme) -> None:
+    fig = distributions.histogram_map(theme, matrix(), "deviation", spans=spans())
+    heat = fig.data[0]
+    assert heat.z.shape == (n_cells("deviation96"), 10) == (len(heat.y) - 1, len(heat.x) - 1)
+    np.testing.assert_allclose(heat.z[3], np.log1p(np.arange(10)), rtol=1e-6)
+    np.testing.assert_allclose(heat.y[1:-1], inner_edges("deviation96"))
+    assert heat.x[0] == 0.5 and heat.x[-1] == 10.5
+    assert fig.layout.yaxis.type == "log" and heat.colorbar.title.text == "tokens"
+    assert heat.colorscale[0][1] == theme.paper, "no token, no colour"
+
+
+def test_the_difference_is_centred_on_zero() -> None:
+    gap = np.zeros((10, n_cells("nats96")))
+    gap[:, 5], gap[:, 50] = -0.02, 0.02
+    fig = distributions.difference_map(LIGHT, {"step": STEPS, "difference": gap}, "entropy", ("uniform", "ict"))
+    heat = fig.data[0]
+    assert heat.zmid == 0 and heat.zmin == -heat.zmax < 0
+    np.testing.assert_allclose(heat.z[50], 2.0)
+    assert fig.layout.title.text == "Entropy: ict minus uniform"
+
+
+def test_selected_against_all_are_shares() -> None:
+    every, selected = matrix("nats96"), matrix("nats96")
+    selected["counts"] = np.roll(selected["counts"], 40, axis=1)
+    fig = distributions.selected_against_all(LIGHT, every, selected, LIGHT.accent)
+    assert [trace.name for trace in fig.data] == ["all tokens", "selected (weight > 0)"]
+    assert fig.data[0].line.color == LIGHT.uniform
+    for trace, cell in zip(fig.data, (3, 43), strict=True):
+        assert np.sum(trace.y) == pytest.approx(1.0) and np.argmax(trace.y) == cell
+
+
+def test_joint_counts_put_entropy_across() -> None:
+    counts = np.zeros((n_cells("nats24"), n_cells("deviation24")), np.int64)
+    counts[4, 9] = 5
+    heat = distributions.joint_map(LIGHT, counts).data[0]
+    assert heat.customdata[9, 4] == 5 and heat.customdata.sum() == 5
+
+
+def test_reward_and_pass_share_a_panel() -> None:
+    passes = {"k": Line("pass@1", STEPS[::5], STEPS[::5] / 10, LIGHT.second, points=True)}
+    fig = reward_and_pass(LIGHT, Line("Reward", STEPS, STEPS / 10, LIGHT.accent), passes, spans=spans())
+    assert fig.data[1].mode == "lines+markers" and fig.layout.showlegend
+
+
+def test_pass_against_distinct_marks_the_newest() -> None:
+    fig = pass_against_distinct(LIGHT, [Line("a", STEPS / 10, 3 - STEPS / 10, LIGHT.accent)])
+    assert fig.data[0].marker.size[-1] > fig.data[0].marker.size[0]
+    assert fig.layout.xaxis.title.text and fig.layout.yaxis.title.text
+
+
+def test_uniform_is_grey_and_the_weighted_run_the_accent() -> None:
+    for theme in (LIGHT, DARK):
+        colours = arm_colours(["ict", "uniform", "random"], theme)
+        assert colours["uniform"] == theme.uniform and colours["ict"] == theme.accent
+        assert len(set(colours.values())) == 3
+
+
+def test_no_band_under_three_seeds() -> None:
+    members = [Line(str(i), STEPS, STEPS + float(i), LIGHT.accent, faint=True) for i in range(3)]
+    assert seed_band(LIGHT, members[:2], LIGHT.accent) == []
+    low, high = seed_band(LIGHT, members, LIGHT.accent)
+    mean = mean_line("ict", members, LIGHT.accent)
+    np.testing.assert_allclose(mean.y, STEPS + 1.0)
+    assert (low.y <= mean.y).all() and (mean.y <= high.y).all() and (low.y < high.y).all()
+
+
+def test_the_mean_line_uses_common_steps_only() -> None:
+    a, b = Line("a", STEPS, STEPS * 1.0, "#000000"), Line("b", STEPS[:4], STEPS[:4] * 3.0, "#000000")
+    mean = mean_line("x", [a, b], "#000000")
+    np.testing.assert_array_equal(mean.x, STEPS[:4])
+    np.testing.assert_allclose(mean.y, STEPS[:4] * 2.0)
+
+
+def test_sparkline_spans_its_box() -> None:
+    svg = sparkline(np.array([0.0, np.nan, 1.0]), "#0072b2")
+    assert 'points="2.0,31.0 146.0,3.0"' in svg
+    assert sparkline(np.array([1.0]), "#0072b2") == "" and sparkline(np.full(5, np.nan), "#0072b2") == ""
+    assert "nan" not in sparkline(np.full(5, 2.0), "#0072b2")
+
+
+def test_empty_frames_give_empty_figures() -> None:
+    empty = {"step": np.zeros(0), "last_step": np.zeros(0), "counts": np.zeros((0, 1)), "edges_id": np.zeros(0, object)}
+    assert not distributions.histogram_map(LIGHT, empty, "deviation").data
+    assert not distributions.joint_map(LIGHT, np.zeros((0, 0))).data
+    assert not distributions.selected_against_all(LIGHT, empty, empty, LIGHT.accent).data
+
+
+def test_formats() -> None:
+    assert number_format("share") == ".1%" and number_format("nats") == ".4~g"
+
+
+def test_the_dashboard_imports_no_torch_and_launching_no_streamlit() -> None:
+    code = "import dashboard.app, dashboard.launch, sys; assert not {'torch', 'trainer'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    code = "import dashboard.launch, sys; assert not {'streamlit', 'plotly', 'duckdb', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,148 @@
+"""Every page, run by Streamlit's own AppTest: stores that are whole, empty, missing, damaged or unknown in the URL."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import simulated
+from streamlit.testing.v1 import AppTest
+
+from dashboard import data
+from dashboard.arms import Arm, default_arms, figures_table
+from dashboard.views import shared
+from monitor.recorder import Recorder
+from monitor.store.tail import RunEntry
+
+PAGES = ("overview", "run", "compare", "tokens")
+SCRIPT = "from dashboard.app import main\nmain()\n"
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"  # AppTest leaves its script folder to the end
+)
+
+
+def open_page(monkeypatch, store: Path, page: str, **parameters: str) -> AppTest:
+    monkeypatch.setenv(data.STORE_VARIABLE, str(store))
+    app = AppTest.from_string(SCRIPT, default_timeout=60)
+    app.run()
+    app._page_hash = shared.PAGES[page]._script_hash  # AppTest.switch_page knows only pages that are files
+    for name, value in parameters.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def words(app: AppTest) -> str:
+    elements = (*app.markdown, *app.caption, *app.error, *app.info, *app.warning)
+    return "\n".join(str(element.value) for element in elements)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_of_a_recorded_store(monkeypatch, store: Path, page: str) -> None:
+    app = open_page(monkeypatch, store, page)
+    assert not app.error and not app.warning
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_missing_store_says_what_to_do(monkeypatch, tmp_path: Path, page: str) -> None:
+    app = open_page(monkeypatch, tmp_path / "nowhere", page)
+    assert "No store at" in app.error[0].value and "rlvr train" in words(app)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_empty_store_says_what_to_do(monkeypatch, tmp_path: Path, page: str) -> None:
+    app = open_page(monkeypatch, tmp_path, page)
+    assert "No runs in" in app.info[0].value and "rlvr train" in words(app)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_run_without_steps(monkeypatch, tmp_path: Path, page: str) -> None:
+    Recorder(tmp_path, simulated.info("waiting", "ict", 0, 10)).close()
+    app = open_page(monkeypatch, tmp_path, page)
+    expected = {"overview": "no steps yet", "run": "no steps yet", "compare": "needs two runs", "tokens": "no rollouts"}
+    assert expected[page] in words(app)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_torn_segments_are_reported_and_the_rest_shown(monkeypatch, store: Path, tmp_path: Path, page: str) -> None:
+    shutil.copytree(store, tmp_path / "torn", symlinks=True)
+    segment = next((tmp_path / "torn/runs/ict-s0/data/histograms").glob("*.parquet"))
+    segment.write_bytes(segment.read_bytes()[:100])
+    app = open_page(monkeypatch, tmp_path / "torn", page)
+    assert "1 segment could not be read" in app.warning[0].value and segment.name in app.warning[0].value
+
+
+def test_torn_tokens_leave_the_page_standing(monkeypatch, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "torn", symlinks=True)
+    for table in ("tokens", "samples"):
+        for segment in (tmp_path / "torn/runs/ict-s0/data" / table).glob("*.parquet"):
+            segment.write_bytes(b"")
+    app = open_page(monkeypatch, tmp_path / "torn", "tokens", run="ict-s0")
+    assert "no rollouts stored" in words(app)
+
+
+def test_an_unknown_run_is_answered_with_the_nearest(monkeypatch, store: Path) -> None:
+    for page in ("run", "tokens"):
+        app = open_page(monkeypatch, store, page, run="ict-s1")
+        assert app.error[0].value == "No run 'ict-s1' in this store. Did you mean 'ict-s0'?"
+    app = open_page(monkeypatch, store, "compare", a="uniform-s0", b="itc-s0")
+    assert "Did you mean 'ict-s0'" in app.error[0].value
+
+
+def test_the_url_holds_the_state(monkeypatch, store: Path) -> None:
+    app = open_page(
+        monkeypatch, store, "tokens", run="uniform-s0", step="7", colour="weight", show="correct", group="1"
+    )
+    pickers = {box.label: box.value for box in app.selectbox}
+    assert pickers["Run"] == "uniform-s0" and pickers["Prompt"] == 1
+    assert app.select_slider[0].value == 7
+    app.select_slider[0].set_value(9).run()
+    assert app.query_params["step"] == "9" and app.query_params["run"] == "uniform-s0"
+    next(box for box in app.selectbox if box.label == "Run").set_value("ict-s0").run()
+    assert app.query_params["run"] == "ict-s0" and app.query_params["step"] == "9"
+
+
+def test_a_step_without_rollouts_falls_to_the_nearest(monkeypatch, store: Path) -> None:
+    app = open_page(monkeypatch, store, "tokens", run="ict-s0", step="1000")
+    assert "Step 1000 has no stored rollouts" in words(app) and app.select_slider[0].value == 40
+
+
+def test_compare_picks_the_pair_by_itself(monkeypatch, store: Path) -> None:
+    app = open_page(monkeypatch, store, "compare")
+    assert [box.value for box in app.multiselect] == [["uniform-s0"], ["ict-s0"]]
+    figures = app.dataframe[0].value
+    assert list(figures.columns) == ["figure", "uniform", "ict", "difference"]
+    assert "pass@1, heldout" in set(figures["figure"])
+    differing = app.dataframe[2].value
+    assert list(differing["option"]) == ["weighting.kind"]
+    app.multiselect[1].set_value([]).run()
+    assert "Choose at least one run" in app.info[0].value
+
+
+def test_alerts_stand_on_overview_and_run(monkeypatch, store: Path) -> None:
+    assert "entropy_collapse · step 25" in words(open_page(monkeypatch, store, "overview"))
+    assert "fires since step 25" in words(open_page(monkeypatch, store, "run", run="uniform-s0"))
+    assert "step 12 to 20, resolved" in words(open_page(monkeypatch, store, "run", run="ict-s0"))
+
+
+def entry(name: str, weighting: str, seed: int, comparison: str = "c") -> RunEntry:
+    return RunEntry(name, {"weighting": weighting, "seed": seed, "comparison": comparison})
+
+
+def test_default_arms_pair_equal_seeds() -> None:
+    entries = [entry("i1", "ict", 1), entry("i0", "ict", 0), entry("u0", "uniform", 0), entry("u1", "uniform", 1),
+               entry("u2", "uniform", 2), entry("x", "random", 9, "other")]  # fmt: skip
+    assert default_arms(entries) == (Arm("uniform", ("u0", "u1")), Arm("ict", ("i0", "i1")))
+    alone = [entry("b", "ict", 0, ""), entry("a", "uniform", 0, "")]
+    assert default_arms(alone) == (Arm("a", ("a",)), Arm("b", ("b",)))
+
+
+def test_figures_table_means_and_differences() -> None:
+    arms = (Arm("uniform", ("u0", "u1")), Arm("ict", ("i0",)))
+    figures = {"u0": {"step": 10, "eval/heldout/pass@1": 0.2}, "u1": {"step": 10, "eval/heldout/pass@1": 0.4},
+               "i0": {"step": 12, "eval/heldout/pass@1": 0.5, "entropy": 1.0}}  # fmt: skip
+    table = figures_table(arms, figures, ["eval/heldout/pass@1", "entropy", "kl"])
+    assert table == {"figure": ["Step", "pass@1, heldout", "Entropy (nats)"], "uniform": ["10", "30.0%", "–"],
+                     "ict": ["12", "50.0%", "1"], "difference": ["+2", "+20.0 pp", "–"]}  # fmt: skip
