@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from harness import RESULTS, write_rows
 
-write_rows = None
 from monitor.alerts.replay import replay
 from monitor.records import Alert
 
@@ -138,8 +138,8 @@ def measure(shape: Shape, seeds: range) -> dict[str, object]:
     row["fired"] = fired
     row["fired_share"] = round(fired / len(seeds), 4)
     row["wrong_rule_share"] = round(other / len(seeds), 4)
-    row["lead_median_steps"] = float(np.median(leads)) if leads else ""
-    row["lead_p10_steps"] = float(np.quantile(leads, 0.1)) if leads else ""
+    row["lead_median_steps"] = round(float(np.median(leads)), 1) if leads else ""
+    row["lead_p10_steps"] = round(float(np.quantile(leads, 0.1)), 1) if leads else ""
     row["before_settled_share"] = round(sum(lead > 0 for lead in leads) / len(seeds), 4) if shape.wanted else ""
     return row
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=100, help="series per shape")
     parser.add_argument("--tune", action="store_true", help="use the tuning seeds and write nothing")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "alerts.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS / "alerts.csv")
     args = parser.parse_args()
     first = 0 if args.tune else REPORT_SEED
     rows = []
