@@ -1,7 +1,7 @@
 """How often the alert rules are wrong: false alarms on healthy simulated runs, recall and lead time on bad ones.
 
 Every series is simulated: a noiseless curve of entropy times exp(AR(1) noise), with reward and response length beside
-it. Thresholds were chosen on seeds 0-99 (`--tune`); the reported rows use seeds from 10,000 on.
+it. Thresholds were chosen on seeds 0-59 (`--tune`); the reported rows use seeds from 10,000 on.
 
     python benchmarks/bench_alerts.py [--seeds 100] [--tune] [--out benchmarks/results/alerts.csv]
 """
