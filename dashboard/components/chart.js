@@ -15,52 +15,30 @@ function plotly() {
   return window.rlvrPlotly;
 }
 
-function header(root, layout) {
-  const title = layout.title ?? {};
-  root.querySelector(".rlvr-title").textContent = title.text ?? "";
-  root.querySelector(".rlvr-unit").textContent = title.subtitle?.text ?? "";
+function header(root, data) {
+  root.querySelector(".rlvr-title").textContent = data.title;
+  root.querySelector(".rlvr-unit").textContent = data.unit;
   const help = root.querySelector(".rlvr-help");
-  help.title = layout.meta?.help ?? "";
-  help.hidden = !help.title;
-  delete layout.title;
-  layout.margin.t = layout.showlegend ? 30 : 10; // the title stands in the page, not in the plot
+  help.title = data.help;
+  help.hidden = !data.help;
 }
 
-function follow(plot, name) {
-  if (!groups.has(name)) groups.set(name, new Set());
-  groups.get(name).add(plot);
-  plot.on("plotly_relayout", (change) => {
-    if (plot.rlvrFollowing) return;
-    const zoomed = "xaxis.range[0]" in change;
-    if (!zoomed && !("xaxis.autorange" in change)) return;
-    const update = zoomed
-      ? { "xaxis.range": [change["xaxis.range[0]"], change["xaxis.range[1]"]] }
-      : { "xaxis.autorange": true };
-    for (const other of groups.get(name)) {
-      if (other === plot) continue;
-      if (!other.isConnected) { groups.get(name).delete(other); continue; }
-      other.rlvrFollowing = true;
-      window.Plotly.relayout(other, { ...update }).finally(() => { other.rlvrFollowing = false; });
-    }
-  });
-}
+// Only charts on the screen are drawn: the others keep their newest figure until they are scrolled to.
+const watcher = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    entry.target.rlvrVisible = entry.isIntersecting;
+    if (entry.isIntersecting) draw(entry.target);
+  }
+}, { rootMargin: "150px" });
 
-function listen(plot, root) {
-  plot.on("plotly_click", (event) => {
-    const point = event.points?.[0];
-    if (point && root.rlvrPick) root.rlvrPick(Math.round(point.x));
-  });
-}
-
-export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  const root = parentElement.querySelector(".rlvr-chart");
+function draw(root) {
+  const data = root.rlvrData;
+  if (!data || !root.rlvrVisible) return;
+  root.rlvrData = null;
   const plot = root.querySelector(".rlvr-plot");
   const spec = JSON.parse(data.figure);
-  root.rlvrPick = data.pick ? (step) => setTriggerValue("pick", step) : null;
-  header(root, spec.layout);
-  plot.style.height = `${spec.layout.height}px`;
-  plot.setAttribute("aria-label", root.querySelector(".rlvr-title").textContent);
+  delete spec.layout.title; // it stands in the page, not in the plot
+  spec.layout.margin.t = spec.layout.showlegend ? 30 : 10;
   const config = {
     responsive: true, displaylogo: false, scrollZoom: false,
     modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
@@ -69,13 +47,54 @@ export default function (component) {
     if (plot.rlvrReady) return;
     plot.rlvrReady = true;
     if (data.group) follow(plot, data.group);
-    listen(plot, root);
+    plot.on("plotly_click", (event) => {
+      const point = event.points?.[0];
+      if (point && root.rlvrPick) root.rlvrPick(Math.round(point.x));
+    });
     plot.rlvrResize = new ResizeObserver(() => plot.offsetWidth && window.Plotly.Plots.resize(plot));
     plot.rlvrResize.observe(root);
   }).catch((error) => { plot.textContent = String(error.message ?? error); });
+}
+
+function follow(plot, name) {
+  if (!groups.has(name)) groups.set(name, { plots: new Set(), update: null });
+  const group = groups.get(name);
+  for (const old of group.plots) if (!old.isConnected) group.plots.delete(old);
+  if (!group.plots.size) group.update = null; // a new page begins unzoomed
+  group.plots.add(plot);
+  if (group.update) zoom(plot, group.update); // the others were zoomed before this one was drawn
+  plot.on("plotly_relayout", (change) => {
+    if (plot.rlvrFollowing) return;
+    const zoomed = "xaxis.range[0]" in change;
+    if (!zoomed && !("xaxis.autorange" in change)) return;
+    const range = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+    group.update = zoomed ? { "xaxis.range": range } : null;
+    for (const other of group.plots) {
+      if (other !== plot && other.isConnected) zoom(other, group.update ?? { "xaxis.autorange": true });
+    }
+  });
+}
+
+function zoom(plot, update) {
+  plot.rlvrFollowing = true;
+  window.Plotly.relayout(plot, { ...update }).finally(() => { plot.rlvrFollowing = false; });
+}
+
+export default function (component) {
+  const { data, parentElement, setTriggerValue } = component;
+  const root = parentElement.querySelector(".rlvr-chart");
+  const plot = root.querySelector(".rlvr-plot");
+  root.rlvrPick = data.pick ? (step) => setTriggerValue("pick", step) : null;
+  root.rlvrData = data;
+  header(root, data);
+  plot.style.height = `${data.height}px`;
+  plot.setAttribute("aria-label", data.title);
+  watcher.observe(root);
+  draw(root);
   return () => {
+    watcher.unobserve(root);
     plot.rlvrResize?.disconnect();
-    if (data.group) groups.get(data.group)?.delete(plot);
+    groups.get(data.group)?.plots.delete(plot);
     if (plot.rlvrReady) window.Plotly.purge(plot);
     plot.rlvrReady = false;
   };

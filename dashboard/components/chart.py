@@ -27,13 +27,23 @@ def _component() -> Callable:
     )
 
 
-def live_chart(fig: go.Figure | str, *, key: str, group: str = "", pick: bool = False) -> int | None:
-    """Draws a figure (or its JSON); returns the step that was just clicked, if `pick`.
+def live_chart(fig: go.Figure, *, key: str, group: str = "", pick: bool = False) -> int | None:
+    """Draws a figure; returns the step that was just clicked, if `pick`.
 
-    Charts of equal `group` zoom together along x. The same `key` keeps node, zoom and selection over all updates.
+    Charts of equal `group` zoom together along x. The same `key` keeps node, zoom and selection over all updates. The
+    figure goes as text, which the browser parses only once its chart is on the screen.
     """
-    spec = fig if isinstance(fig, str) else fig.to_json()
+    title = fig.layout.title
+    data = {
+        "figure": fig.to_json(),
+        "title": title.text or "",
+        "unit": title.subtitle.text or "",
+        "help": (fig.layout.meta or {}).get("help", ""),
+        "height": fig.layout.height,
+        "group": group,
+        "pick": pick,
+    }
     callbacks = {"on_pick_change": lambda: None} if pick else {}
-    result = _component()(key=key, data={"figure": spec, "group": group, "pick": pick}, **callbacks)
+    result = _component()(key=key, data=data, **callbacks)
     clicked = getattr(result, "pick", None) if pick else None
     return int(clicked) if clicked is not None else None
