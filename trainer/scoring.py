@@ -27,7 +27,10 @@ def prompt_stream(prompts: list[Prompt], per_step: int, seed: int) -> Iterator[l
             f"rollout.prompts is {per_step} but the task's train split has {len(prompts)} prompts; "
             f"a step cannot hold one twice. Set rollout.prompts to at most {len(prompts)}."
         )
-    rng = np.random.default_rng(seed)
+    return _endless(prompts, per_step, np.random.default_rng(seed))
+
+
+def _endless(prompts: list[Prompt], per_step: int, rng: np.random.Generator) -> Iterator[list[Prompt]]:
     queue: list[int] = []
     while True:
         while len(queue) < per_step:
