@@ -88,7 +88,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--steps", type=int, default=1050)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "chain")
     args = parser.parse_args()
