@@ -1,0 +1,42 @@
+"""Code in the documentation runs as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from monitor.store.reader import open_store
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    for block in blocks("docs/own_loop.md"):
+        exec(block, scope)
+    with open_store(tmp_path / "runs") as store:
+        found = store.sql("SELECT name, arg_min(value, step), arg_max(value, step) FROM steps GROUP BY name").rows
+        values = {name: (first, last) for name, first, last in found}
+        assert values["entropy"][0] > 2.0 > 1.7 > values["entropy"][1]  # from ln 8 = 2.08 downwards
+        assert values["reward"][1] > values["reward"][0]
+        assert store.sql("SELECT count(*), max(step) FROM tokens").rows == [(60 * 32 * 12, 60)]
+    assert json.loads((tmp_path / "runs/runs/my-loop/heartbeat-r000.json").read_text())["status"] == "finished"
+    loop = blocks("docs/own_loop.md")[1].split("for step in")[1]
+    assert len(loop.strip().splitlines()) <= 11  # "ten lines" and the for itself
+
+
+def test_the_reward_example_is_a_reward_function(tmp_path, monkeypatch):
+    from trainer.rewards import checked_rewards, load_reward
+
+    (tmp_path / "my_rewards.py").write_text(blocks("docs/extending.md")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    function = load_reward("my_rewards:short_and_right")
+    assert checked_rewards(function, ["5:"], ["2+3=5"], [[1, 2, 3]], target=[5]) == [0.97]
