@@ -25,8 +25,21 @@ from monitor.store.tail import Tail
 ROOT = Path(__file__).parent.parent
 PRESET = ROOT / "trainer" / "presets" / "demo.toml"
 LEVEL = "eval/heldout/pass@1"
-SERIES = (LEVEL, "eval/heldout/pass@4", "eval/heldout/distinct", "eval/ood/pass@1", "eval/multipath/distinct",
-          "entropy", "reward", "entropy_selected", "selected_decided_share", "response_length", "perf/step_s")  # fmt: skip
+SERIES = (
+    LEVEL,
+    "eval/heldout/pass@4",
+    "eval/heldout/distinct",
+    "eval/ood/pass@1",
+    "eval/multipath/distinct",
+    "entropy",
+    "reward",
+    "entropy_selected",
+    "selected_decided_share",
+    "decided_share",
+    "response_length",
+    "perf/step_s",
+    "perf/record_s",
+)
 
 
 def run_name(arm: str, lr: str, seed: int) -> str:
@@ -58,7 +71,7 @@ def rows(store: Path, arms: list[str], lrs: list[str], seeds: list[int]) -> list
         figures = final_figures(con, runs, SERIES, LEVEL)
         spans = alert_spans(alert_log(con, runs))
         for run in runs:
-            steps, entropy = series_of(scalar_series(con, [run], ["entropy"], 10**9), run, "entropy")
+            _, entropy = series_of(scalar_series(con, [run], ["entropy"], 10**9), run, "entropy")
             last, equal = figures["last"][run], figures["equal"].get(run, {})
             fired = [
                 f"{r}@{s}"

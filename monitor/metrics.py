@@ -115,7 +115,8 @@ METRICS: dict[str, Metric] = _table(
     Metric("deviation", "Deviation", "nats", "Jensen-Shannon divergence of a rollout's next-token distribution from "
            "the mean of its group's alive rollouts at the same response position (0 to 0.50 with 8 alive).",
            "none", "deviation96"),
-    Metric("log_ratio", "Log-ratio", "nats", "ln p_new - ln p_old of the sampled token in the loss.", "none",
+    Metric("log_ratio", "Log-ratio", "nats", "ln p_new - ln p_old of the sampled token, over the tokens the update "
+           "used (weight > 0).", "none",
            "log_ratio80"),
     Metric("weight", "Weight", "", "The token's weight in the loss.", "none", "weight"),
     Metric("entropy*deviation", "Entropy x deviation", "tokens", "Joint counts: where the deviating tokens sit in "
@@ -137,11 +138,14 @@ METRICS: dict[str, Metric] = _table(
            "(sum w)^2 / (tokens * sum w^2): 1 for equal weights."),
     # the update
     Metric("loss", "Loss", "", "The scalar that was differentiated, mean over the step's optimizer updates."),
-    Metric("kl", "KL to reference", "nats", "k3 estimate of KL(policy || reference), mean over response tokens."),
-    Metric("clip_share_low", "Clipped low", "share", "Share of tokens clipped at ratio < 1 - clip_low, advantage < 0."),
+    Metric("kl", "KL to reference", "nats",
+           "k3 estimate of KL(policy || reference), mean over the tokens the update used."),
+    Metric("clip_share_low", "Clipped low", "share",
+           "Share of the tokens the update used that were clipped: ratio < 1 - clip_low, advantage < 0."),
     Metric("clip_share_high", "Clipped high", "share",
-           "Share of tokens clipped at ratio > 1 + clip_high, advantage > 0."),
-    Metric("log_ratio_abs", "Mean |log-ratio|", "nats", "Mean |ln p_new - ln p_old| over the step's updates."),
+           "Share of the tokens the update used that were clipped: ratio > 1 + clip_high, advantage > 0."),
+    Metric("log_ratio_abs", "Mean |log-ratio|", "nats",
+           "Mean |ln p_new - ln p_old| over the tokens the step's updates used."),
     Metric("sampler_mismatch", "Sampler mismatch", "nats",
            "Mean |ln p_trainer - ln p_sampler| of sampled tokens, before the update: numerical noise if all is well.",
            "down"),

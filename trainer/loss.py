@@ -69,19 +69,21 @@ def policy_loss(
         psi = psi + config.kl_coef * kl
     if entropies is not None and config.entropy_coef:
         psi = psi - config.entropy_coef * entropies
-    per_token = torch.where(mask, weights * psi, 0.0)
-    if config.kind == "grpo":
-        counted = weights if normalise == "selected" else mask.float()
-        own = torch.where(mask, counted, 0.0).sum(1)
-        loss = (per_token.sum(1) / own.clamp(min=1e-8)).sum() / totals.responses.clamp(min=1)
-    elif config.kind == "dapo":
-        loss = per_token.sum() / totals.weight.clamp(min=1e-8)
-    else:
-        loss = per_token.sum() / (totals.responses.clamp(min=1) * totals.max_length)
+    counted = torch.where(mask, weights if normalise == "selected" else 1.0, 0.0)
     return LossTerms(
-        loss=loss,
+        loss=_divide(torch.where(mask, weights * psi, 0.0), counted, totals, config.kind),
         log_ratio=log_ratio.detach(),
         clipped_low=(ratio < 1 - config.clip_low) & (advantage < 0) & mask,
         clipped_high=(ratio > 1 + config.clip_high) & (advantage > 0) & mask,
         kl=kl.detach(),
     )
+
+
+def _divide(per_token: Tensor, counted: Tensor, totals: LossTotals, kind: str) -> Tensor:
+    """The sum of per_token [N, T] over the denominators of `kind`; counted [N, T] is what a response's own D sums."""
+    if kind == "grpo":
+        own = counted.sum(1).clamp(min=1e-8)
+        return (per_token.sum(1) / own).sum() / totals.responses.clamp(min=1)
+    if kind == "dapo":
+        return per_token.sum() / totals.weight.clamp(min=1e-8)
+    return per_token.sum() / (totals.responses.clamp(min=1) * totals.max_length)

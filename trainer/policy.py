@@ -6,6 +6,9 @@ that no more than SLAB_ELEMENTS logits exist at a time, whatever the vocabulary 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monitor.signals import TokenSignals, token_signals
-from trainer.models import ModelSource
+from trainer.models import ModelSource, cache_dir
 from trainer.tokens import Rollouts, TokenBatch
 
 SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
@@ -39,9 +42,9 @@ class Policy:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        options = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
-        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32, **options)
+        path = unpacked(source) if source.gguf_file else source.path
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         return cls(model, tokenizer, device or pick_device())
 
     def autocast(self) -> torch.autocast:
@@ -121,6 +124,26 @@ class Policy:
                 f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
                 f"{error:.3g}); expected logits = head(body(ids)). Use a model without logit scaling or soft-capping."
             )
+
+
+def unpacked(source: ModelSource) -> Path:
+    """A GGUF model as a Hugging Face folder in the cache: unpacked once (20 s or more), then quick to load."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = Path(source.path) / str(source.gguf_file)
+    stat = weights.stat()
+    folder = cache_dir() / "unpacked" / f"{weights.stem}-{stat.st_size}-{stat.st_mtime_ns}"
+    if not folder.exists():
+        model: Any = AutoModelForCausalLM.from_pretrained(source.path, gguf_file=source.gguf_file, dtype=torch.float32)
+        model.hf_quantizer, model.is_quantized = None, False  # the weights are plain float32 now, and may be saved
+        del model.config.quantization_config
+        half = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        model.save_pretrained(half)
+        AutoTokenizer.from_pretrained(source.path, gguf_file=source.gguf_file).save_pretrained(half)
+        with contextlib.suppress(OSError):  # another process was faster
+            half.rename(folder)
+        shutil.rmtree(half, ignore_errors=True)
+    return folder
 
 
 def pick_device() -> torch.device:

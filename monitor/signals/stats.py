@@ -91,7 +91,11 @@ def loss_statistics(
     clipped_high: Tensor,
     kl: Tensor,
 ) -> Statistics:
-    """Statistics of one optimizer update; tensors [N, T] as the loss used them, correct bool [N]."""
+    """Statistics of one optimizer update over the tokens it used (weight > 0).
+
+    Tensors [N, T] as the loss had them, correct bool [N]. A sparse update has no log-ratio elsewhere.
+    """
+    mask = mask & (weights > 0)
     log_ratio = log_ratio.detach().float()
     histogram = device_histograms(log_ratio.flatten(), _splits(mask, weights, correct), _edges("log_ratio"))
 

@@ -11,7 +11,7 @@ import simulated
 
 from dashboard.launch import start, stop
 
-CHROMIUM = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if os.path.exists(path)), None)
+CHROMIUM = os.environ.get("RLVR_CHROMIUM") or "/usr/bin/chromium"  # .ci/browser finds or installs one
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -44,7 +44,7 @@ def url(store: Path) -> Iterator[str]:
 def browser() -> Iterator:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        options = {"executable_path": CHROMIUM} if CHROMIUM else {}
+        options = {"executable_path": CHROMIUM}
         opened = driver.chromium.launch(args=FLAGS, **options)
         for scheme, width in (("light", 1400), ("dark", 480)):
             opened.new_context(color_scheme=scheme, viewport={"width": width, "height": 1000})

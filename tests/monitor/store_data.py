@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from monitor.metrics import inner_edges, n_cells
-from monitor.records import Histogram, RunInfo, SampleTable, StepRecord, TokenTable
 from monitor.recorder import Recorder
+from monitor.records import Histogram, RunInfo, SampleTable, StepRecord, TokenTable
 
 N_SAMPLES, N_POSITIONS = 8, 25
 N_TOKENS = N_SAMPLES * N_POSITIONS

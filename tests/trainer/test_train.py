@@ -17,7 +17,8 @@ from monitor.store.reader import open_store
 from trainer.cli import main
 
 SMALL = (
-    "--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.prompts 2 --eval.samples 4 --weighting.warmup-steps 1"
+    "--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.prompts 2 --eval.samples 4 "
+    "--weighting.warmup-steps 1"
 ).split()
 
 
@@ -64,7 +65,8 @@ def test_the_recorded_signals_hold_together(trained):
         )
         histogram = rows(
             trained,
-            "SELECT sum / n, n FROM histograms WHERE run = 'a' AND split = 'all' AND metric IN ('entropy', 'deviation') "
+            "SELECT sum / n, n FROM histograms WHERE run = 'a' AND split = 'all' "
+            "AND metric IN ('entropy', 'deviation') "
             f"AND step = {step} ORDER BY metric DESC",
         )
         assert [h[0] for h in histogram] == pytest.approx(token[0][:2], rel=1e-6)
