@@ -102,6 +102,11 @@ def stop(process: subprocess.Popen[bytes], patience_s: float = 5.0) -> int:
     return process.wait()
 
 
+def _has_display() -> bool:
+    """Without one, webbrowser would start a text browser in the user's terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rlvr dashboard", description="Show a store in the browser, live.")
     parser.add_argument("store", nargs="?", default="runs", metavar="STORE", help="folder of the store (default: runs)")
@@ -123,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         process, url = start(options.store, options.host, options.port)
         print(f"Dashboard: {url}", flush=True)
-        if not options.no_browser:
+        if not options.no_browser and _has_display():
             webbrowser.open(url)
         return 0 if process.wait() == 0 else 1
     except LaunchError as error:

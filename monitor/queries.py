@@ -117,15 +117,28 @@ def value_at(rows: Frame, run: str, name: str) -> float:
 # --- distributions ------------------------------------------------------------------------------------------------
 
 
+_ONE_SPLIT = (
+    "run = ? AND metric = ? AND split = ? "
+    "AND (CAST(? AS INTEGER) IS NULL OR step > (SELECT max(step) FROM steps WHERE run = ?) - CAST(? AS INTEGER))"
+)
+
+
 def count_matrix(
-    con: duckdb.DuckDBPyConnection, run: str, metric: str, split: str = "all", max_columns: int = MAX_POINTS
+    con: duckdb.DuckDBPyConnection,
+    run: str,
+    metric: str,
+    split: str = "all",
+    max_columns: int = MAX_POINTS,
+    newest: int | None = None,
 ) -> Frame:
-    """step, last_step [S], counts int64 [S, cells], n, sum, min, max [S], ranks added; at most `max_columns` rows."""
+    """step, last_step [S], counts int64 [S, cells], n, sum, min, max [S], ranks added; at most `max_columns` rows.
+
+    `newest`: only the last so many steps.
+    """
     rows = frame(
         con,
-        "SELECT step, edges_id, counts, n, sum, min, max FROM histograms "
-        "WHERE run = ? AND metric = ? AND split = ? ORDER BY step",
-        [run, metric, split],
+        f"SELECT step, edges_id, counts, n, sum, min, max FROM histograms WHERE {_ONE_SPLIT} ORDER BY step",
+        [run, metric, split, newest, run, newest],
     )
     steps, first = np.unique(rows["step"], return_index=True)
     if not len(steps):
@@ -183,14 +196,13 @@ def joint_counts(
     run: str,
     metric: str = "entropy*deviation",
     split: str = "all",
-    step: int | None = None,
+    newest: int | None = None,
 ) -> np.ndarray:
-    """Joint counts int64 [cells(a), cells(b)] of a metric "a*b", summed over all steps or at one."""
+    """Joint counts int64 [cells(a), cells(b)] of a metric "a*b", summed over all steps or the last `newest`."""
     rows = frame(
         con,
-        "SELECT edges_id, counts FROM histograms "
-        "WHERE run = ? AND metric = ? AND split = ? AND (? IS NULL OR step = ?)",
-        [run, metric, split, step, step],
+        f"SELECT edges_id, counts FROM histograms WHERE {_ONE_SPLIT}",
+        [run, metric, split, newest, run, newest],
     )
     if not n_rows(rows):
         return np.zeros((0, 0), np.int64)

@@ -219,7 +219,7 @@ def selected_against_all(
 
 
 def joint_map(theme: Theme, counts: np.ndarray, key: str = "entropy*deviation", *, height: int = 320) -> go.Figure:
-    """Joint counts of two metrics: where the deviating tokens sit in entropy."""
+    """Joint counts of entropy and deviation: where the deviating tokens sit in entropy."""
     title, _, help_text = label(key)
     fig = figure(theme, title, unit="", x="entropy, nats", height=height, help=help_text)
     if not counts.size:

@@ -44,6 +44,7 @@ def page() -> None:
     spans = data.spans([entry.name])
     _learning(entry, spans)
     _distributions(entry, spans, log)
+    _selection(entry)
     _update(entry, spans)
     _alerts_and_events(entry, spans)
 
@@ -128,19 +129,28 @@ def _distributions(entry: RunEntry, spans: Frame, log: bool) -> None:
                 f"fan-{name}",
                 pick=True,
             )
+    matrix = data.counts(name, "deviation")
+    if len(matrix["step"]):
+        shared.chart(
+            distributions.histogram_map(theme, matrix, "deviation", spans=spans), f"deviation-{name}", pick=True
+        )
+
+
+def _selection(entry: RunEntry) -> None:
+    """What the weighting picks, and where the deviating tokens sit in entropy, over the newest steps."""
+    theme, name = shared.theme(), entry.name
+    colour = _colour(entry, theme)
     left, right = st.columns(2)
     with left:
-        matrix = data.counts(name, "deviation")
-        if len(matrix["step"]):
-            shared.chart(
-                distributions.histogram_map(theme, matrix, "deviation", spans=spans), f"deviation-{name}", pick=True
-            )
-    with right:
         every, selected = (data.newest_counts(name, "entropy", split) for split in ("all", "selected"))
         if len(every["step"]):
             accent = colour if colour != theme.uniform else theme.accent
             fig = distributions.selected_against_all(theme, every, selected, accent)
             shared.chart(fig, f"selected-{name}", group="")
+    with right:
+        counts = data.joint(name)
+        if counts.size:
+            shared.chart(distributions.joint_map(theme, counts), f"joint-{name}", group="")
 
 
 def _update(entry: RunEntry, spans: Frame) -> None:

@@ -137,7 +137,7 @@ def test_pooled_columns_lose_no_token(tail: Tail, columns: int) -> None:
 
 def test_joint_counts_are_row_major(tail: Tail) -> None:
     np.testing.assert_array_equal(queries.joint_counts(tail.cursor(), "uniform"), STEPS * JOINT)
-    np.testing.assert_array_equal(queries.joint_counts(tail.cursor(), "uniform", step=3), JOINT)
+    np.testing.assert_array_equal(queries.joint_counts(tail.cursor(), "uniform", newest=3), 3 * JOINT)
     assert queries.joint_counts(tail.cursor(), "nobody").size == 0
 
 
@@ -203,3 +203,10 @@ def test_config_difference() -> None:
         "weighting.kind": {"a": "uniform", "b": "ict"},
     }
     assert comparisons.config_difference({"a": {}, "b": {}}) == {}
+
+
+def test_newest_steps_are_the_last_rows_of_all(tail: Tail) -> None:
+    every = queries.count_matrix(tail.cursor(), "uniform", "entropy")
+    newest = queries.count_matrix(tail.cursor(), "uniform", "entropy", newest=4)
+    np.testing.assert_array_equal(newest["step"], every["step"][-4:])
+    np.testing.assert_array_equal(newest["counts"], every["counts"][-4:])
