@@ -88,6 +88,20 @@ def rows(store: Path, arms: list[str], lrs: list[str], seeds: list[int]) -> list
     return found
 
 
+def markdown(table: list[dict[str, object]]) -> str:
+    """Mean and standard deviation over seeds, a column for each (arm, learning rate)."""
+    groups: dict[str, list[dict[str, object]]] = {}
+    for row in table:
+        groups.setdefault(str(row["run"]).rpartition("-s")[0], []).append(row)
+    figures = [key for key in table[0] if key not in ("run", "lr", "seed", "alerts") and not key.startswith("perf/")]
+    lines = [f"| | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
+    for key in figures:
+        values = [np.array([float(str(row[key])) for row in rows]) for rows in groups.values()]
+        cells = [f"{v.mean():.3g} ± {v.std(ddof=1):.2g}" if len(v) > 1 else f"{v[0]:.3g}" for v in values]
+        lines.append(f"| {key.replace('eval/', '')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
@@ -103,6 +117,7 @@ def main() -> None:
         list(pool.map(lambda g: train(options.store, g[2], g[1], g[0], extra), grid))
     table = rows(options.store, options.arms, options.lrs, options.seeds)
     write_rows(options.out, table, ("torch", "transformers"))
+    print(markdown(table))
 
 
 if __name__ == "__main__":

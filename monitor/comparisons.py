@@ -68,8 +68,9 @@ def final_figures(
 ) -> dict[str, Any]:
     """{"last": {run: {name: value, "step": step}}, "equal": the same, "level": the equal level}.
 
-    "last" is each run's newest values. "equal" takes each run at its first evaluation whose `level_name` reached the
-    lowest of the runs' best levels, so that runs are compared at equal pass@1; it is {} if some run never evaluated.
+    "last" is each run's newest values. "equal" takes each run where its `level_name` first crosses the lowest of the
+    runs' best levels, on straight lines between evaluations, so that runs are compared at equal pass@1; it is {} if
+    some run never evaluated.
     """
     rows = scalar_series(con, runs, [*names, level_name], max_points=10**9)
     series = {run: {name: series_of(rows, run, name) for name in {*names, level_name}} for run in runs}
@@ -78,19 +79,25 @@ def final_figures(
     level = min(np.nanmax(values) for _, values in levels.values()) if reachable else np.nan
     result: dict[str, Any] = {"last": {}, "equal": {}, "level": float(level)}
     for run in runs:
-        result["last"][run] = _values_until(series[run], None)
+        found = {name: (steps, values) for name, (steps, values) in series[run].items() if len(steps)}
+        result["last"][run] = {name: float(values[-1]) for name, (_, values) in found.items()} | {
+            "step": float(max((steps[-1] for steps, _ in found.values()), default=np.nan))
+        }
         if reachable:
-            steps, values = levels[run]
-            result["equal"][run] = _values_until(series[run], int(steps[np.argmax(values >= level)]))
+            step = crossing(*levels[run], level)
+            result["equal"][run] = {name: float(np.interp(step, *pair)) for name, pair in found.items()} | {
+                "step": step
+            }
     return result
 
 
-def _values_until(series: Mapping[str, tuple[np.ndarray, np.ndarray]], until: int | None) -> dict[str, float]:
-    """The newest value of each series at or before step `until`, and the newest step among them."""
-    figures, newest = {}, float("nan")
-    for name, (steps, values) in series.items():
-        kept = slice(None) if until is None else steps <= until
-        if len(steps[kept]):
-            figures[name] = float(values[kept][-1])
-            newest = float(np.nanmax([newest, steps[kept][-1]]))
-    return figures | {"step": newest}
+def crossing(steps: np.ndarray, values: np.ndarray, level: float) -> float:
+    """The step, with fraction, at which the polyline through (steps, values) first reaches `level`.
+
+    Example: steps 0, 20 with values 0.2, 0.6 reach 0.5 at 0 + 20 * (0.5 - 0.2) / (0.6 - 0.2) = 15.
+    """
+    above = int(np.argmax(values >= level))
+    if above == 0:
+        return float(steps[0])
+    share = (level - values[above - 1]) / (values[above] - values[above - 1])
+    return float(steps[above - 1] + share * (steps[above] - steps[above - 1]))
