@@ -199,14 +199,17 @@ def _progress(console: Console, steps: int, recorder: Recorder) -> Iterator[Call
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("step", total=steps, speed="", now="")
+        truncated = False
 
         def show(record: StepRecord) -> None:
+            nonlocal truncated
             s = record.scalars
             now = f"reward {s['reward']:.3f}  entropy {s['entropy']:.3f} nats"
             bar.update(task, completed=record.step, speed=f"{s['perf/step_s']:.2f} s/step", now=now)
             if not console.is_terminal and record.step % max(1, steps // 10) == 0:
                 console.print(f"step {record.step}/{steps}  {now}  {s['perf/step_s']:.2f} s/step")
-            if s["truncated_share"] == 1.0:
+            before, truncated = truncated, s["truncated_share"] == 1.0
+            if truncated and not before:  # said once for a stretch of such steps
                 limit = "every completion was truncated. Raise rollout.max_new_tokens."
                 recorder.event("truncated", f"Step {record.step}: {limit}", record.step)
                 console.print(f"step {record.step}: {limit}", style="yellow")

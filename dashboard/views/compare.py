@@ -170,7 +170,7 @@ def _tables(arms: tuple[Arm, Arm]) -> None:
         (
             "equal",
             "At equal pass@1",
-            f"each run where its held-out pass@1 first crosses {shared.number(found['level'], 'share')}, between evaluations",
+            f"each run where its held-out pass@1, interpolated, first crosses {shared.number(found['level'], 'share')}",
         ),
     ):
         if found[which]:
