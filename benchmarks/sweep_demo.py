@@ -1,6 +1,6 @@
 """Arms x keep shares x learning rates x seeds on the built-in task; one CSV row for each run.
 
-    python benchmarks/sweep_demo.py --store /tmp/sweep --lrs 1e-4 3e-4 --seeds 0 1 2 --arms uniform:1 ict:0.3 random:0.3
+    python benchmarks/sweep_demo.py --store SWEEP --lrs 1e-4 3e-4 --seeds 0 1 2 --arms uniform:1 ict:0.3 random:0.3
 
 Each run is an ordinary `rlvr train` with trainer/presets/demo.toml; all arms get the same settings. Runs that the
 store already holds are not run again. docs/log.md discusses the rows.

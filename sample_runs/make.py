@@ -8,14 +8,15 @@ About 15 minutes on 2 CPU cores.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).parent
-PRESET = HERE.parent / "trainer" / "presets" / "demo.toml"
+ROOT = Path(__file__).parent.parent  # commands run here, so that recorded paths are relative
+PRESET = "trainer/presets/demo.toml"
 RLVR = (sys.executable, "-m", "monitor.cli")
 PAIRS = {
     f"{kind}-s{seed}": f"--weighting.kind {kind} --seed {seed} --comparison demo"
@@ -23,10 +24,10 @@ PAIRS = {
     for kind in ("uniform", "ict", "random")
 }
 RUNS = PAIRS | {
-    # ten times the demo's learning rate: the policy decides for a few chains, and its entropy is gone
-    "collapse": "--weighting.kind uniform --seed 0 --optim.lr 1e-3",
-    # an entropy bonus of 0.3, thirty times what is reported to be too much already
-    "explosion": "--weighting.kind uniform --seed 0 --optim.lr 3e-4 --loss.entropy_coef 0.3",
+    # the demo's own learning rate, held longer: reward keeps climbing while the entropy goes
+    "collapse": "--weighting.kind uniform --seed 3 --steps 150",
+    # an entropy bonus of 0.1; the literature reports 0.01 as too much for large models
+    "explosion": "--weighting.kind uniform --seed 3 --steps 80 --loss.entropy_coef 0.1",
 }
 TOKEN_STEPS = "4"  # raw tokens are kept for this many evenly spaced steps of each run
 
@@ -34,16 +35,18 @@ TOKEN_STEPS = "4"  # raw tokens are kept for this many evenly spaced steps of ea
 def record(store: Path, name: str) -> int:
     options = ["--store", str(store), "--run", name, "--save", str(store / "policies" / name), *RUNS[name].split()]
     with (store / f"{name}.log").open("w") as log:
-        code = subprocess.run([*RLVR, "train", str(PRESET), *options], stdout=log, stderr=log, check=False).returncode
+        command = [*RLVR, "train", PRESET, *options]
+        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     print(f"{name}: {'recorded' if code == 0 else f'ended with {code}'}", flush=True)
     return code
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=Path("sample_runs"))
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
+    os.chdir(ROOT)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in RUNS:
         shutil.rmtree(options.out / "runs" / name, ignore_errors=True)

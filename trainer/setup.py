@@ -144,7 +144,6 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "device_count": torch.cuda.device_count() if cuda else 1,
         "threads": torch.get_num_threads(),
-        "host": platform.node(),
     }
 
 
