@@ -3,7 +3,9 @@
     python benchmarks/sweep_demo.py --store SWEEP --lrs 1e-4 3e-4 --seeds 0 1 2 --arms uniform:1 ict:0.3 random:0.3
 
 Each run is an ordinary `rlvr train` with trainer/presets/demo.toml; all arms get the same settings. Runs that the
-store already holds are not run again. docs/log.md discusses the rows.
+store already holds are not run again; the sample runs' table is made with
+    --store sample_runs --lrs 3e-4 --names "{kind}-s{seed}" --out benchmarks/results/sample_runs.csv
+docs/log.md discusses the rows.
 """
 
 from __future__ import annotations
@@ -42,12 +44,13 @@ SERIES = (
 )
 
 
-def run_name(arm: str, lr: str, seed: int) -> str:
-    return f"{arm.replace(':', '')}-lr{lr}-s{seed}"
+def run_name(names: str, arm: str, lr: str, seed: int) -> str:
+    kind, keep = arm.split(":")
+    return names.format(kind=kind, keep=keep, lr=lr, seed=seed)
 
 
-def train(store: Path, arm: str, lr: str, seed: int, extra: list[str]) -> None:
-    name, (kind, keep) = run_name(arm, lr, seed), arm.split(":")
+def train(store: Path, name: str, arm: str, lr: str, seed: int, extra: list[str]) -> None:
+    kind, keep = arm.split(":")
     if (store / "runs" / name).exists():
         return
     settings = {
@@ -55,19 +58,20 @@ def train(store: Path, arm: str, lr: str, seed: int, extra: list[str]) -> None:
         "comparison": f"lr{lr}",
     }  # fmt: skip
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    (store / "logs").mkdir(parents=True, exist_ok=True)
     with (store / "logs" / f"{name}.log").open("w") as log:
         command = [sys.executable, "-m", "monitor.cli", "train", str(PRESET), *options, *extra]
         code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     print(name, "ok" if code == 0 else f"ended with {code}", flush=True)
 
 
-def rows(store: Path, arms: list[str], lrs: list[str], seeds: list[int]) -> list[dict[str, object]]:
+def rows(store: Path, names: str, arms: list[str], lrs: list[str], seeds: list[int]) -> list[dict[str, object]]:
     """One row a run: figures at the last step, and at the pass@1 that all arms of this (lr, seed) reached."""
     tail = Tail(store)
     tail.poll()
     con, found = tail.cursor(), []
     for lr, seed in itertools.product(lrs, seeds):
-        runs = [name for arm in arms if (name := run_name(arm, lr, seed)) in tail.runs]
+        runs = [name for arm in arms if (name := run_name(names, arm, lr, seed)) in tail.runs]
         figures = final_figures(con, runs, SERIES, LEVEL)
         spans = alert_spans(alert_log(con, runs))
         for run in runs:
@@ -108,14 +112,14 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["uniform:1", "ict:0.3", "random:0.3"], help="kind:keep")
     parser.add_argument("--lrs", nargs="+", default=["1e-4"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--names", default="{kind}{keep}-lr{lr}-s{seed}", help="how runs are called in the store")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "sweep_demo.csv")
     options, extra = parser.parse_known_args()
-    (options.store / "logs").mkdir(parents=True, exist_ok=True)
     grid = list(itertools.product(options.seeds, options.lrs, options.arms))
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda g: train(options.store, g[2], g[1], g[0], extra), grid))
-    table = rows(options.store, options.arms, options.lrs, options.seeds)
+        list(pool.map(lambda g: train(options.store, run_name(options.names, g[2], g[1], g[0]), *g[::-1], extra), grid))
+    table = rows(options.store, options.names, options.arms, options.lrs, options.seeds)
     write_rows(options.out, table, ("torch", "transformers"))
     print(markdown(table))
 
