@@ -1,0 +1,83 @@
+"""token_signals: error against float64, and time against plain log-softmax plus entropy on the same slab.
+
+    python benchmarks/bench_signals.py
+
+CPU, float32 logits of standard deviation 3, ragged groups of 8. Times are medians of interleaved calls.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from harness import RESULTS, write_rows
+from torch import Tensor
+
+from monitor.signals import token_signals
+
+CASES = {"chain": (64, 28, 19), "32 k": (8, 64, 32_000), "SmolLM2": (8, 64, 49_152), "Qwen2.5": (8, 16, 151_936)}
+
+
+def float64_signals(logits: Tensor, ids: Tensor, mask: Tensor, group: int) -> dict[str, Tensor]:
+    """The definitions in float64; rows of a group are contiguous."""
+    logp = torch.log_softmax(logits.double(), -1)
+    p = torch.where(mask.unsqueeze(-1), logp.exp(), 0.0)
+    n, t, v = p.shape
+    alive = mask.view(-1, group, t).sum(1, keepdim=True).expand(-1, group, -1).reshape(n, t)
+    mean = p.view(-1, group, t, v).sum(1, keepdim=True).expand(-1, group, -1, -1).reshape(n, t, v)
+    mean = mean / alive.clamp(min=1).unsqueeze(-1)
+
+    def entropy(q: Tensor) -> Tensor:
+        return -torch.xlogy(q, q).sum(-1)
+
+    return {
+        "logprob": logp.gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mask,
+        "entropy": entropy(p),
+        "renyi2": torch.where(mask, -(p * p).sum(-1).log(), 0.0),
+        "deviation": entropy((p + mean) / 2) * mask - entropy(p) / 2 - entropy(mean) / 2 * mask,
+    }
+
+
+def plain(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What a trainer computes anyway: log-probability and entropy."""
+    logp = torch.log_softmax(logits, -1)
+    return logp.gather(-1, ids.unsqueeze(-1)), -(logp.exp() * logp).sum(-1)
+
+
+def seconds(*calls: Callable[[], object], rounds: int = 7) -> list[float]:
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, found in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - begin)
+    return [statistics.median(found) for found in times]
+
+
+def main() -> None:
+    rows = []
+    for name, (n, t, v) in CASES.items():
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(n, t, v, generator=generator) * 3
+        ids = torch.randint(v, (n, t), generator=generator)
+        mask = torch.arange(t) < torch.randint(1, t + 1, (n, 1), generator=generator)
+        groups = torch.arange(n) // 8
+        found = token_signals(logits, ids, mask, groups)
+        exact = float64_signals(logits, ids, mask, 8)
+        errors = {key: float((getattr(found, key).double() - value).abs().max()) for key, value in exact.items()}
+        ours, base = seconds(
+            lambda z=logits, i=ids, m=mask, g=groups: token_signals(z, i, m, g), lambda z=logits, i=ids: plain(z, i)
+        )
+        rows.append(
+            {"case": name, "rows": n, "positions": t, "vocabulary": v}
+            | {f"error_{key}": f"{value:.2e}" for key, value in errors.items()}
+            | {"signals_s": f"{ours:.4f}", "plain_s": f"{base:.4f}", "ratio": f"{ours / base:.2f}"}
+            | {"threads": torch.get_num_threads()}
+        )
+    write_rows(RESULTS / "signals.csv", rows, ("torch",))
+
+
+if __name__ == "__main__":
+    main()
