@@ -17,8 +17,8 @@ from monitor.cli import main as rlvr
 from monitor.store.reader import open_store
 
 PRESET = Path(__file__).parent.parent / "trainer" / "presets" / "demo.toml"
-QUERY = """SELECT name, median(value) FROM steps WHERE run = ? AND step > 8 AND name IN ('perf/step_s', 'perf/rollout_s',
-    'perf/update_s', 'perf/record_s', 'perf/tokens_per_s', 'response_length', 'tokens') GROUP BY name"""
+QUERY = """SELECT name, median(value) FROM steps WHERE run = ? AND step > 8 AND (name IN ('response_length', 'tokens')
+    OR (name LIKE 'perf/%' AND name NOT IN ('perf/queue', 'perf/memory_gib'))) GROUP BY name"""
 
 
 def main() -> None:

@@ -191,11 +191,11 @@ def _result(store: Path, runs: list[str]) -> Table:
     tail.close()
     equal = figures["equal"]
     table = Table(title="Same base policy, seed and prompts; only the weighting differs")
-    table.add_column("")
-    for run in runs:
-        table.add_column(f"{run}\nlast step", justify="right")
-    for run in runs if equal else ():
-        table.add_column(f"{run}\nat equal pass@1", justify="right")
+    table.add_column("", no_wrap=True)
+    for arm in ARMS:
+        table.add_column(f"{arm}\nat the\nlast step", justify="right")
+    for arm in ARMS if equal else ():
+        table.add_column(f"{arm}\nat equal\npass@1", justify="right")
     columns = [figures["last"][run] for run in runs] + [equal[run] for run in runs if equal]
     table.add_row("Step", *(f"{column['step']:.0f}" for column in columns))
     for row, (series, form) in FIGURES.items():
