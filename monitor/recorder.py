@@ -57,9 +57,9 @@ class Sink(Protocol):
 class Recorder:
     """Records one rank of one run into a store.
 
-    store: folder, made if missing. run.name: letters, digits, '.', '_', '-'; must be new unless `resume`, which opens
-    the next attempt of a run that exists. engine: judges each step in the writer thread; its alerts are committed with
-    the step and given to `on_alert` and the sinks. queue_steps: bound of the queue (see the module). max_gb: raw
+    store: folder, made if missing. run: RunInfo, or just a name of letters, digits, '.', '_', '-'; it must be new unless
+    `resume`, which opens the next attempt of a run that exists. engine: judges each step in the writer thread; its
+    alerts are committed with the step and given to `on_alert` and the sinks. queue_steps: bound of the queue (see the module). max_gb: raw
     tokens stop once this rank's segments hold so many GB. tokens_every: keep raw tokens of every n-th step. flush_s:
     smallest time between two writes, so that tiny steps do not make thousands of files.
 
@@ -73,7 +73,7 @@ class Recorder:
     def __init__(
         self,
         store: str | Path,
-        run: RunInfo,
+        run: RunInfo | str,
         *,
         rank: int = 0,
         resume: bool = False,
@@ -93,6 +93,7 @@ class Recorder:
         ):
             if not ok:
                 raise StoreError(f"{name} is {value}, expected a positive number. Change it or leave it out.")
+        run = RunInfo(name=run) if isinstance(run, str) else run
         self._queue_steps, self._tokens_every = queue_steps, tokens_every
         self._seen: set[str] = set()  # known keys
         self._step_keys: set[str] = set()  # scalars recorded for the last step

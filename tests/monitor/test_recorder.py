@@ -33,6 +33,13 @@ def an_alert(step: int) -> Alert:
     return Alert("entropy_collapse", "critical", "firing", step, step, 0.1, 1.0, 0.5, "low", "stop")
 
 
+def test_a_name_is_enough_for_a_run(tmp_path: Path) -> None:
+    with Recorder(tmp_path, "plain") as recorder:
+        recorder.record(StepRecord(1, {"entropy": 0.5}))
+    assert rows(tmp_path, "SELECT run, value FROM steps WHERE name = 'entropy'") == [("plain", 0.5)]
+    assert get_run(tmp_path, "plain").info["name"] == "plain"
+
+
 def test_what_is_recorded_comes_back(tmp_path: Path) -> None:
     record_run(tmp_path, steps=range(1, 6), config={"seed": 3})
     with open_store(tmp_path) as store:

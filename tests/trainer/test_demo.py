@@ -1,0 +1,59 @@
+"""The demo as a user runs it, with two steps: both arms, the dashboard that stays up, the result, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from monitor.store.reader import open_store
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    told = ""
+    assert process.stdout is not None
+    while text not in told:
+        line = process.stdout.readline()
+        assert line, f"ended before {text!r}: {told}"
+        told += line
+    return told
+
+
+def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path):
+    command = [sys.executable, "-m", "monitor.cli", "demo", "--no-browser", "--store", str(tmp_path), "--steps", "2"]
+    environment = os.environ | {"COLUMNS": "80"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        url = read_until(process, "Dashboard: ").split("Dashboard: ")[1].split()[0]
+        told = read_until(process, "until Ctrl-C")
+        assert urllib.request.urlopen(f"{url}/_stcore/health", timeout=10).status == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(30)
+    assert code == 0
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=2)
+    for row in ("Entropy kept", "pass@1, held-out", "pass@4, held-out", "Distinct correct of 16", "Alerts raised"):
+        assert row in told
+    with open_store(tmp_path) as store:
+        states = {state.name: state for state in store.runs()}
+        assert {name: state.status for name, state in states.items()} == {
+            "demo-uniform": "finished", "demo-ict": "finished"
+        }  # fmt: skip
+        first = store.sql("SELECT DISTINCT step, name, value FROM steps WHERE step < 2 AND name LIKE 'eval/%'").rows
+        assert len({name for _, name, _ in first}) == len(first)  # both arms start from the same policy
+    infos = [json.loads((tmp_path / "runs" / name / "run.json").read_text()) for name in states]
+    assert {info["comparison"] for info in infos} == {"demo"} and {info["seed"] for info in infos} == {0}
+
+
+def test_a_store_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "store").write_text("")
+    command = [sys.executable, "-m", "monitor.cli", "demo", "--store", str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "is a file, expected a folder" in done.stderr
