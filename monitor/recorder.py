@@ -57,11 +57,11 @@ class Sink(Protocol):
 class Recorder:
     """Records one rank of one run into a store.
 
-    store: folder, made if missing. run: RunInfo, or just a name of letters, digits, '.', '_', '-'; it must be new unless
-    `resume`, which opens the next attempt of a run that exists. engine: judges each step in the writer thread; its
-    alerts are committed with the step and given to `on_alert` and the sinks. queue_steps: bound of the queue (see the module). max_gb: raw
-    tokens stop once this rank's segments hold so many GB. tokens_every: keep raw tokens of every n-th step. flush_s:
-    smallest time between two writes, so that tiny steps do not make thousands of files.
+    store: folder, made if missing. run: RunInfo, or just a name of letters, digits, '.', '_', '-'; it must be new
+    unless `resume`, which opens the next attempt of a run that exists. engine: judges each step in the writer thread;
+    its alerts are committed with the step and given to `on_alert` and the sinks. queue_steps: bound of the queue (see
+    the module). max_gb: raw tokens stop once this rank's segments hold so many GB. tokens_every: keep raw tokens of
+    every n-th step. flush_s: smallest time between two writes, so that tiny steps do not make thousands of files.
 
     Raises StoreError if the store or the run cannot be opened. Afterwards nothing raises into training.
 
