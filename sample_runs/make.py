@@ -55,7 +55,8 @@ def main() -> int:
         codes = list(pool.map(lambda name: record(options.out, name), options.only))
     if any(codes):
         return 1
-    subprocess.run([*RLVR, "store", "prune", str(options.out), "--thin-tokens", TOKEN_STEPS], check=True)
+    runs = [text for name in options.only for text in ("--run", name)]
+    subprocess.run([*RLVR, "store", "prune", str(options.out), "--thin-tokens", TOKEN_STEPS, *runs], check=True)
     shutil.rmtree(options.out / "policies")
     for log in options.out.glob("*.log"):
         log.unlink()
