@@ -20,7 +20,8 @@ class Arm:
 
 
 def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
-    """Uniform against the first other weighting among runs of one `comparison`, at the seeds that both have.
+    """Uniform against the first other weighting among runs of one `comparison`, at the seeds that both have; random, a
+    control, only if there is no other.
 
     The comparison of the first entry that allows a pair wins; without any, the first two runs stand alone.
     """
@@ -29,7 +30,7 @@ def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
         by_kind: dict[str, dict[int, str]] = {}
         for entry in members:
             by_kind.setdefault(str(entry.info.get("weighting")), {})[int(entry.info.get("seed", 0))] = entry.name
-        kinds = sorted(by_kind, key=lambda kind: kind != "uniform")
+        kinds = sorted(by_kind, key=lambda kind: (kind != "uniform", kind == "random"))
         for other in kinds[1:]:
             seeds = sorted(by_kind[kinds[0]].keys() & by_kind[other].keys())
             if seeds:

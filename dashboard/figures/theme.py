@@ -161,7 +161,7 @@ def faded(colour: str, alpha: float) -> str:
 
 
 def arm_colours(weightings: Sequence[str], theme: Theme) -> dict[str, str]:
-    """{weighting: colour}: uniform grey, the first other one the accent, further ones from the wheel."""
-    others = [kind for kind in dict.fromkeys(weightings) if kind != "uniform"]
+    """{weighting: colour}: uniform grey, the first other one the accent, further ones from the wheel, random last."""
+    others = sorted((kind for kind in dict.fromkeys(weightings) if kind != "uniform"), key="random".__eq__)
     wheel = {kind: theme.wheel[i % len(theme.wheel)] for i, kind in enumerate(others)}
     return wheel | {"uniform": theme.uniform}

@@ -135,6 +135,8 @@ def test_default_arms_pair_equal_seeds() -> None:
     entries = [entry("i1", "ict", 1), entry("i0", "ict", 0), entry("u0", "uniform", 0), entry("u1", "uniform", 1),
                entry("u2", "uniform", 2), entry("x", "random", 9, "other")]  # fmt: skip
     assert default_arms(entries) == (Arm("uniform", ("u0", "u1")), Arm("ict", ("i0", "i1")))
+    with_control = [entry("r0", "random", 0), *entries]
+    assert default_arms(with_control)[1].name == "ict"
     alone = [entry("b", "ict", 0, ""), entry("a", "uniform", 0, "")]
     assert default_arms(alone) == (Arm("a", ("a",)), Arm("b", ("b",)))
 
