@@ -123,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    # SIGINT too: a shell's background job inherits it as ignored
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     process: subprocess.Popen[bytes] | None = None
     try:
         process, url = start(options.store, options.host, options.port)
@@ -139,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         if process is not None:
             stop(process)
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

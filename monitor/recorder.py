@@ -1,17 +1,17 @@
 """Recorder: takes the records of a training run and makes them durable from one background thread.
 
 A recorder that cannot start raises; once started, nothing it meets reaches training. What it gives up under
-pressure, and in which order, counted in steps that wait (queued or being written):
+pressure, and in which order, counted in what waits (queued or being written):
 
-| steps waiting | given up for a new step |
+| waiting | given up for a new step |
 |---|---|
-| over queue_steps / 2, or the disk is full | raw tokens |
-| queue_steps | rollout texts too |
-| 16 x queue_steps | histograms too |
-| 1024 x queue_steps | the step |
+| 8,192 x queue_steps raw tokens, or the disk is full | raw tokens |
+| queue_steps steps | raw tokens and rollout texts |
+| 4 x queue_steps steps | histograms too |
+| 256 x queue_steps steps | the step |
 
-Every such gap is an event in the store, with its steps and counts. Scalars and histograms thus wait in memory, some
-50 KB a step, for 1,024 steps by default, and scalars alone, some 4 KB a step, for 65,536.
+Every such gap is an event in the store, with its steps and counts. By default raw tokens thus wait in memory up to
+2.1 million (75 MB), histograms, some 50 KB a step, for 1,024 steps, and scalars, some 4 KB a step, for 65,536.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from typing import Any, Protocol
 from monitor.errors import StoreError
 from monitor.metrics import metric
 from monitor.records import Alert, RunInfo, SampleTable, StepRecord, TokenTable
-from monitor.store.pipeline import Item, Pipeline
+from monitor.store.batch import Item
+from monitor.store.pipeline import Pipeline
 from monitor.store.writer import RunWriter
 
 _log = logging.getLogger("rlvr.monitor")
-_HISTOGRAMS_AT = 16  # queues of waiting steps at which histograms are given up
-_STEPS_AT = 1024
+_TOKENS_AT = 8_192  # raw tokens for each step of the queue at which raw tokens are given up
+_HISTOGRAMS_AT = 4  # queues of waiting steps at which histograms are given up
+_STEPS_AT = 256
 _CLOSE_S = 60.0  # longest wait of close() for the writer
 
 
@@ -80,7 +82,7 @@ class Recorder:
         engine: Engine | None = None,
         sinks: Sequence[Sink] = (),
         on_alert: Callable[[Alert], None] | None = None,
-        queue_steps: int = 64,
+        queue_steps: int = 256,
         max_gb: float | None = None,
         tokens_every: int = 1,
         flush_s: float = 0.2,
@@ -216,7 +218,8 @@ class Recorder:
         if waiting >= queue and item.samples is not None:
             self._pipe.give_up(item, "samples", waiting)
             item.samples = None
-        if (waiting > queue // 2 or self._pipe.disk_full) and item.tokens is not None:
+        behind = waiting >= queue or self._pipe.token_rows >= _TOKENS_AT * queue
+        if (behind or self._pipe.disk_full) and item.tokens is not None:
             self._pipe.give_up(item, "tokens", waiting)
             item.tokens = None
         self._pipe.put(item)

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
         return 2
     (store / "logs").mkdir(parents=True, exist_ok=True)
     name = _free_comparison(store)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it as ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         with ExitStack() as stack:
             if not options.exit_when_done:

@@ -8,34 +8,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
-from monitor.records import Alert, SampleTable, StepRecord, TokenTable
-from monitor.store import rows
+from monitor.records import Alert
+from monitor.store.batch import Batch, Item, batch_of
 from monitor.store.gaps import PARTS, Event, Gaps
-from monitor.store.writer import Batch, RunWriter
+from monitor.store.writer import RunWriter
 
 _log = logging.getLogger("rlvr.monitor")
 _BEAT_S = 1.0
 _RETRY_S = 0.5  # between tries on a disk that refuses
 _LAST_TRIES_S = 10.0  # how long a closing recorder goes on trying
 _DISK_ERRORS = (OSError, duckdb.IOException, duckdb.OutOfMemoryException)
-
-
-@dataclass(slots=True)
-class Item:
-    """One handed-over step on its way to the disk."""
-
-    record: StepRecord
-    tokens: TokenTable | None
-    samples: SampleTable | None
-    ts: float
-    again: bool = False  # further scalars of a step that was handed over before
-    alerts: list[Alert] = field(default_factory=list)
 
 
 class Pipeline:
@@ -61,6 +47,7 @@ class Pipeline:
         self._events: list[Event] = []
         self._backlog: deque[Batch] = deque()
         self._in_flight = 0
+        self._token_rows_in = self._token_rows_out = 0  # each counted by one thread only
         self._gaps = Gaps()
         self._tokens_dropped = 0
         self._warned: set[str] = set()
@@ -76,6 +63,11 @@ class Pipeline:
         """Steps that are not durable yet."""
         return len(self._items) + self._in_flight
 
+    @property
+    def token_rows(self) -> int:
+        """Raw tokens that are not durable yet."""
+        return self._token_rows_in - self._token_rows_out
+
     def start(self) -> None:
         self._thread.start()
 
@@ -83,6 +75,7 @@ class Pipeline:
         """Queue a step; a gap in something the step still carries ends here."""
         parts = {"tokens": item.tokens, "samples": item.samples, "histograms": item.record.histograms, "steps": item}
         carried = [what for what, part in parts.items() if part]
+        self._token_rows_in += item.token_rows
         with self._wake:
             self._events += self._gaps.end(carried)
             self._items.append(item)
@@ -97,7 +90,7 @@ class Pipeline:
 
     def give_up(self, item: Item, what: str, waiting: int) -> None:
         """Count what is not recorded of a step; the event of the gap opens with its first step."""
-        n_rows = len(item.tokens) if what == "tokens" and item.tokens is not None else 1
+        n_rows = item.token_rows if what == "tokens" else 1
         reason = "the disk is full" if self.disk_full else f"the writer is behind ({waiting} steps wait)"
         self._widen_gap(what, item.record.step, item.record.step, n_rows, reason)
 
@@ -198,41 +191,19 @@ class Pipeline:
                 self.fault(kind, error, item.record.step)
 
     def _build(self, items: list[Item], events: list[Event]) -> Batch:
-        parts: dict[str, list[pa.Table]] = {}
+        last_step = self.acknowledged or 0
+        return batch_of(items, events, keeps_tokens=self._keeps_tokens, last_step=last_step, fault=self.fault)
 
-        def add(table: str, step: int | None, make: Callable[..., pa.Table], *args: Any) -> None:
-            try:
-                parts.setdefault(table, []).append(make(*args))
-            except Exception as error:  # rows that do not fit the schema must not hold up the others
-                self.fault(f"bad_{table}", error, step)
-
-        for item in items:
-            step = item.record.step
-            if item.tokens is not None and len(item.tokens) and not self._over_budget(step, len(item.tokens)):
-                add("tokens", step, rows.token_rows, step, item.tokens)
-            if item.samples is not None and len(item.samples):
-                add("samples", step, rows.sample_rows, step, item.samples)
-            if item.record.histograms:
-                add("histograms", step, rows.histogram_rows, step, item.record.histograms)
-            if item.alerts:
-                add("alerts", step, rows.alert_rows, item.ts, item.alerts)
-            add("steps", step, rows.step_rows, step, item.ts, item.record.scalars)
-        if events:
-            add("events", None, rows.event_rows, events)
-        tables = {table: pa.concat_tables(some) for table, some in parts.items() if some}
-        if not items:
-            return Batch(self.acknowledged or 0, self.acknowledged or 0, tables, 0)
-        return Batch(items[0].record.step, items[-1].record.step, tables, len(items))
-
-    def _over_budget(self, step: int, n_rows: int) -> bool:
+    def _keeps_tokens(self, step: int, n_rows: int) -> bool:
+        """False once the run holds max_bytes, which the first such step makes an event."""
         if self._max_bytes is None or self._writer.bytes < self._max_bytes:
-            return False
+            return True
         self._tokens_dropped += n_rows
         if not self._budget_spent:
             self._budget_spent = True
             size = f"{self._writer.bytes / 1e9:.3f} GB of {self._max_bytes / 1e9:.3f} GB"
             self.note("token_budget", f"Raw tokens are not recorded from step {step} on: the run holds {size}.", step)
-        return True
+        return False
 
     def _append(self, batch: Batch) -> None:
         """Add to the backlog; what waits behind a batch that the disk refuses joins one batch."""
@@ -256,6 +227,7 @@ class Pipeline:
         if batch.n_steps:
             self.acknowledged = batch.last_step
             self._in_flight -= batch.n_steps
+            self._token_rows_out += batch.token_rows
         if self.disk_full:
             self.disk_full = False
             _log.warning("The store can be written again.")

@@ -10,39 +10,21 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
 from monitor.errors import StoreError
 from monitor.records import RunInfo
 from monitor.store import segments
+from monitor.store.batch import Batch
 from monitor.store.catalog import CATALOG, ensure_catalog
 from monitor.store.runs import rank_status, read_json
 from monitor.store.schema import SCHEMA_VERSION, TABLES, WRITE_ORDER, SegmentName, run_dir
 
 _RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
-
-
-@dataclass(slots=True)
-class Batch:
-    """Rows that wait to be published. `tables` loses each table once it is durable, so a retry writes no row twice."""
-
-    first_step: int
-    last_step: int
-    tables: dict[str, pa.Table]
-    n_steps: int = 0  # 0: events alone
-
-    def join(self, later: Batch) -> Batch:
-        """Both batches as one."""
-        names = {**self.tables, **later.tables}
-        both = {name: [batch.tables[name] for batch in (self, later) if name in batch.tables] for name in names}
-        tables = {name: pa.concat_tables(parts) for name, parts in both.items()}
-        spans = [batch for batch in (self, later) if batch.n_steps] or [later]
-        return Batch(spans[0].first_step, spans[-1].last_step, tables, self.n_steps + later.n_steps)
 
 
 class RunWriter:

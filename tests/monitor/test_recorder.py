@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from store_data import N_SAMPLES, N_TOKENS, record_run, samples, step_record, tokens
 
+from monitor import recorder as recorder_module
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import Alert, RunInfo, StepRecord
@@ -176,6 +177,7 @@ def test_a_full_queue_thins_tokens_then_texts_and_says_so(tmp_path: Path, monkey
     """Every fsync takes as long as the test wants: a disk that is too slow for the trainer."""
     gate = threading.Event()
     real = os.fsync
+    monkeypatch.setattr(recorder_module, "_TOKENS_AT", 5 * N_TOKENS / 8)  # x queue_steps = the raw tokens of 5 steps
 
     def slow_fsync(fd: int) -> None:
         gate.wait(20)
@@ -212,13 +214,13 @@ def test_histograms_then_steps_are_given_up_last(tmp_path: Path, monkeypatch: py
     gate, real = threading.Event(), os.fsync
     recorder = Recorder(tmp_path, RunInfo("a"), queue_steps=1, flush_s=0.0)
     monkeypatch.setattr(segments.os, "fsync", lambda fd: gate.wait(20) and real(fd))
-    for step in range(1, 1101):
+    for step in range(1, 301):
         recorder.record(StepRecord(step, {"reward": 1.0}, step_record(1).histograms[:1]))
     gate.set()
     recorder.close()
-    assert rows(tmp_path, "SELECT count(*) FROM steps WHERE name = 'reward'") == [(1024,)]
-    assert rows(tmp_path, "SELECT count(*) FROM histograms") == [(16,)]
-    assert events(tmp_path)["steps_gap"] == "Steps of steps 1025 to 1100 were not recorded."
+    assert rows(tmp_path, "SELECT count(*) FROM steps WHERE name = 'reward'") == [(256,)]
+    assert rows(tmp_path, "SELECT count(*) FROM histograms") == [(4,)]
+    assert events(tmp_path)["steps_gap"] == "Steps of steps 257 to 300 were not recorded."
 
 
 def test_tokens_every_and_size_budget(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path)
         assert urllib.request.urlopen(f"{url}/_stcore/health", timeout=10).status == 200
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(30)
-    assert code == 0
+        process.communicate(timeout=30)
+    assert process.returncode == 0
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=2)
     for row in ("Entropy kept", "pass@1, held-out", "pass@4, held-out", "Distinct correct of 16", "Alerts raised"):

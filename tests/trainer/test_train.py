@@ -157,7 +157,7 @@ def test_a_reward_function_that_raises_fails_the_run_and_keeps_what_was_recorded
 
 def test_a_diverged_run_stops_at_a_named_step_and_keeps_the_rest(tmp_path, capsys):
     store = tmp_path / "store"
-    options = ["--optim.lr", "3e38", "--eval.every", "0", "--run", "boom", "--steps", "9", "--optim.weight-decay", "0"]
+    options = ["--optim.lr", "1e18", "--eval.every", "0", "--run", "boom", "--steps", "9", "--optim.weight-decay", "0"]
     assert run(store, *options) == 1
     told = capsys.readouterr().err
     assert "Run boom failed. Step" in told and "not finite" in told

@@ -1,0 +1,90 @@
+"""From handed-over steps to tables that wait to be published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from monitor.records import Alert, SampleTable, StepRecord, TokenTable
+from monitor.store import rows
+from monitor.store.gaps import Event
+
+Fault = Callable[[str, Exception, int | None], None]  # kind, error, step
+
+
+@dataclass(slots=True)
+class Item:
+    """One handed-over step on its way to the disk."""
+
+    record: StepRecord
+    tokens: TokenTable | None
+    samples: SampleTable | None
+    ts: float
+    again: bool = False  # further scalars of a step that was handed over before
+    alerts: list[Alert] = field(default_factory=list)
+
+    @property
+    def token_rows(self) -> int:
+        return 0 if self.tokens is None else len(self.tokens)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows that wait to be published. `tables` loses each table once it is durable, so a retry writes no row twice."""
+
+    first_step: int
+    last_step: int
+    tables: dict[str, pa.Table]
+    n_steps: int = 0  # 0: events alone
+    token_rows: int = 0  # raw tokens handed over, also those given up since
+
+    def join(self, later: Batch) -> Batch:
+        """Both batches as one."""
+        names = {**self.tables, **later.tables}
+        both = {name: [batch.tables[name] for batch in (self, later) if name in batch.tables] for name in names}
+        tables = {name: pa.concat_tables(parts) for name, parts in both.items()}
+        spans = [batch for batch in (self, later) if batch.n_steps] or [later]
+        n_steps, token_rows = self.n_steps + later.n_steps, self.token_rows + later.token_rows
+        return Batch(spans[0].first_step, spans[-1].last_step, tables, n_steps, token_rows)
+
+
+def batch_of(
+    items: Sequence[Item],
+    events: Sequence[Event],
+    *,
+    keeps_tokens: Callable[[int, int], bool],
+    last_step: int,
+    fault: Fault,
+) -> Batch:
+    """One batch of steps and events. keeps_tokens(step, rows) decides on raw tokens; last_step dates events alone.
+
+    Rows that do not fit their table go to `fault` and hold up no others.
+    """
+    parts: dict[str, list[pa.Table]] = {}
+
+    def add(table: str, step: int | None, make: Callable[..., pa.Table], *args: object) -> None:
+        try:
+            parts.setdefault(table, []).append(make(*args))
+        except Exception as error:
+            fault(f"bad_{table}", error, step)
+
+    for item in items:
+        step = item.record.step
+        if item.token_rows and keeps_tokens(step, item.token_rows):
+            add("tokens", step, rows.token_rows, step, item.tokens)
+        if item.samples is not None and len(item.samples):
+            add("samples", step, rows.sample_rows, step, item.samples)
+        if item.record.histograms:
+            add("histograms", step, rows.histogram_rows, step, item.record.histograms)
+        if item.alerts:
+            add("alerts", step, rows.alert_rows, item.ts, item.alerts)
+        add("steps", step, rows.step_rows, step, item.ts, item.record.scalars)
+    if events:
+        add("events", None, rows.event_rows, events)
+    tables = {table: pa.concat_tables(some) for table, some in parts.items() if some}
+    if not items:
+        return Batch(last_step, last_step, tables)
+    token_rows = sum(item.token_rows for item in items)
+    return Batch(items[0].record.step, items[-1].record.step, tables, len(items), token_rows)
