@@ -127,7 +127,7 @@ def _open_recorder(config: TrainConfig, console: Console) -> tuple[Recorder, str
         run_info(config, name),
         engine=AlertEngine(warmup_steps=config.weighting.warmup_steps),
         sinks=sinks,
-        on_alert=partial(_print_alert, console),
+        on_alert=partial(_print_alert, console, set()),
         max_gb=config.record.max_gb,
         tokens_every=config.record.tokens_every,
     )
@@ -158,12 +158,13 @@ def _what_starts(parts: Parts, name: str) -> str:
     )
 
 
-def _print_alert(console: Console, alert: Alert) -> None:
-    """Firing and resolved alerts, in the terminal; pending ones stay in the store."""
+def _print_alert(console: Console, fired: set[tuple[str, int]], alert: Alert) -> None:
+    """Alerts that fire, and the end of those that did, in the terminal; pending ones stay in the store."""
     if alert.state == "firing":
+        fired.add((alert.rule, alert.first_step))
         colour = {"critical": "bold red", "warning": "yellow"}.get(alert.severity, "cyan")
         console.print(f"[{colour}]ALERT {alert.rule}[/] ({alert.severity}) at step {alert.step}: {alert.message}")
-    elif alert.state == "resolved":
+    elif alert.state == "resolved" and (alert.rule, alert.first_step) in fired:
         console.print(f"[green]RESOLVED {alert.rule}[/] at step {alert.step}: {alert.message}")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from monitor.comparisons import final_figures
-from monitor.queries import alert_log, latest_scalars, scalar_series, series_of, value_at
+from monitor.queries import alert_log, alert_spans, latest_scalars, scalar_series, series_of, value_at
 from monitor.store.tail import Tail
 
 ARMS = ("uniform", "ict")
@@ -137,7 +138,7 @@ def _trainer(store: Path, name: str, arm: str, options: argparse.Namespace) -> I
 
 def _follow(store: Path, runs: dict[str, subprocess.Popen[str]], console: Console) -> list[str]:
     """Progress bars from the store until every process ended; returns the runs whose process failed."""
-    tail, told = Tail(store), set[tuple[str, ...]]()
+    tail, told = Tail(store), set[tuple[Any, ...]]()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -169,14 +170,14 @@ def _advance(tail: Tail, bars: Progress, tasks: dict[str, TaskID]) -> None:
             bars.update(task, completed=int(steps.max()), total=total, now=now)
 
 
-def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[str, ...]], console: Console) -> None:
-    """Prints each alert's firing and end once."""
+def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[Any, ...]], console: Console) -> None:
+    """Prints once that an alert fires, and that one which fired is resolved."""
     log = alert_log(tail.cursor(), runs)
-    for run, rule, state, step, message in zip(
-        *(log[c] for c in ("run", "rule", "state", "step", "message")), strict=True
-    ):
-        key = (str(run), str(rule), str(state), str(step))
-        if state != "pending" and key not in told:
+    columns = ("run", "rule", "state", "first_step", "step", "severity", "message")
+    for run, rule, state, first, step, severity, message in zip(*(log[c] for c in columns), strict=True):
+        key = (run, rule, first, severity if state == "firing" else "resolved")
+        known = any((run, rule, first) == other[:3] for other in told)
+        if key not in told and (state == "firing" or (state == "resolved" and known)):
             told.add(key)
             console.print(f"[yellow]{run}: {rule} {state} at step {step}.[/] {message}")
 
@@ -204,7 +205,8 @@ def _result(store: Path, runs: list[str]) -> Table:
     first = [series_of(entropy, run, "entropy")[1][0] for run in runs]
     kept = [column["entropy"] / start for column, start in zip(columns, first * 2, strict=False) if "entropy" in column]
     table.add_row("Entropy kept", *(f"{share:.0%}" for share in kept))
-    fired = [int(((log["run"] == run) & (log["state"] == "firing")).sum()) for run in runs]
+    spans = alert_spans(log)
+    fired = [int((spans["run"] == run).sum()) for run in runs]
     table.add_row("Alerts raised", *(str(n) for n in fired))
     return table
 

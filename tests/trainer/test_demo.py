@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,8 +12,30 @@ import urllib.error
 import urllib.request
 
 import pytest
+from rich.console import Console
 
+from monitor.recorder import Recorder
+from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
+from monitor.store.tail import Tail
+from trainer import cli, demo
+
+EPISODES = {  # step -> (state, first step): one that only came near firing, one that fired, got worse and ended
+    3: ("pending", 3), 4: ("resolved", 3), 6: ("firing", 6), 8: ("firing", 6), 9: ("resolved", 6),
+}  # fmt: skip
+
+
+def alerts_at(step: int) -> list[Alert]:
+    if step not in EPISODES:
+        return []
+    state, first = EPISODES[step]
+    severity = "critical" if step == 8 else "warning"
+    return [Alert("entropy_collapse", severity, state, step, first, 0.1, 1.0, 0.3, f"m{step}", "")]
+
+
+class Scripted:
+    def observe(self, step, scalars):
+        return alerts_at(step)
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
@@ -57,3 +80,26 @@ def test_a_store_that_is_a_file_is_refused(tmp_path):
     command = [sys.executable, "-m", "monitor.cli", "demo", "--store", str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "is a file, expected a folder" in done.stderr
+
+
+def test_the_terminal_tells_firing_and_the_end_of_what_fired_once(tmp_path):
+    with Recorder(tmp_path, "r", engine=Scripted()) as recorder:
+        for step in range(1, 11):
+            recorder.record(StepRecord(step, {"entropy": 1.0}))
+    console, told = Console(file=io.StringIO(), width=200), set()
+    tail = Tail(tmp_path)
+    tail.poll()
+    for _ in range(2):
+        demo._tell_alerts(tail, ["r"], told, console)
+    tail.close()
+    assert console.file.getvalue().splitlines() == [
+        "r: entropy_collapse firing at step 6. m6",
+        "r: entropy_collapse firing at step 8. m8",
+        "r: entropy_collapse resolved at step 9. m9",
+    ]
+    console, fired = Console(file=io.StringIO(), width=200), set()
+    for step in EPISODES:
+        for alert in alerts_at(step):
+            cli._print_alert(console, fired, alert)
+    told_lines = console.file.getvalue().splitlines()
+    assert [line.split()[0] for line in told_lines] == ["ALERT", "ALERT", "RESOLVED"] and "m4" not in str(told_lines)
