@@ -32,9 +32,9 @@ def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, ma
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": prompt.text})
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         else:
-            ids = tokenizer(f"{system}\n\n{prompt.text}" if system else prompt.text)["input_ids"]
+            ids = tokenizer(f"{system}\n\n{prompt.text}" if system else prompt.text, verbose=False)["input_ids"]
         if not ids or len(ids) + max_new_tokens > policy.context:
             raise ValueError(
                 f"Prompt {prompt.id!r} has {len(ids)} tokens and rollout.max_new_tokens is {max_new_tokens}, but the "
