@@ -141,6 +141,13 @@ class Recorder:
         """Steps that are not durable yet."""
         return self._pipe.waiting
 
+    def flush(self, timeout_s: float = 60.0) -> bool:
+        """Wait until every step handed over so far is durable or given up. False if that takes longer."""
+        deadline = time.monotonic() + timeout_s
+        while self.queue_depth and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return self.queue_depth == 0
+
     def close(self, status: str = "finished") -> None:
         """Write all that waits, then the final heartbeat ("finished", "stopped" or "failed"). Safe to call twice."""
         if self._closed or os.getpid() != self._owner:  # a forked child must not end its parent's run

@@ -33,7 +33,17 @@ TOKEN_STEPS = "4"  # raw tokens are kept for this many evenly spaced steps of ea
 
 
 def record(store: Path, name: str) -> int:
-    options = ["--store", str(store), "--run", name, "--save", str(store / "policies" / name), *RUNS[name].split()]
+    options = [
+        "--store",
+        str(store),
+        "--run",
+        name,
+        "--save",
+        str(store / "policies" / name),
+        "--checkpoint.every",
+        "0",
+        *RUNS[name].split(),
+    ]
     with (store / f"{name}.log").open("w") as log:
         command = [*RLVR, "train", PRESET, *options]
         code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from monitor.errors import MonitorError
+from monitor.store.runs import get_run
 from trainer.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from monitor.recorder import Recorder
-    from monitor.records import Alert, StepRecord
+    from monitor.records import StepRecord
+    from trainer.runs import Run
     from trainer.setup import Parts
 
 TOKEN_BYTES, SAMPLE_BYTES, STEP_BYTES = 20, 150, 15_000  # on disk, measured by benchmarks/bench_recorder.py
 
 HELP = """Train a policy with group-relative policy optimisation, recording every token.
 
-rlvr train [CONFIG.toml] [--dotted.options]: the defaults, then the file, then the options."""
+rlvr train [CONFIG.toml] [--dotted.options]: the defaults, then the file, then the options.
+rlvr train --resume RUN [--store STORE] [--steps N]: go on from the run's newest checkpoint, as if it had never
+stopped; only --steps may be raised."""
 
 
 class Interrupted(BaseException):
@@ -56,48 +59,79 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
 
 
+def resumed_config(argv: list[str]) -> TrainConfig | None:
+    """The stored configuration of `--resume RUN [--store STORE] [--steps N]`; None without --resume."""
+    if not any(text == "--resume" or text.startswith("--resume=") for text in argv):
+        return None
+    parser = argparse.ArgumentParser(prog="rlvr train", description="Continue a run from its newest checkpoint.")
+    parser.add_argument("--resume", metavar="RUN", required=True)
+    parser.add_argument("--store", default="runs")
+    parser.add_argument("--steps", type=int)
+    options, others = parser.parse_known_args(argv)
+    if others:
+        raise ConfigError(
+            f"--resume takes the stored configuration of {options.resume!r}, of which only --steps may be raised: "
+            f"{' '.join(others)} cannot be given. Leave it out, or start a new run."
+        )
+    stored = get_run(options.store, options.resume).info.get("config", {})
+    if not stored:
+        raise ConfigError(
+            f"Run {options.resume!r} has no configuration of `rlvr train`: only its own trainer can go on."
+        )
+    steps = options.steps or stored["steps"]
+    if steps < stored["steps"]:
+        raise ConfigError(f"--steps is {steps} but the run is to have {stored['steps']}: it may only be raised.")
+    return TrainConfig(**stored | {"run": options.resume, "store": options.store, "steps": steps})
+
+
 def main(argv: list[str]) -> int:
     """Exit codes: 0 trained to the end, 1 the run failed, 2 wrong use, 128 + n stopped by signal n."""
     try:
-        config = parse_config(argv)
-    except ConfigError as error:
+        resumed = resumed_config(argv)
+        config = resumed or parse_config(argv)
+    except (ConfigError, MonitorError) as error:
         return _refuse(error)
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with console.status(f"Loading {config.model} and {config.task}"):
+        from trainer.runs import open_run
         from trainer.setup import prepare
 
         try:
             parts = prepare(config)
-            recorder, name = _open_recorder(config, console)
+            run = open_run(config, parts, console, resume=resumed is not None)
         except (ValueError, MonitorError, OSError) as error:  # OSError: a hub id that cannot be loaded
             return _refuse(error)
-    console.print(_what_starts(parts, name))
-    status, code = _guarded_run(parts, recorder, console, name)
+    console.print(_what_starts(parts, run))
+    status, code = _guarded_run(parts, run, console)
     if status != "failed":
-        parts.policy.save(folder := _policy_folder(config, name))
-        console.print(f"Run {name} {status}. Policy: {folder}  Look at it: rlvr dashboard {config.store}")
-    recorder.close(status)
+        parts.policy.save(folder := _policy_folder(config, run.name))
+        console.print(f"Run {run.name} {status}. Policy: {folder}  Look at it: rlvr dashboard {config.store}")
+    run.recorder.close(status)
     return code
 
 
-def _guarded_run(parts: Parts, recorder: Recorder, console: Console, name: str) -> tuple[str, int]:
+def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
     """(status, exit code) of the training; only unforeseen errors propagate, recorded like the foreseen ones."""
     from trainer.rewards import RewardError
     from trainer.rollout import NonFiniteError
     from trainer.train import train
 
+    recorder = run.recorder
     try:
         with _signals_raise(), _progress(console, parts.config.steps, recorder) as progress:
-            train(parts, recorder, progress)
+            train(parts, recorder, progress, first=run.first, checkpoint=run.checkpoints.after)
         return "finished", 0
     except Interrupted as stop:
-        console.print(f"{stop}: saving the policy, closing the run.")
+        console.print(
+            f"{stop}: saving the policy, closing the run. "
+            f"Go on with: rlvr train --resume {run.name} --store {parts.config.store}"
+        )
         return "stopped", 128 + stop.number
     except (NonFiniteError, RewardError) as error:
         recorder.event("failed", str(error))
-        console.print(f"Run {name} failed. {error} What was recorded stays: rlvr show {name}", style="red")
+        console.print(f"Run {run.name} failed. {error} What was recorded stays: rlvr show {run.name}", style="red")
         return "failed", 1
     except Exception as error:
         recorder.event("failed", f"{type(error).__name__}: {error}")
@@ -110,62 +144,23 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _open_recorder(config: TrainConfig, console: Console) -> tuple[Recorder, str]:
-    """The recorder of a new run, with alerts and, if asked for, wandb; and the run's name."""
-    from monitor.alerts.engine import AlertEngine
-    from monitor.recorder import Recorder
-    from trainer.setup import run_info
-
-    name = config.run or _free_name(config)
-    sinks: list[Any] = []
-    if config.wandb != "off":
-        from monitor.integrations.wandb import WandbSink
-
-        sinks.append(WandbSink(mode=config.wandb, dir=config.store))
-    recorder = Recorder(
-        config.store,
-        run_info(config, name),
-        engine=AlertEngine(warmup_steps=config.weighting.warmup_steps),
-        sinks=sinks,
-        on_alert=partial(_print_alert, console, set()),
-        max_gb=config.record.max_gb,
-        tokens_every=config.record.tokens_every,
-    )
-    return recorder, name
-
-
-def _free_name(config: TrainConfig) -> str:
-    """<weighting>-s<seed>, with a number behind it if the store has that run."""
-    base = f"{config.weighting.kind}-s{config.seed}"
-    taken = {path.name for path in (Path(config.store) / "runs").glob(f"{base}*")}
-    return next(name for i in count(1) if (name := base if i == 1 else f"{base}-{i}") not in taken)
-
-
 def _policy_folder(config: TrainConfig, name: str) -> Path:
     return Path(config.save) if config.save else Path(config.store) / "policies" / name
 
 
-def _what_starts(parts: Parts, name: str) -> str:
+def _what_starts(parts: Parts, run: Run) -> str:
     """What is about to run and how much it will write."""
     config, rollout = parts.config, parts.config.rollout
     n = rollout.prompts * rollout.group_size
     upper = n * rollout.max_new_tokens * TOKEN_BYTES / config.record.tokens_every + STEP_BYTES + n * SAMPLE_BYTES
+    where = f" goes on at step {run.first}" if run.first > 1 else ""
     parameters = sum(p.numel() for p in parts.policy.model.parameters())
     return (
-        f"Run {name}: {config.weighting.kind} on {config.task}, {config.model} ({parameters / 1e6:.1f} M parameters, "
-        f"{parts.policy.device.type}), {config.steps} steps of {rollout.prompts} x {rollout.group_size} rollouts. "
+        f"Run {run.name}{where}: {config.weighting.kind} on {config.task}, {config.model} "
+        f"({parameters / 1e6:.1f} M parameters, {parts.policy.device.type}), "
+        f"{config.steps} steps of {rollout.prompts} x {rollout.group_size} rollouts. "
         f"Store {config.store}: at most about {upper / 1e3:.0f} kB a step, {upper * config.steps / 1e6:.0f} MB in all."
     )
-
-
-def _print_alert(console: Console, fired: set[tuple[str, int]], alert: Alert) -> None:
-    """Alerts that fire, and the end of those that did, in the terminal; pending ones stay in the store."""
-    if alert.state == "firing":
-        fired.add((alert.rule, alert.first_step))
-        colour = {"critical": "bold red", "warning": "yellow"}.get(alert.severity, "cyan")
-        console.print(f"[{colour}]ALERT {alert.rule}[/] ({alert.severity}) at step {alert.step}: {alert.message}")
-    elif alert.state == "resolved" and (alert.rule, alert.first_step) in fired:
-        console.print(f"[green]RESOLVED {alert.rule}[/] at step {alert.step}: {alert.message}")
 
 
 @contextmanager

@@ -120,6 +120,11 @@ class EvalConfig(_Group):
         return self
 
 
+class CheckpointConfig(_Group):
+    every: int = Field(50, ge=0, description="steps between checkpoints, and one after the last step; 0: never")
+    keep: int = Field(2, ge=1, description="checkpoints kept, the newest ones")
+
+
 class RecordConfig(_Group):
     tokens_every: int = Field(1, ge=1, description="record raw tokens of every n-th step; histograms always see all")
     max_gb: float | None = Field(None, description="stop recording raw tokens once the run takes this many GB")
@@ -151,6 +156,7 @@ class TrainConfig(_Group):
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     record: RecordConfig = RecordConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     signals: SignalsConfig = SignalsConfig()
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,27 +18,37 @@ from trainer.tokens import Rollouts, Scored, TokenBatch, to_device
 RewardFunction = Callable[..., list[float | None]]
 
 
-def prompt_stream(prompts: list[Prompt], per_step: int, seed: int) -> Iterator[list[Prompt]]:
+class PromptStream:
     """Endless steps of `per_step` prompts: each epoch visits every prompt once, in a new seeded order.
 
     Raises ValueError if a step asks for more prompts than there are.
     """
-    if per_step > len(prompts):
-        raise ValueError(
-            f"rollout.prompts is {per_step} but the task's train split has {len(prompts)} prompts; "
-            f"a step cannot hold one twice. Set rollout.prompts to at most {len(prompts)}."
-        )
-    return _endless(prompts, per_step, np.random.default_rng(seed))
 
+    def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int) -> None:
+        if per_step > len(prompts):
+            raise ValueError(
+                f"rollout.prompts is {per_step} but the task's train split has {len(prompts)} prompts; "
+                f"a step cannot hold one twice. Set rollout.prompts to at most {len(prompts)}."
+            )
+        self._prompts, self._per_step, self._rng = prompts, per_step, np.random.default_rng(seed)
+        self._queue: list[int] = []
 
-def _endless(prompts: list[Prompt], per_step: int, rng: np.random.Generator) -> Iterator[list[Prompt]]:
-    queue: list[int] = []
-    while True:
-        while len(queue) < per_step:
-            waiting = set(queue)
-            queue += [int(i) for i in rng.permutation(len(prompts)) if int(i) not in waiting]
-        yield [prompts[i] for i in queue[:per_step]]
-        del queue[:per_step]
+    def __next__(self) -> list[Prompt]:
+        while len(self._queue) < self._per_step:
+            waiting = set(self._queue)
+            self._queue += [int(i) for i in self._rng.permutation(len(self._prompts)) if int(i) not in waiting]
+        step, self._queue = self._queue[: self._per_step], self._queue[self._per_step :]
+        return [self._prompts[i] for i in step]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as plain JSON types."""
+        return {"prompts": len(self._prompts), "queue": self._queue, "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`. Raises ValueError if the task has another number of prompts now."""
+        if state["prompts"] != len(self._prompts):
+            raise ValueError(f"the task had {state['prompts']} training prompts then and has {len(self._prompts)} now")
+        self._queue, self._rng.bit_generator.state = list(state["queue"]), state["rng"]
 
 
 def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], reward: RewardFunction) -> Scored:

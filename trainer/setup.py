@@ -6,7 +6,6 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -21,8 +20,8 @@ from trainer.models import ensure_model
 from trainer.policy import Policy, pick_device
 from trainer.rewards import checked_rewards, load_reward
 from trainer.rollout import encode_prompts
-from trainer.scoring import RewardFunction, TokenTexts, prompt_stream
-from trainer.tasks import Prompt, Task, make_task
+from trainer.scoring import PromptStream, RewardFunction, TokenTexts
+from trainer.tasks import Task, make_task
 from trainer.update import Updater
 
 _PACKAGES = ("rlvr-monitor", "torch", "transformers", "duckdb", "numpy", "wandb")
@@ -73,7 +72,7 @@ class Parts:
     task: Task
     reward: RewardFunction
     updater: Updater
-    stream: Iterator[list[Prompt]]
+    stream: PromptStream
     generator: torch.Generator
     texts: TokenTexts
     clock: StepClock
@@ -89,7 +88,7 @@ def prepare(config: TrainConfig) -> Parts:
     torch.manual_seed(config.seed)
     task = make_task(config.task)
     train_prompts = list(task.prompts("train"))
-    stream = prompt_stream(train_prompts, config.rollout.prompts, config.seed)
+    stream = PromptStream(train_prompts, config.rollout.prompts, config.seed)
     reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
     source = ensure_model(config.model)
     device = pick_device()

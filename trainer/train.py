@@ -28,16 +28,25 @@ from trainer.update import Update
 Progress = Callable[[StepRecord], None]
 
 
-def train(parts: Parts, recorder: Recorder, progress: Progress = lambda record: None) -> None:
-    """Trains `parts.policy` for `config.steps` steps, counted from 1, and records each of them.
+def train(
+    parts: Parts,
+    recorder: Recorder,
+    progress: Progress = lambda record: None,
+    *,
+    first: int = 1,
+    checkpoint: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Trains `parts.policy` up to step `config.steps`, from 1 or, resumed, from `first`, and records each step.
+
+    `checkpoint` is called after each step with its number.
 
     Raises NonFiniteError, naming the step, when logits, loss or gradient are not finite: the weights are untouched
     by that step and the steps recorded before stay.
     """
     config, clock = parts.config, parts.clock
-    if config.eval.every:
+    if config.eval.every and first == 1:
         recorder.record(StepRecord(0, evaluate(parts, 0)))
-    for step in range(1, config.steps + 1):
+    for step in range(first, config.steps + 1):
         clock.start()
         try:
             rollouts, scored = sample_step(parts)
@@ -58,6 +67,7 @@ def train(parts: Parts, recorder: Recorder, progress: Progress = lambda record: 
         recorder.record(record, tokens=tokens, samples=samples)
         clock.lap("handover")
         progress(record)
+        checkpoint(step)
 
 
 def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:

@@ -18,7 +18,7 @@ from monitor.recorder import Recorder
 from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
 from monitor.store.tail import Tail
-from trainer import cli, demo
+from trainer import demo, runs
 
 EPISODES = {  # step -> (state, first step): one that only came near firing, one that fired, got worse and ended
     3: ("pending", 3), 4: ("resolved", 3), 6: ("firing", 6), 8: ("firing", 6), 9: ("resolved", 6),
@@ -100,6 +100,6 @@ def test_the_terminal_tells_firing_and_the_end_of_what_fired_once(tmp_path):
     console, fired = Console(file=io.StringIO(), width=200), set()
     for step in EPISODES:
         for alert in alerts_at(step):
-            cli._print_alert(console, fired, alert)
+            runs._print_alert(console, fired, alert)
     told_lines = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in told_lines] == ["ALERT", "ALERT", "RESOLVED"] and "m4" not in str(told_lines)
