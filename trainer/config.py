@@ -11,8 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from monitor.metrics import nearest
 
-# name -> share of tokens kept by default; the functions are in trainer/weighting.py, apart from this because of torch
-WEIGHTINGS = {"uniform": 1.0, "ict": 0.10, "ict_frequent": 0.90, "random": 0.10, "top_entropy": 0.20}
+# name -> its parameters with their defaults; the functions are in trainer/weighting.py: this file imports no torch
+WEIGHTINGS: dict[str, dict[str, float]] = {
+    "uniform": {},
+    "ict": {"keep": 0.1},
+    "ict_frequent": {"keep": 0.9},
+    "random": {"keep": 0.1},
+    "top_entropy": {"keep": 0.2},
+    "stapo": {"max_probability": 0.002, "entropy_quantile": 0.8},
+}
 
 
 class ConfigError(ValueError):
@@ -59,7 +66,12 @@ class RolloutConfig(_Group):
 class WeightingConfig(_Group):
     kind: str = Field("ict", description=f"which tokens the update uses: {', '.join(WEIGHTINGS)}")
     keep: float | None = Field(
-        None, description="share of a response's tokens kept, in (0, 1]; none: the kind's default"
+        None, description="share of a response's tokens kept, in (0, 1]; none: the kind's default; kinds that keep no "
+        "share pass it over, so that one file serves all arms"
+    )  # fmt: skip
+    max_probability: float | None = Field(None, gt=0, le=1, description="stapo: only rarer tokens are silenced (0.002)")
+    entropy_quantile: float | None = Field(
+        None, gt=0, le=1, description="stapo: only tokens of lower entropy are silenced (0.8)"
     )
     warmup_steps: int = Field(20, ge=0, description="steps before the weighting acts: until then every weight is 1")
     normalise: Literal["selected", "all"] = Field(
@@ -76,11 +88,21 @@ class WeightingConfig(_Group):
             raise ValueError(
                 f"weighting.keep is {self.keep}, expected a share in (0, 1], e.g. 0.1 for a tenth of the tokens."
             )
+        used = WEIGHTINGS[self.kind]
+        for name in sorted({name for names in WEIGHTINGS.values() for name in names} - used.keys() - {"keep"}):
+            if (value := getattr(self, name)) is not None:
+                kinds = [kind for kind, names in WEIGHTINGS.items() if name in names]
+                raise ValueError(
+                    f"weighting.{name} is {value}, but weighting.kind is {self.kind!r}, which does not use it. Leave "
+                    f"it out, or choose {' or '.join(kinds)}."
+                )
         return self
 
     @property
-    def kept_share(self) -> float:
-        return WEIGHTINGS[self.kind] if self.keep is None else self.keep
+    def parameters(self) -> dict[str, float]:
+        """The chosen kind's parameters: what was set, else its defaults."""
+        given = {name: getattr(self, name) for name in WEIGHTINGS[self.kind]}
+        return {name: WEIGHTINGS[self.kind][name] if value is None else value for name, value in given.items()}
 
 
 class LossConfig(_Group):

@@ -16,7 +16,7 @@ from trainer.loss import LossTotals, loss_totals, policy_loss
 from trainer.policy import Policy
 from trainer.rollout import NonFiniteError
 from trainer.tokens import LossTerms, TokenBatch
-from trainer.weighting import token_weights
+from trainer.weighting import WeightInputs, token_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +127,10 @@ class Updater:
         return self.policy.signals(hidden, batch, self.config.rollout.temperature, self.config.signals.reference)
 
     def _weights(self, signals: TokenSignals, batch: TokenBatch, step: int) -> Tensor:
-        return token_weights(signals, batch.mask, self.config.weighting, step, self.weight_generator)
+        weighting = self.config.weighting
+        active = step - weighting.warmup_steps
+        inputs = WeightInputs(signals, batch.mask, batch.advantages, self.weight_generator, active)
+        return token_weights(inputs, weighting)
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
         return loss_totals(batch.mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens)
