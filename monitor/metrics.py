@@ -139,7 +139,8 @@ METRICS: dict[str, Metric] = _table(
     # the update
     Metric("loss", "Loss", "", "The scalar that was differentiated, mean over the step's optimizer updates."),
     Metric("kl", "KL to reference", "nats",
-           "k3 estimate of KL(policy || reference), mean over the tokens the update used."),
+           "Estimate of KL(policy || reference) by loss.kl_estimator, before any bias correction; mean over the tokens the "
+           "update used."),
     Metric("clip_share_low", "Clipped low", "share",
            "Share of the tokens the update used that were clipped: ratio < 1 - clip_low, advantage < 0."),
     Metric("clip_share_high", "Clipped high", "share",
@@ -151,6 +152,10 @@ METRICS: dict[str, Metric] = _table(
            "down"),
     Metric("grad_norm", "Gradient norm", "", "Global gradient norm before clipping, mean over the step's updates."),
     Metric("lr", "Learning rate", "", "Learning rate of the step's last update."),
+    Metric("temperature", "Sampling temperature", "",
+           "Temperature that the step's sampler, signals and loss used; it moves only under loss.entropy_target.", "none"),
+    Metric("entropy_coef", "Entropy coefficient", "",
+           "Coefficient of the entropy bonus in the step's loss; it moves only under loss.entropy_target.", "none"),
     Metric("nonfinite", "Non-finite values", "values", "Non-finite signals in the step.", "down"),
     Metric("tokens", "Response tokens", "tokens", "Response tokens in the step."),
     # machine-dependent

@@ -27,10 +27,24 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_by_std: bool =
     return (centred / (variance.sqrt()[index] + EPSILON)).float()
 
 
+def zero_variance(rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """bool [N]: rollouts of groups whose rewards are all equal; rewards float [N], group_ids int [N].
+
+    Their advantages are 0. Source: dynamic sampling of DAPO, arXiv 2503.14476 (which draws new groups instead).
+    """
+    _, index = torch.unique(group_ids, return_inverse=True)
+    return _equal_rewards(rewards, index)[index]
+
+
 def zero_variance_share(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Share of groups whose rewards are all equal, 0-d float32: they give no gradient."""
     _, index = torch.unique(group_ids, return_inverse=True)
+    return _equal_rewards(rewards, index).float().mean()
+
+
+def _equal_rewards(rewards: Tensor, index: Tensor) -> Tensor:
+    """bool [groups], index int [N] in 0..groups - 1."""
     n_groups = int(index.max()) + 1
     lowest = rewards.new_full((n_groups,), torch.inf).scatter_reduce_(0, index, rewards, "amin")
     highest = rewards.new_full((n_groups,), -torch.inf).scatter_reduce_(0, index, rewards, "amax")
-    return (lowest == highest).float().mean()
+    return lowest == highest

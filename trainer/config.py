@@ -11,8 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from monitor.metrics import nearest
 
-# name -> share of tokens kept by default; the functions are in trainer/weighting.py, apart from this because of torch
-WEIGHTINGS = {"uniform": 1.0, "ict": 0.10, "ict_frequent": 0.90, "random": 0.10, "top_entropy": 0.20}
+# name -> its parameters with their defaults; the functions are in trainer/weighting.py: this file imports no torch
+WEIGHTINGS: dict[str, dict[str, float]] = {
+    "uniform": {},
+    "ict": {"keep": 0.1},
+    "ict_frequent": {"keep": 0.9},
+    "random": {"keep": 0.1},
+    "top_entropy": {"keep": 0.2},
+    "stapo": {"max_probability": 0.002, "entropy_quantile": 0.8},
+}
 
 
 class ConfigError(ValueError):
@@ -59,7 +66,12 @@ class RolloutConfig(_Group):
 class WeightingConfig(_Group):
     kind: str = Field("ict", description=f"which tokens the update uses: {', '.join(WEIGHTINGS)}")
     keep: float | None = Field(
-        None, description="share of a response's tokens kept, in (0, 1]; none: the kind's default"
+        None, description="share of a response's tokens kept, in (0, 1]; none: the kind's default; kinds that keep no "
+        "share pass it over, so that one file serves all arms"
+    )  # fmt: skip
+    max_probability: float | None = Field(None, gt=0, le=1, description="stapo: only rarer tokens are silenced (0.002)")
+    entropy_quantile: float | None = Field(
+        None, gt=0, le=1, description="stapo: only tokens of lower entropy are silenced (0.8)"
     )
     warmup_steps: int = Field(20, ge=0, description="steps before the weighting acts: until then every weight is 1")
     normalise: Literal["selected", "all"] = Field(
@@ -76,23 +88,85 @@ class WeightingConfig(_Group):
             raise ValueError(
                 f"weighting.keep is {self.keep}, expected a share in (0, 1], e.g. 0.1 for a tenth of the tokens."
             )
+        used = WEIGHTINGS[self.kind]
+        for name in sorted({name for names in WEIGHTINGS.values() for name in names} - used.keys() - {"keep"}):
+            if (value := getattr(self, name)) is not None:
+                kinds = [kind for kind, names in WEIGHTINGS.items() if name in names]
+                raise ValueError(
+                    f"weighting.{name} is {value}, but weighting.kind is {self.kind!r}, which does not use it. Leave "
+                    f"it out, or choose {' or '.join(kinds)}."
+                )
         return self
 
     @property
-    def kept_share(self) -> float:
-        return WEIGHTINGS[self.kind] if self.keep is None else self.keep
+    def parameters(self) -> dict[str, float]:
+        """The chosen kind's parameters: what was set, else its defaults."""
+        given = {name: getattr(self, name) for name in WEIGHTINGS[self.kind]}
+        return {name: WEIGHTINGS[self.kind][name] if value is None else value for name, value in given.items()}
 
 
 class LossConfig(_Group):
-    kind: Literal["grpo", "dapo", "dr_grpo"] = Field(
-        "grpo", description="grpo: mean over responses of their token means; dapo: mean over tokens; dr_grpo: "
-        "sum over max_new_tokens"
+    kind: Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "gspo"] = Field(
+        "grpo", description="as in TRL; grpo: mean over responses of their token means; bnpo: mean over a micro-batch's "
+        "tokens; dapo: over all tokens; dr_grpo: sum over max_new_tokens; cispo: dapo with the ratio capped, not "
+        "clipped; gspo: one ratio for a response (docs/method.md)"
     )  # fmt: skip
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(0.2, gt=0, description="the ratio is clipped above 1 + clip_high")
-    kl_coef: float = Field(0.0, ge=0, description="weight of the k3 KL to the reference policy; 0 loads none")
+    clip_high: float = Field(0.2, gt=0, description="the ratio is clipped above 1 + clip_high (DAPO: 0.28)")
+    clip_delta: float | None = Field(
+        None, description="largest ratio where the advantage is negative, above 1 + clip_high; none: unbounded"
+    )
+    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the reference policy; 0 loads none")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="k1: log-ratio, needs kl_bias_correction; k2: half its square (gradient of the reverse KL); "
+        "k3: of the forward KL"
+    )  # fmt: skip
+    kl_reference: Literal["initial", "old"] = Field(
+        "initial", description="initial: the policy before training; old: the one that sampled the step's rollouts"
+    )
+    kl_bias_correction: bool = Field(False, description="KL times the ratio: the reverse KL without bias, off-policy too")
+    kl_outside_mask: bool = Field(False, description="the KL acts on all response tokens, not only on weighted ones")
     entropy_coef: float = Field(0.0, description="entropy bonus on the selected tokens; positive raises entropy")
+    entropy_target: float | None = Field(
+        None, gt=0, description="mean token entropy to keep, nats, by changing entropy_actuator each step; none: off"
+    )
+    entropy_actuator: Literal["coefficient", "temperature"] = Field(
+        "coefficient", description="coefficient: entropy_coef, from its own value up to entropy_coef_max and down to 0; "
+        "temperature: the sampling temperature, between temperature_min and temperature_max"
+    )  # fmt: skip
+    entropy_step: float = Field(1e-4, gt=0, description="change of entropy_coef in a step")
+    entropy_coef_max: float = Field(0.005, gt=0, description="largest entropy_coef; 0.01 is known to explode")
+    temperature_step: float = Field(0.02, gt=0, lt=1, description="largest relative change of temperature in a step")
+    temperature_min: float = Field(0.5, gt=0, description="lowest controlled temperature")
+    temperature_max: float = Field(1.5, gt=0, description="highest controlled temperature")
+    mask_truncated: bool = Field(False, description="leave truncated responses out of loss and denominators")
+    drop_zero_variance: bool = Field(
+        False, description="leave groups of equal rewards out of loss and denominators (KL and bonus included)"
+    )
     scale_by_std: bool = Field(True, description="divide advantages by the group's standard deviation")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if self.clip_delta is not None and not (self.kind != "cispo" and self.clip_delta > 1 + self.clip_high):
+            raise ValueError(
+                f"loss.clip_delta is {self.clip_delta} with loss.kind {self.kind} and clip_high {self.clip_high}: expected "
+                "more than 1 + clip_high, e.g. 4, and a kind other than cispo, whose cap is clip_high for both signs."
+            )
+        if self.kl_coef and self.kl_estimator == "k1" and not self.kl_bias_correction:
+            raise ValueError(
+                "loss.kl_estimator k1 has a mean gradient of 0: it would only add noise. Set loss.kl_bias_correction, "
+                "or take k2 or k3."
+            )
+        if (
+            self.entropy_target
+            and self.entropy_actuator == "coefficient"
+            and not 0 <= self.entropy_coef <= self.entropy_coef_max
+        ):
+            raise ValueError(
+                f"loss.entropy_coef is {self.entropy_coef}, from where the control starts: expected 0 to "
+                f"loss.entropy_coef_max, now {self.entropy_coef_max}."
+            )
+        return self
 
 
 class OptimConfig(_Group):
@@ -165,5 +239,21 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"optim.mini_batches is {self.optim.mini_batches} but a step has {self.rollout.prompts} groups: "
                 "a mini-batch needs at least one whole group."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_can_act(self) -> TrainConfig:
+        loss, tau = self.loss, self.rollout.temperature
+        if loss.kl_coef and loss.kl_reference == "old" and self.optim.epochs == self.optim.mini_batches == 1:
+            raise ValueError(
+                "loss.kl_reference is old but each step has one update, of the very policy that sampled: the KL is 0. "
+                "Set optim.epochs or optim.mini_batches above 1, or loss.kl_reference to initial."
+            )
+        controlled = loss.entropy_target is not None and loss.entropy_actuator == "temperature"
+        if controlled and not loss.temperature_min <= tau <= loss.temperature_max:
+            raise ValueError(
+                f"rollout.temperature is {tau}, from where the control starts: expected loss.temperature_min to "
+                f"temperature_max, now {loss.temperature_min} to {loss.temperature_max}."
             )
         return self

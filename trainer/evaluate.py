@@ -28,7 +28,7 @@ def pass_at_k(n_correct: np.ndarray, n_samples: int, k: int) -> np.ndarray:
 def evaluate(parts: Parts, step: int) -> dict[str, float]:
     """Scalars "eval/<split>/<name>" of every configured split that the task has.
 
-    Sampled at the training temperature from a generator of (seed, step), so runs with equal seeds draw alike.
+    Sampled at rollout.temperature from a generator of (seed, step), so runs with equal seeds draw alike.
     """
     config = parts.config
     scalars: dict[str, float] = {}

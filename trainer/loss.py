@@ -1,8 +1,14 @@
-"""The policy loss: weighted, clipped, with every denominator fixed on the whole batch before it is split."""
+"""The policy losses: weighted, clipped, with every denominator fixed on the whole batch before it is split.
+
+A loss is a row of `LOSSES`: a per-token term psi, the level of its ratio and the denominator D of `sum(weight * psi) / D`.
+To add one: its row here (with a psi or a denominator if no existing one fits), its name in `LossConfig.kind`, and a
+known-answer test. `python -m docs.make_method` writes the rows and docstrings into docs/method.md.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,22 +18,116 @@ from trainer.config import LossConfig
 from trainer.tokens import LossTerms
 
 Normalise = Literal["selected", "all"]
+TINY = 1e-8  # keeps a response without selected tokens (0 / 0) at 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossTotals:
-    """Denominators of the whole batch of one optimizer update: responses, token weight, longest response."""
+    """Denominators of the whole batch of one optimizer update; the three sums add over micro-batches and ranks.
 
-    responses: Tensor  # 0-d float
+    Example, two responses of 3 and 1 tokens of which one each is selected: responses 2, weight 2 ("selected") or 4
+    ("all"), tokens 4, max_length the configured longest response.
+    """
+
+    responses: Tensor  # 0-d float: responses with a token in the mask
     weight: Tensor  # 0-d float: sum of weights ("selected") or number of tokens ("all")
+    tokens: Tensor  # 0-d float: number of tokens in the mask
     max_length: int
 
 
 def loss_totals(mask: Tensor, weights: Tensor, normalise: Normalise, max_length: int | None = None) -> LossTotals:
     """Totals of a batch; `max_length` is dr_grpo's constant (default: the batch's own width)."""
-    counted = weights if normalise == "selected" else mask.float()
-    responses = mask.any(1).float().sum()
-    return LossTotals(responses, counted.sum(), max_length or mask.shape[1])
+    tokens = mask.float().sum()
+    weight = _counted(mask, weights, normalise).sum()
+    return LossTotals(mask.any(1).float().sum(), weight, tokens, max_length or mask.shape[1])
+
+
+def clipped_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
+    """psi = -min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A), delta = clip_delta (none: no bound).
+
+    Clipping from one side leaves r unbounded where A < 0; delta bounds it (arXiv 2505.07291). clip_high > clip_low is
+    DAPO's clip-higher (2503.14476). ratio [N, T] or [N, 1], advantage [N, 1].
+    """
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    bounded = ratio if config.clip_delta is None else ratio.clamp(max=config.clip_delta)
+    return -torch.minimum(bounded * advantage, clipped * advantage)
+
+
+def cispo_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
+    """psi = -stop_gradient(min(r, 1 + clip_high)) A logprob: the ratio is capped, and no token loses its gradient.
+
+    TRL's epsilon_high is the cap itself: its 5.0 (arXiv 2510.13786) is clip_high = 4 here.
+    """
+    return -ratio.clamp(max=1 + config.clip_high).detach() * advantage * logprobs
+
+
+def over_responses(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: each response's own count, then the mean over all responses: sum_i (sum_t w psi / count_i) / responses."""
+    return (per_token.sum(1) / counted.sum(1).clamp(min=TINY)).sum() / totals.responses.clamp(min=1)
+
+
+def over_tokens(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: the count of the whole batch of the optimizer update, over micro-batches and ranks."""
+    return per_token.sum() / totals.weight.clamp(min=TINY)
+
+
+def over_constant(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: responses * max_length (rollout.max_new_tokens); no count, so `normalise` changes nothing."""
+    return per_token.sum() / (totals.responses.clamp(min=1) * totals.max_length)
+
+
+def over_local_tokens(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: the count of this micro-batch; micro-batches are then averaged by their shares of the responses.
+
+    The one local denominator, on purpose: the gradient depends on optim.micro_batch.
+    """
+    share = mask.any(1).float().sum() / totals.responses.clamp(min=1)
+    return per_token.sum() / counted.sum().clamp(min=TINY) * share
+
+
+@dataclass(frozen=True, slots=True)
+class LossKind:
+    """One loss: its parts, and what docs/method.md says of it."""
+
+    summary: str
+    psi: Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
+    denominator: Callable[[Tensor, Tensor, Tensor, LossTotals], Tensor]
+    source: str
+    ratio: Literal["token", "sequence"] = "token"
+
+
+LOSSES: dict[str, LossKind] = {
+    "grpo": LossKind("mean over responses of their token means", clipped_psi, over_responses, "arXiv 2402.03300"),
+    "bnpo": LossKind("mean over the tokens of each micro-batch", clipped_psi, over_local_tokens, "TRL 1.16"),
+    "dapo": LossKind("mean over all tokens of the batch", clipped_psi, over_tokens, "arXiv 2503.14476"),
+    "dr_grpo": LossKind(
+        "sum over tokens by a constant; with loss.scale_by_std = false as published", clipped_psi, over_constant,
+        "arXiv 2503.20783",
+    ),
+    "cispo": LossKind("capped ratio as a constant factor of the log-probability", cispo_psi, over_tokens,
+                      "arXiv 2506.13585"),
+    "gspo": LossKind(
+        "one ratio for a response: the geometric mean of its tokens' (clip 3e-4 and 4e-4 as published)", clipped_psi,
+        over_responses, "arXiv 2507.18071", ratio="sequence",
+    ),
+}  # fmt: skip
+
+
+def kl_estimate(gap: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Estimate of KL(policy || reference) at sampled tokens, nats, any shape; gap = ref_logprob - logprob.
+
+        k1 = -gap;  k2 = gap^2 / 2;  k3 = exp(gap) - gap - 1
+    As values, for tokens of the policy itself: k1 and k3 unbiased, k3 >= 0 with less spread, k2 biased. As losses: the
+    mean gradient of k2 is that of the reverse KL(policy || reference), of k3 that of the forward KL(reference ||
+    policy), of k1 zero. `loss.kl_bias_correction` multiplies by the token's ratio: value and gradient of k1 and k3 are
+    then those of the reverse KL, on- and off-policy. Sources: Schulman 2020 (joschu.net/blog/kl-approx.html),
+    GRPO arXiv 2402.03300 (k3), the correction 2512.02556 (TRL's use_bias_correction_kl, there on by default).
+    """
+    if estimator == "k1":
+        return -gap
+    if estimator == "k2":
+        return gap.square() / 2
+    return gap.exp() - gap - 1
 
 
 def policy_loss(
@@ -40,50 +140,76 @@ def policy_loss(
     *,
     ref_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
+    entropy_coef: float | None = None,
     totals: LossTotals | None = None,
     normalise: Normalise = "selected",
 ) -> LossTerms:
-    """Clipped policy-gradient loss, sum over tokens of weight * psi / D.
+    """sum(weight * psi) / D with psi and D of `LOSSES[config.kind]`, plus `_kl_term`, less `_entropy_term`.
 
-        r = exp(logprob - old_logprob)
-        psi = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_coef * k3 - entropy_coef * entropy
-        k3 = exp(ref - logprob) - (ref - logprob) - 1
-    D by `config.kind`: grpo: each response's own count, then the mean over all responses; dapo: the count of the
-    whole batch; dr_grpo: responses * max_length. Counts are sums of weights (normalise="selected") or tokens ("all").
+        r = exp(logprob - old_logprob), or for gspo exp(sum_t w (logprob - old_logprob) / sum_t w) of the response
+    Counts in D are sums of weights (normalise="selected") or numbers of tokens ("all").
 
-    Args: logprobs, old_logprobs, ref_logprobs, entropies float [N, T] (nats); advantages float [N]; mask bool [N, T];
-        weights float [N, T]; totals: denominators of the whole batch if this call sees only a part of it.
-    Returns: LossTerms; gradients flow through logprobs and entropies only.
-    Sources: GRPO arXiv 2402.03300, DAPO 2503.14476, Dr. GRPO 2503.20783, the mask of ICT 2606.19771.
+    Args: logprobs, old_logprobs, ref_logprobs, entropies float [N, T] (nats); advantages float [N]; mask bool [N, T]:
+        tokens that the loss may use; weights float [N, T] >= 0; entropy_coef: in place of config.entropy_coef;
+        totals: denominators of the whole batch if this call sees only a part of it (responses stay whole).
+    Returns: LossTerms. Gradients flow through logprobs and entropies only, at tokens with weight (with kl_outside_mask
+        at all in the mask); values elsewhere are never used, whatever they hold.
+    Sources: `LOSSES`; the weights of ICT arXiv 2606.19771; checked against TRL 1.16.
     """
-    totals = totals or loss_totals(mask, weights, normalise)
-    log_ratio = torch.where(mask & (weights != 0), logprobs - old_logprobs, 0.0)
-    ratio = log_ratio.exp()
-    advantage = advantages.unsqueeze(1)
-    clipped_ratio = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    psi = -torch.minimum(ratio * advantage, clipped_ratio * advantage)
-    kl = torch.zeros_like(psi)
+    kind, totals = LOSSES[config.kind], totals or loss_totals(mask, weights, normalise)
+    weights = torch.where(mask, weights, 0.0)
+    counted, selected, advantage = _counted(mask, weights, normalise), weights != 0, advantages.unsqueeze(1)
+    used = mask if config.kl_outside_mask else selected
+    log_ratio = torch.where(used, logprobs - old_logprobs, 0.0)
+    ratio = (_sequence_mean(log_ratio, weights) if kind.ratio == "sequence" else log_ratio).exp()
+    psi = kind.psi(ratio, advantage, torch.where(used, logprobs, 0.0), config)
+    loss = kind.denominator(weights * psi, counted, mask, totals)
+    kl = torch.zeros_like(log_ratio)
     if ref_logprobs is not None:
-        gap = torch.where(mask & (weights != 0), ref_logprobs - logprobs, 0.0)
-        kl = gap.exp() - gap - 1
-        psi = psi + config.kl_coef * kl
-    if entropies is not None and config.entropy_coef:
-        psi = psi - config.entropy_coef * entropies
-    counted = torch.where(mask, weights if normalise == "selected" else 1.0, 0.0)
+        kl = kl_estimate(torch.where(used, ref_logprobs - logprobs, 0.0), config.kl_estimator)
+        loss = loss + _kl_term(kl, ratio, mask, weights, counted, totals, config)
+    if entropies is not None and (coefficient := config.entropy_coef if entropy_coef is None else entropy_coef):
+        loss = loss - coefficient * _entropy_term(entropies, mask, weights, counted, totals, config)
     return LossTerms(
-        loss=_divide(torch.where(mask, weights * psi, 0.0), counted, totals, config.kind),
+        loss=loss,
         log_ratio=log_ratio.detach(),
-        clipped_low=(ratio < 1 - config.clip_low) & (advantage < 0) & mask,
-        clipped_high=(ratio > 1 + config.clip_high) & (advantage > 0) & mask,
+        clipped_low=(ratio < 1 - config.clip_low) & (advantage < 0) & selected & (kind.psi is clipped_psi),
+        clipped_high=(ratio > 1 + config.clip_high) & (advantage > 0) & selected,
         kl=kl.detach(),
     )
 
 
-def _divide(per_token: Tensor, counted: Tensor, totals: LossTotals, kind: str) -> Tensor:
-    """The sum of per_token [N, T] over the denominators of `kind`; counted [N, T] is what a response's own D sums."""
-    if kind == "grpo":
-        own = counted.sum(1).clamp(min=1e-8)
-        return (per_token.sum(1) / own).sum() / totals.responses.clamp(min=1)
-    if kind == "dapo":
-        return per_token.sum() / totals.weight.clamp(min=1e-8)
-    return per_token.sum() / (totals.responses.clamp(min=1) * totals.max_length)
+def _kl_term(
+    kl: Tensor, ratio: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
+) -> Tensor:
+    """kl_coef sum(w KL) / D, KL times the ratio under kl_bias_correction.
+
+    With kl_outside_mask every token in the mask has w = 1 here, and counts are numbers of tokens.
+    """
+    kl = kl * ratio if config.kl_bias_correction else kl
+    if config.kl_outside_mask:
+        weights = counted = mask.float()
+        totals = replace(totals, weight=totals.tokens)
+    return config.kl_coef * LOSSES[config.kind].denominator(weights * kl, counted, mask, totals)
+
+
+def _entropy_term(
+    entropies: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
+) -> Tensor:
+    """sum(w entropy) / count of the batch (bnpo: the micro-batch's), for every kind, as in TRL.
+
+    So entropy_coef means the same for each kind.
+    """
+    bonus = torch.where(weights != 0, weights * entropies, 0.0)
+    divide = over_local_tokens if config.kind == "bnpo" else over_tokens
+    return divide(bonus, counted, mask, totals)
+
+
+def _counted(mask: Tensor, weights: Tensor, normalise: Normalise) -> Tensor:
+    """float [N, T]: what denominators sum."""
+    return torch.where(mask, weights if normalise == "selected" else 1.0, 0.0)
+
+
+def _sequence_mean(log_ratio: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of a response's log-ratios, [N, 1]: the ratio of its selected tokens, with gradient in no other."""
+    return (weights * log_ratio).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=TINY)

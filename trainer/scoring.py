@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from monitor.records import SampleTable
-from trainer.advantages import group_advantages
+from trainer.advantages import group_advantages, zero_variance
 from trainer.config import TrainConfig
 from trainer.policy import Policy
 from trainer.tasks import Prompt
@@ -71,6 +71,11 @@ def token_batch(rollouts: Rollouts, scored: Scored, correct_at: float, config: T
     device = rollouts.mask.device
     group_ids = torch.arange(len(scored.rewards), device=device) // config.rollout.group_size
     rewards = to_device(scored.rewards, device)
+    left_out = torch.zeros_like(rollouts.truncated)
+    if config.loss.mask_truncated:
+        left_out = left_out | rollouts.truncated
+    if config.loss.drop_zero_variance:
+        left_out = left_out | zero_variance(rewards, group_ids)
     return TokenBatch(
         input_ids=rollouts.input_ids,
         attention_mask=rollouts.attention_mask,
@@ -81,6 +86,7 @@ def token_batch(rollouts: Rollouts, scored: Scored, correct_at: float, config: T
         rewards=rewards,
         correct=rewards >= correct_at,
         advantages=group_advantages(rewards, group_ids, scale_by_std=config.loss.scale_by_std),
+        loss_mask=rollouts.mask & ~left_out.unsqueeze(1),
     )
 
 

@@ -94,7 +94,8 @@ def prepare(config: TrainConfig) -> Parts:
     device = pick_device()
     policy = Policy.load(source, device)
     encode_prompts(policy, train_prompts, task.system_prompt, config.rollout.max_new_tokens)
-    reference = Policy.load(source, device) if config.loss.kl_coef else None
+    kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
+    reference = Policy.load(source, device) if kl_to_initial else None
     return Parts(
         config=config,
         policy=policy,

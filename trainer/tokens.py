@@ -40,9 +40,11 @@ class Rollouts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """Rollouts with their groups, rewards and advantages: all that an update needs. The mask is decided here.
+    """Rollouts with their groups, rewards and advantages: all that an update needs. The masks are decided here.
 
-    group_ids int64 [N]; rewards, advantages float32 [N]; correct bool [N]; the rest as in Rollouts.
+    group_ids int64 [N]; rewards, advantages float32 [N]; correct bool [N]; loss_mask bool [N, T]: `mask` less the
+    responses that loss.mask_truncated and drop_zero_variance leave out of the loss (signals and the record keep them);
+    the rest as in Rollouts.
     """
 
     input_ids: Tensor
@@ -54,6 +56,7 @@ class TokenBatch:
     rewards: Tensor
     correct: Tensor
     advantages: Tensor
+    loss_mask: Tensor
 
     @property
     def token_ids(self) -> Tensor:
@@ -71,7 +74,8 @@ class TokenBatch:
 class LossTerms:
     """What the loss used, so that nothing recomputes it. `loss` is 0-d with gradient; the rest [N, T], detached.
 
-    log_ratio = ln p_new - ln p_old, 0 where unselected; clipped_low, clipped_high bool; kl: k3 to the reference.
+    log_ratio = ln p_new - ln p_old and kl (the estimate before any bias correction), nats, 0 where the loss reads no
+    logits; clipped_low, clipped_high bool, of weighted tokens (cispo: high is its cap; gspo: of whole responses).
     """
 
     loss: Tensor

@@ -57,6 +57,7 @@ def train(
         except NonFiniteError as error:
             raise NonFiniteError(f"Step {step}: {error} Lower optim.lr or optim.grad_clip.") from error
         record, tokens = describe(step, batch, update, parts)
+        parts.updater.control.observe(record.scalars["entropy"])
         samples = sample_table(batch, scored, parts.texts)
         clock.lap("record")
         scalars = {**record.scalars, **clock.scalars(len(tokens))}
@@ -78,7 +79,7 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
         parts.policy,
         encode_prompts(parts.policy, prompts, parts.task.system_prompt, rollout.max_new_tokens),
         max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
+        temperature=parts.updater.control.temperature,
         generator=parts.generator,
         max_batch=rollout.max_batch,
     )
@@ -99,6 +100,8 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         "loss": update.loss,
         "grad_norm": update.grad_norm,
         "lr": parts.config.optim.lr,
+        "temperature": parts.updater.control.temperature,
+        "entropy_coef": parts.updater.control.coefficient,
     }
     return step_record(
         step,

@@ -12,16 +12,20 @@ from torch import Tensor
 from monitor.signals import TokenSignals
 from monitor.signals.stats import Statistics, loss_statistics
 from trainer.config import TrainConfig
+from trainer.entropy_control import EntropyControl
 from trainer.loss import LossTotals, loss_totals, policy_loss
 from trainer.policy import Policy
 from trainer.rollout import NonFiniteError
 from trainer.tokens import LossTerms, TokenBatch
-from trainer.weighting import token_weights
+from trainer.weighting import WeightInputs, token_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device."""
+    """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device.
+
+    weights are those of the loss: 0 for responses that it leaves out.
+    """
 
     signals: TokenSignals
     weights: Tensor
@@ -38,6 +42,7 @@ class Updater:
         self.optimizer = torch.optim.AdamW(
             policy.model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay
         )
+        self.control = EntropyControl(config)
         self.weight_generator = torch.Generator().manual_seed(config.seed)
 
     def update(self, batch: TokenBatch, step: int) -> Update:
@@ -87,14 +92,15 @@ class Updater:
     def _terms(
         self, hidden: Tensor, batch: TokenBatch, old_logprobs: Tensor, weights: Tensor, totals: LossTotals
     ) -> LossTerms:
-        """The loss with logits at the selected positions only; elsewhere weight and gradient are 0."""
-        temperature = self.config.rollout.temperature
-        selected = batch.mask & (weights != 0)
+        """The loss with logits only where it has a gradient: at the selected positions, or all with kl_outside_mask."""
+        loss, temperature = self.config.loss, self.control.temperature
+        outside = loss.kl_outside_mask and loss.kl_coef > 0
+        selected = batch.loss_mask if outside else batch.loss_mask & (weights != 0)
         token_ids = batch.token_ids[selected]
         logprob, entropy = self.policy.logprobs(hidden[selected], token_ids, temperature)
         logprobs = old_logprobs.masked_scatter(selected, logprob)
         entropies = torch.zeros_like(old_logprobs).masked_scatter(selected, entropy)
-        reference = None
+        reference = old_logprobs if loss.kl_coef and loss.kl_reference == "old" else None
         if self.reference is not None:
             with torch.no_grad():
                 states = self.reference.hidden(batch)[selected]
@@ -104,11 +110,12 @@ class Updater:
             logprobs,
             old_logprobs,
             batch.advantages,
-            batch.mask,
+            batch.loss_mask,
             weights,
-            self.config.loss,
+            loss,
             ref_logprobs=reference,
             entropies=entropies,
+            entropy_coef=self.control.coefficient,
             totals=totals,
             normalise=self.config.weighting.normalise,
         )
@@ -124,13 +131,16 @@ class Updater:
         return norm.detach()
 
     def _signals(self, hidden: Tensor, batch: TokenBatch) -> TokenSignals:
-        return self.policy.signals(hidden, batch, self.config.rollout.temperature, self.config.signals.reference)
+        return self.policy.signals(hidden, batch, self.control.temperature, self.config.signals.reference)
 
     def _weights(self, signals: TokenSignals, batch: TokenBatch, step: int) -> Tensor:
-        return token_weights(signals, batch.mask, self.config.weighting, step, self.weight_generator)
+        weighting = self.config.weighting
+        active = step - weighting.warmup_steps
+        inputs = WeightInputs(signals, batch.mask, batch.advantages, self.weight_generator, active)
+        return token_weights(inputs, weighting) * batch.loss_mask
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
-        return loss_totals(batch.mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens)
+        return loss_totals(batch.loss_mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens)
 
     def _split(self, batch: TokenBatch, size: int) -> list[tuple[int, int]]:
         """Row ranges of at most `size` rows (at least one group): groups stay whole."""

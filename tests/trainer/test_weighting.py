@@ -7,7 +7,8 @@ import torch
 
 from monitor.signals import TokenSignals
 from trainer.config import WEIGHTINGS, WeightingConfig
-from trainer.weighting import WEIGHT_FUNCTIONS, ict_weights, token_weights
+from trainer.weighting import WEIGHT_FUNCTIONS, WeightInputs, ict_weights, token_weights
+from trainer.weightings.entropy import stapo
 
 
 def mask_of(*lengths: int) -> torch.Tensor:
@@ -21,7 +22,12 @@ def signals_of(deviation: torch.Tensor, entropy: torch.Tensor | None = None) -> 
 
 def weights(kind: str, signals: TokenSignals, mask: torch.Tensor, keep=None, step=100, seed=0) -> torch.Tensor:
     config = WeightingConfig(kind=kind, keep=keep, warmup_steps=20)
-    return token_weights(signals, mask, config, step, torch.Generator().manual_seed(seed))
+    return token_weights(inputs(signals, mask, steps_active=step - 20, seed=seed), config)
+
+
+def inputs(signals: TokenSignals, mask: torch.Tensor, advantages=None, steps_active=1, seed=0) -> WeightInputs:
+    advantages = torch.linspace(-1, 1, len(mask)) if advantages is None else torch.tensor(advantages)
+    return WeightInputs(signals, mask, advantages, torch.Generator().manual_seed(seed), steps_active)
 
 
 def test_ict_keeps_the_ceiling_of_the_share_by_rank():
@@ -81,7 +87,35 @@ def test_every_weight_is_one_during_warm_up_and_zero_outside_the_mask(kind):
     assert torch.equal(weights(kind, signals_of(deviation), mask, step=20), mask.float())
     acting = weights(kind, signals_of(deviation), mask, step=21)
     assert acting.dtype == torch.float32 and (acting[~mask] == 0).all()
-    assert kind == "uniform" or acting.sum() < mask.sum()
+    assert kind in ("uniform", "stapo") or acting.sum() < mask.sum()
+
+
+def test_stapo_silences_rare_sure_tokens_of_good_responses():
+    # entropies of the 6 response tokens: 0, 1, 2, 3, 4, 5; their 0.8-quantile is at rank 0.8 * 5 = 4: 4.
+    # row 0 (advantage +1): p = 0.001 at entropies 0 and 4: 0 < 4 is silenced, 4 < 4 is not; p = 0.003 is not rare.
+    # row 1 (advantage -1): p = 0.001 everywhere, kept. Row 2 (advantage 0): kept. Outside the mask: 0
+    p = torch.tensor([[0.001, 0.003, 0.001], [0.001, 0.001, 0.001], [0.001, 0.001, 0.001]])
+    entropy = torch.tensor([[0.0, 1.0, 4.0], [2.0, 3.0, 9.0], [5.0, 9.0, 9.0]])
+    signals = TokenSignals(p.log(), entropy, entropy, entropy, torch.full(p.shape, 3, dtype=torch.int32))
+    found = stapo(inputs(signals, mask_of(3, 2, 1), [1.0, -1.0, 0.0]), max_probability=0.002, entropy_quantile=0.8)
+    assert found.tolist() == [[0, 1, 1], [1, 1, 0], [1, 0, 0]]
+
+
+def test_stapo_takes_the_quantile_linearly_between_ranks():
+    # entropies 0, 1, 2: the 0.75-quantile is at rank 1.5: 1.5, so 0 and 1 are silenced; at 0.5 it is 1, so only 0 is
+    entropy = torch.tensor([[0.0, 1.0, 2.0]])
+    signals = TokenSignals(torch.full((1, 3), -9.0), entropy, entropy, entropy, torch.ones(1, 3, dtype=torch.int32))
+    given = inputs(signals, mask_of(3), [1.0])
+    assert stapo(given, max_probability=0.002, entropy_quantile=0.75).tolist() == [[0, 0, 1]]
+    assert stapo(given, max_probability=0.002, entropy_quantile=0.5).tolist() == [[0, 1, 1]]
+
+
+def test_a_batch_without_response_tokens_gets_no_weight():
+    entropy = torch.zeros(2, 3)
+    signals = TokenSignals(entropy, entropy, entropy, entropy, torch.ones(2, 3, dtype=torch.int32))
+    empty = torch.zeros(2, 3, dtype=torch.bool)
+    for kind in WEIGHTINGS:
+        assert (weights(kind, signals, empty) == 0).all()
 
 
 def test_names_and_functions_agree():
