@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from monitor.recorder import Recorder
     from monitor.records import StepRecord
+    from trainer.parallel import Ranks
     from trainer.runs import Run
     from trainer.setup import Parts
 
@@ -93,13 +94,16 @@ def main(argv: list[str]) -> int:
         return _refuse(error)
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    from trainer.parallel import join_ranks, leave_ranks
+
+    ranks = join_ranks()
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
     with console.status(f"Loading {config.model} and {config.task}"):
         from trainer.runs import open_run
         from trainer.setup import prepare
 
         try:
-            parts = prepare(config)
+            parts = prepare(config, ranks)
             run = open_run(config, parts, console, resume=resumed is not None)
         except (ValueError, MonitorError, OSError) as error:  # OSError: a hub id that cannot be loaded
             return _refuse(error)
@@ -109,6 +113,7 @@ def main(argv: list[str]) -> int:
         parts.policy.save(folder := _policy_folder(config, run.name))
         console.print(f"Run {run.name} {status}. Policy: {folder}  Look at it: rlvr dashboard {config.store}")
     run.recorder.close(status)
+    leave_ranks()
     return code
 
 
@@ -120,8 +125,8 @@ def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
 
     recorder = run.recorder
     try:
-        with _signals_raise(), _progress(console, parts.config.steps, recorder) as progress:
-            train(parts, recorder, progress, first=run.first, checkpoint=run.checkpoints.after)
+        with _stops(parts.ranks) as check, _progress(console, parts.config.steps, recorder) as progress:
+            train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after, check))
         return "finished", 0
     except Interrupted as stop:
         console.print(
@@ -164,17 +169,28 @@ def _what_starts(parts: Parts, run: Run) -> str:
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise Interrupted between two bytecodes; a second one kills as usual."""
+def _stops(ranks: Ranks) -> Iterator[Callable[[int], None]]:
+    """Inside, SIGINT and SIGTERM raise Interrupted between two bytecodes; a second one kills as usual.
+
+    With several ranks they raise at the end of the step, in the check that is yielded, on all of them: a rank that left
+    alone would leave the others waiting.
+    """
+    met: list[int] = []
 
     def handler(number: int, frame: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        raise Interrupted(number)
+        met.append(number)
+        if ranks.world == 1:
+            raise Interrupted(number)
+
+    def check(step: int) -> None:
+        if ranks.any(bool(met)):
+            raise Interrupted(met[0] if met else signal.SIGTERM)
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield check
     finally:
         for number, old in before.items():
             signal.signal(number, old)

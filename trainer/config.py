@@ -124,7 +124,9 @@ class LossConfig(_Group):
     kl_reference: Literal["initial", "old"] = Field(
         "initial", description="initial: the policy before training; old: the one that sampled the step's rollouts"
     )
-    kl_bias_correction: bool = Field(False, description="KL times the ratio: the reverse KL without bias, off-policy too")
+    kl_bias_correction: bool = Field(
+        False, description="KL times the ratio: the reverse KL without bias, off-policy too"
+    )
     kl_outside_mask: bool = Field(False, description="the KL acts on all response tokens, not only on weighted ones")
     entropy_coef: float = Field(0.0, description="entropy bonus on the selected tokens; positive raises entropy")
     entropy_target: float | None = Field(
@@ -222,6 +224,7 @@ class TrainConfig(_Group):
     run: str | None = Field(None, description="name of the run; none: made from weighting and seed")
     comparison: str = Field("", description="runs with equal comparison and seed are paired on the Compare page")
     wandb: Literal["off", "offline", "online"] = Field("off", description="mirror scalars and alerts to wandb")
+    shard: bool = Field(False, description="FSDP2: spread parameters and optimizer over the processes of torchrun")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice")
     save: str | None = Field(None, description="folder for the final policy; none: STORE/policies/RUN")
     rollout: RolloutConfig = RolloutConfig()

@@ -18,9 +18,30 @@ from torch.utils.checkpoint import checkpoint
 
 from monitor.signals import TokenSignals, token_signals
 from trainer.models import ModelSource, cache_dir
+from trainer.parallel import Ranks, shard, whole
 from trainer.tokens import Rollouts, TokenBatch
 
 SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
+
+
+class _Slab:
+    """Hides a slab from FSDP's search for inputs with gradient: each such call would reduce the head's gradient."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+class _Halves(nn.Module):
+    """A language model whose body and head are called apart, through one module, so that FSDP's hooks see both."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, slab: _Slab | None = None, **inputs: Any) -> Any:
+        if slab is not None:
+            return self.model.get_output_embeddings()(slab.states)
+        return self.model.get_decoder()(**inputs)
 
 
 class Policy:
@@ -28,9 +49,9 @@ class Policy:
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
-        self.body: nn.Module = model.get_decoder()
-        self.head: nn.Module = model.get_output_embeddings()
-        self.vocabulary: int = self.head.weight.shape[0]
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self._halves = _Halves(self.model)
+        self.in_step = Ranks()
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         self.end_ids, self.pad_id = _special_ids(model, tokenizer)
         self._check_head()
@@ -50,6 +71,25 @@ class Policy:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
+    def shard(self, ranks: Ranks) -> None:
+        """Spreads the parameters over the ranks (FSDP2), which then run every forward pass in step."""
+        self.in_step = ranks
+        shard(self._halves, self.model.get_decoder().layers)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name, tied ones once; sharded ones as their shards."""
+        self._reshard()
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _reshard(self) -> None:
+        """A pass without gradient leaves FSDP's root gathered, its parameters no longer those of the optimizer."""
+        if self.in_step.world > 1:
+            self._halves.reshard()  # type: ignore[operator]
+
+    def body(self, **inputs: Any) -> Any:
+        """The model without its head: last_hidden_state and, if asked for, the key-value cache."""
+        return self._halves(**inputs)
+
     def hidden(self, batch: TokenBatch | Rollouts) -> Tensor:
         """Hidden states that predict each response position, [N, T, D]: column t - 1 of the sequence predicts t."""
         positions = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
@@ -66,7 +106,7 @@ class Policy:
     def project(self, slab: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
         with self.autocast():
-            return self.head(slab)
+            return self._halves(_Slab(slab))
 
     @torch.no_grad()
     def signals(self, hidden: Tensor, batch: TokenBatch, temperature: float, reference: str = "group") -> TokenSignals:
@@ -107,9 +147,15 @@ class Policy:
         return logp.gather(1, token_ids.unsqueeze(1)).squeeze(1), entropy
 
     def save(self, folder: Path) -> None:
-        """The policy as a normal Hugging Face folder: AutoModelForCausalLM.from_pretrained(folder) loads it."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """The policy as a normal Hugging Face folder: AutoModelForCausalLM.from_pretrained(folder) loads it.
+
+        With several ranks all of them call it, and rank 0 writes.
+        """
+        self._reshard()
+        state = {name: whole(value) for name, value in self.model.state_dict().items()}
+        if int(os.environ.get("RANK", "0")) == 0:
+            self.model.save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -147,7 +193,8 @@ def unpacked(source: ModelSource) -> Path:
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is one, of this process's own among several (LOCAL_RANK)."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _special_ids(model: Any, tokenizer: Any) -> tuple[list[int], int]:

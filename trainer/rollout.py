@@ -56,6 +56,7 @@ def sample(
 ) -> Rollouts:
     """One response for each prompt (repeat a prompt for a group); row i answers prompts[i].
 
+    A sharded policy runs in step on all ranks: every rank has as many rows, and samples until all have ended.
     Raises NonFiniteError if the policy's logits are not finite.
     """
     width = max(len(ids) for ids in prompts)
@@ -108,9 +109,9 @@ def _sample_chunk(
         done = done | torch.isin(token, ends)
         if (t + 1) % COMPACT_EVERY == 0:
             keep = (~done).nonzero().squeeze(1)
-            if len(keep) == 0:
+            if not policy.in_step.any(len(keep) > 0):
                 break
-            if len(keep) < 0.75 * len(rows):
+            if 0 < len(keep) < 0.75 * len(rows):
                 cache.batch_select_indices(keep)
                 rows, done, token = rows[keep], done[keep], token[keep]
                 attention, position = attention[keep], position[keep]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -11,10 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from monitor.alerts.engine import AlertEngine
+from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import Alert
 from trainer import checkpoint
 from trainer.config import ConfigError, TrainConfig
+from trainer.parallel import Ranks
 from trainer.setup import Parts, run_info
 
 
@@ -30,28 +33,46 @@ class Run:
 
 def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: bool) -> Run:
     """Opens the store with alerts and, if asked for, wandb; a resumed run's parts take the checkpoint's state."""
-    name = config.run or _free_name(config)
+    ranks = parts.ranks
+    name = ranks.share(config.run or _free_name(config))
     folder = checkpoint.checkpoint_folder(config.store, name)
     engine = AlertEngine(warmup_steps=config.weighting.warmup_steps)
     done = checkpoint.resume(folder, parts, engine) if resume else 0
     if done >= config.steps:
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
     sinks: list[Any] = []
-    if config.wandb != "off":
+    if config.wandb != "off" and ranks.rank == 0:
         from monitor.integrations.wandb import WandbSink
 
         sinks.append(WandbSink(mode=config.wandb, dir=config.store))
-    recorder = Recorder(
+    open_recorder = partial(
+        Recorder,
         config.store,
-        run_info(config, name),
+        run_info(config, name, ranks.world),
+        rank=ranks.rank,
         resume=resume,
-        engine=engine,
+        engine=engine if ranks.rank == 0 else None,
         sinks=sinks,
         on_alert=partial(_print_alert, console, set()),
         max_gb=config.record.max_gb,
         tokens_every=config.record.tokens_every,
     )
+    recorder = _rank_0_first(ranks, open_recorder)
     return Run(name, recorder, checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint), done + 1)
+
+
+def _rank_0_first(ranks: Ranks, open_recorder: Callable[[], Recorder]) -> Recorder:
+    """Rank 0 creates the run; where it is refused no other rank begins. Raises StoreError."""
+    recorder, refused = None, None
+    if ranks.rank == 0:
+        try:
+            recorder = open_recorder()
+        except StoreError as error:
+            refused = error
+    message = ranks.share(str(refused) if refused else None)
+    if message:
+        raise refused or StoreError(message)
+    return recorder or open_recorder()
 
 
 def _free_name(config: TrainConfig) -> str:

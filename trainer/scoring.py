@@ -44,10 +44,14 @@ class PromptStream:
         """Where the stream stands, as plain JSON types."""
         return {"prompts": len(self._prompts), "queue": self._queue, "rng": self._rng.bit_generator.state}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises ValueError if the task has another number of prompts now."""
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if a `state_dict()` is of a task with another number of prompts."""
         if state["prompts"] != len(self._prompts):
             raise ValueError(f"the task had {state['prompts']} training prompts then and has {len(self._prompts)} now")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`. Raises ValueError as `check` does."""
+        self.check(state)
         self._queue, self._rng.bit_generator.state = list(state["queue"]), state["rng"]
 
 

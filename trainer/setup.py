@@ -17,6 +17,7 @@ import torch
 from monitor.records import RunInfo
 from trainer.config import TrainConfig
 from trainer.models import ensure_model
+from trainer.parallel import Ranks
 from trainer.policy import Policy, pick_device
 from trainer.rewards import checked_rewards, load_reward
 from trainer.rollout import encode_prompts
@@ -74,17 +75,22 @@ class Parts:
     updater: Updater
     stream: PromptStream
     generator: torch.Generator
+    ranks: Ranks
     texts: TokenTexts
     clock: StepClock
 
 
-def prepare(config: TrainConfig) -> Parts:
+def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008, frozen
     """Loads the task, the reward and the policy, and checks prompts and lengths.
+
+    Every rank has its own random numbers and takes its share of each step's prompts; seeds are those of rank 0 plus
+    7919 times the rank.
 
     Raises ValueError (RewardError for reward functions) with what to change.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    _check_ranks(config, ranks)
     torch.manual_seed(config.seed)
     task = make_task(config.task)
     train_prompts = list(task.prompts("train"))
@@ -96,20 +102,35 @@ def prepare(config: TrainConfig) -> Parts:
     encode_prompts(policy, train_prompts, task.system_prompt, config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
     reference = Policy.load(source, device) if kl_to_initial else None
+    if config.shard and ranks.world > 1:
+        for sharded in (policy, reference) if reference else (policy,):
+            sharded.shard(ranks)
+    seed = config.seed + 7_919 * ranks.rank
     return Parts(
         config=config,
         policy=policy,
         task=task,
         reward=reward,
-        updater=Updater(policy, reference, config),
+        updater=Updater(policy, reference, config, ranks),
         stream=stream,
-        generator=torch.Generator(device).manual_seed(config.seed),
+        generator=torch.Generator(device).manual_seed(seed),
+        ranks=ranks,
         texts=TokenTexts(policy),
         clock=StepClock(),
     )
 
 
-def run_info(config: TrainConfig, name: str) -> RunInfo:
+def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    mine, left = divmod(config.rollout.prompts, ranks.world)
+    if left or config.optim.mini_batches > mine:
+        raise ValueError(
+            f"rollout.prompts is {config.rollout.prompts} for {ranks.world} processes and {config.optim.mini_batches} "
+            "mini-batches: every process takes as many whole groups, and a mini-batch at least one. Set it "
+            f"to a multiple of {ranks.world * config.optim.mini_batches}."
+        )
+
+
+def run_info(config: TrainConfig, name: str, processes: int = 1) -> RunInfo:
     """Who the run is: resolved configuration, commit, packages, hardware."""
     return RunInfo(
         name=name,
@@ -120,7 +141,7 @@ def run_info(config: TrainConfig, name: str) -> RunInfo:
         comparison=config.comparison,
         warmup_steps=config.weighting.warmup_steps,
         config=config.model_dump(mode="json"),
-        environment=environment(),
+        environment=environment() | {"processes": processes},
     )
 
 

@@ -10,8 +10,9 @@ is what the loss used. `setup.py` builds the parts, `update.py` is the optimizer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from monitor.recorder import Recorder
@@ -34,11 +35,11 @@ def train(
     progress: Progress = lambda record: None,
     *,
     first: int = 1,
-    checkpoint: Callable[[int], None] = lambda step: None,
+    after: Sequence[Callable[[int], None]] = (),
 ) -> None:
     """Trains `parts.policy` up to step `config.steps`, from 1 or, resumed, from `first`, and records each step.
 
-    `checkpoint` is called after each step with its number.
+    `after` are called at the end of each step with its number: checkpoints, and the check for a signal to stop.
 
     Raises NonFiniteError, naming the step, when logits, loss or gradient are not finite: the weights are untouched
     by that step and the steps recorded before stay.
@@ -68,13 +69,15 @@ def train(
         recorder.record(record, tokens=tokens, samples=samples)
         clock.lap("handover")
         progress(record)
-        checkpoint(step)
+        for action in after:
+            action(step)
 
 
 def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
     """The next step's rollouts, groups contiguous, with their rewards."""
     rollout = parts.config.rollout
-    prompts = [prompt for prompt in next(parts.stream) for _ in range(rollout.group_size)]
+    mine = next(parts.stream)[parts.ranks.rank :: parts.ranks.world]
+    prompts = [prompt for prompt in mine for _ in range(rollout.group_size)]
     rollouts = sample(
         parts.policy,
         encode_prompts(parts.policy, prompts, parts.task.system_prompt, rollout.max_new_tokens),
@@ -89,13 +92,16 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
 def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tuple[StepRecord, TokenTable]:
     """The step's record and tokens, from what the update used; one device-to-host copy."""
     mismatch = (update.signals.logprob - batch.sampler_logprobs).abs().sum() / batch.mask.sum().clamp(min=1)
+    groups = batch.group_ids + len(batch) * parts.ranks.rank
+    rows = torch.stack([batch.rewards, batch.correct, batch.truncated, batch.mask.sum(1), groups], 1)
+    rewards, correct, truncated, lengths, groups = parts.ranks.gather(rows).unbind(1)  # of all ranks
     scalars: dict[str, float | Tensor] = {
-        "reward": batch.rewards.mean(),
-        "reward_std": batch.rewards.std(),
-        "correct_share": batch.correct.float().mean(),
-        "zero_variance_share": zero_variance_share(batch.rewards, batch.group_ids),
-        "response_length": batch.mask.sum(1).float().mean(),
-        "truncated_share": batch.truncated.float().mean(),
+        "reward": rewards.mean(),
+        "reward_std": rewards.std(),
+        "correct_share": correct.mean(),
+        "zero_variance_share": zero_variance_share(rewards, groups),
+        "response_length": lengths.mean(),
+        "truncated_share": truncated.mean(),
         "sampler_mismatch": mismatch,
         "loss": update.loss,
         "grad_norm": update.grad_norm,

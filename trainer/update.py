@@ -14,6 +14,7 @@ from monitor.signals.stats import Statistics, loss_statistics
 from trainer.config import TrainConfig
 from trainer.entropy_control import EntropyControl
 from trainer.loss import LossTotals, loss_totals, policy_loss
+from trainer.parallel import Ranks, whole
 from trainer.policy import Policy
 from trainer.rollout import NonFiniteError
 from trainer.tokens import LossTerms, TokenBatch
@@ -37,13 +38,18 @@ class Update:
 class Updater:
     """Owns the optimizer. `update(batch, step)` runs epochs x mini-batches of updates on one rollout batch."""
 
-    def __init__(self, policy: Policy, reference: Policy | None, config: TrainConfig) -> None:
-        self.policy, self.reference, self.config = policy, reference, config
-        self.optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=config.optim.lr, weight_decay=config.optim.weight_decay
-        )
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Policy | None,
+        config: TrainConfig,
+        ranks: Ranks = Ranks(),  # noqa: B008
+    ) -> None:
+        self.policy, self.reference, self.config, self.ranks = policy, reference, config, ranks
+        self.trained = list(policy.trained().values())
+        self.optimizer = torch.optim.AdamW(self.trained, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
         self.control = EntropyControl(config)
-        self.weight_generator = torch.Generator().manual_seed(config.seed)
+        self.weight_generator = torch.Generator().manual_seed(config.seed + 7_919 * ranks.rank)
 
     def update(self, batch: TokenBatch, step: int) -> Update:
         """Trains on the batch. Raises NonFiniteError before a non-finite gradient touches the weights."""
@@ -74,8 +80,8 @@ class Updater:
         weights = self._weights(signals, batch, step)
         terms = self._terms(hidden, batch, signals.logprob, weights, self._totals(batch, weights))
         terms.loss.backward()
-        norm = self._optimizer_step(terms.loss)
-        return Update(signals, weights, _statistics(terms, batch, weights), terms.loss.detach(), norm)
+        loss, norm = self._optimizer_step(terms.loss)
+        return Update(signals, weights, _statistics(terms, batch, weights), loss, norm)
 
     def _mini_batch(self, batch: TokenBatch, old: TokenSignals, weights: Tensor) -> tuple[Statistics, Tensor, Tensor]:
         totals = self._totals(batch, weights)
@@ -86,8 +92,7 @@ class Updater:
             terms.loss.backward()
             losses.append(terms.loss.detach())
             stats.append(_statistics(terms, rows, chosen))
-        loss = torch.stack(losses).sum()
-        return reduce(operator.add, stats), loss, self._optimizer_step(loss)
+        return reduce(operator.add, stats), *self._optimizer_step(torch.stack(losses).sum())
 
     def _terms(
         self, hidden: Tensor, batch: TokenBatch, old_logprobs: Tensor, weights: Tensor, totals: LossTotals
@@ -120,15 +125,16 @@ class Updater:
             normalise=self.config.weighting.normalise,
         )
 
-    def _optimizer_step(self, loss: Tensor) -> Tensor:
-        """Clips, checks, steps; returns the gradient norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.grad_clip)
-        loss = loss.detach()
+    def _optimizer_step(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over ranks, clips, checks, steps; returns the loss and the gradient norm before clipping."""
+        loss = self.ranks.sum(loss.detach())
+        self.ranks.sum_gradients(self.trained)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.trained, self.config.optim.grad_clip))
         if not torch.isfinite(norm + loss):  # the step's one host sync: weights once broken stay broken
             raise NonFiniteError(f"The loss is {loss:.4g} and the gradient norm {norm:.4g}, not finite.")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.detach()
+        return loss, norm.detach()
 
     def _signals(self, hidden: Tensor, batch: TokenBatch) -> TokenSignals:
         return self.policy.signals(hidden, batch, self.control.temperature, self.config.signals.reference)
@@ -140,7 +146,10 @@ class Updater:
         return token_weights(inputs, weighting) * batch.loss_mask
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
-        return loss_totals(batch.loss_mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens)
+        normalise, longest = self.config.weighting.normalise, self.config.rollout.max_new_tokens
+        totals = loss_totals(batch.loss_mask, weights, normalise, longest)
+        sums = self.ranks.sum(torch.stack([totals.responses, totals.weight, totals.tokens]))
+        return LossTotals(sums[0], sums[1], sums[2], longest)
 
     def _split(self, batch: TokenBatch, size: int) -> list[tuple[int, int]]:
         """Row ranges of at most `size` rows (at least one group): groups stay whole."""

@@ -80,6 +80,6 @@ def test_a_prompt_too_long_for_the_context_is_named(policy):
 
 def test_non_finite_logits_stop_the_sampling(policy):
     with torch.no_grad():
-        policy.head.weight.fill_(torch.nan)
+        policy.model.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.raises(NonFiniteError, match="logits are not finite"):
         draw(policy, ["57:"])
