@@ -141,16 +141,19 @@ def policy_loss(
     ref_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
     entropy_coef: float | None = None,
+    penalty: Tensor | None = None,
     totals: LossTotals | None = None,
     normalise: Normalise = "selected",
 ) -> LossTerms:
-    """sum(weight * psi) / D with psi and D of `LOSSES[config.kind]`, plus `_kl_term`, less `_entropy_term`.
+    """sum(weight * psi) / D with psi and D of `LOSSES[config.kind]`, plus `_kl_term` and kl_cov's penalty, less
+    `_entropy_term`.
 
         r = exp(logprob - old_logprob), or for gspo exp(sum_t w (logprob - old_logprob) / sum_t w) of the response
     Counts in D are sums of weights (normalise="selected") or numbers of tokens ("all").
 
     Args: logprobs, old_logprobs, ref_logprobs, entropies float [N, T] (nats); advantages float [N]; mask bool [N, T]:
         tokens that the loss may use; weights float [N, T] >= 0; entropy_coef: in place of config.entropy_coef;
+        penalty: float [N, T], adds weight * penalty * |logprob - old_logprob| to weight * psi (arXiv 2505.22617);
         totals: denominators of the whole batch if this call sees only a part of it (responses stay whole).
     Returns: LossTerms. Gradients flow through logprobs and entropies only, at tokens with weight (with kl_outside_mask
         at all in the mask); values elsewhere are never used, whatever they hold.
@@ -163,6 +166,7 @@ def policy_loss(
     log_ratio = torch.where(used, logprobs - old_logprobs, 0.0)
     ratio = (_sequence_mean(log_ratio, weights) if kind.ratio == "sequence" else log_ratio).exp()
     psi = kind.psi(ratio, advantage, torch.where(used, logprobs, 0.0), config)
+    psi = psi if penalty is None else psi + penalty * log_ratio.abs()
     loss = kind.denominator(weights * psi, counted, mask, totals)
     kl = torch.zeros_like(log_ratio)
     if ref_logprobs is not None:

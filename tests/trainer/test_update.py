@@ -5,15 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import tiny_policy
+from weighting_inputs import REQUIRED
 
+from monitor.signals import deviation_cap
 from trainer import policy as policy_module
-from trainer.config import TrainConfig
+from trainer.config import WEIGHTINGS, TrainConfig
+from trainer.config_weighting import OFF_POLICY
 from trainer.loss import loss_totals, policy_loss
 from trainer.rollout import NonFiniteError, encode_prompts, sample
 from trainer.scoring import token_batch
 from trainer.tasks import Prompt
 from trainer.tokens import Scored
 from trainer.update import Updater
+from trainer.weighting import ict_weights, token_penalty
 
 
 def config_of(**changes) -> TrainConfig:
@@ -73,10 +77,14 @@ def dense_gradient(policy, batch, weights, config):
     return gradients(policy)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "ict", "random", "top_entropy", "ict_frequent"])
+ON_POLICY = sorted(WEIGHTINGS.keys() - OFF_POLICY)
+
+
+@pytest.mark.parametrize("kind", ON_POLICY)
 @pytest.mark.parametrize("normalise", ["selected", "all"])
 def test_gradient_of_the_selected_positions_equals_the_dense_one(kind, normalise):
-    config = config_of(weighting={"kind": kind, "normalise": normalise}, loss={"entropy_coef": 0.01})
+    settings = {"kind": kind, "normalise": normalise, **REQUIRED.get(kind, {})}
+    config = config_of(weighting=settings, loss={"entropy_coef": 0.01})
     (found,), update, batch, policy = gradient_of(config)
     expected = dense_gradient(policy, batch, update.weights, config)
     assert (found - expected).norm() < 1e-5 * expected.norm()
@@ -139,3 +147,73 @@ def test_a_non_finite_gradient_never_reaches_the_weights():
     with pytest.raises(NonFiniteError, match="gradient norm"):
         updater.update(batch, step=1)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+
+
+OFF = {"epochs": 2, "mini_batches": 2}
+
+
+def test_divergence_weighs_by_how_far_the_policy_has_moved():
+    config = config_of(weighting={"kind": "divergence", "ramp_steps": 1}, optim={**OFF, "micro_batch": 4})
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    seen = []
+    inner = updater._mini_batch
+    updater._mini_batch = lambda *args: (seen.append(inner(*args)), seen[-1])[1]
+    update = updater.update(batch, step=1)
+    first, second, *last = (outcome[3] for outcome in seen)
+    assert torch.allclose(first, batch.mask[:8].float(), atol=1e-6)  # nothing has moved yet
+    assert second.max() > 1.001  # the first update has moved the other half of the rollouts too
+    assert torch.equal(update.weights, torch.cat(last))  # recorded: the last epoch's
+    assert ((update.weights >= 1 - 1e-6) & (update.weights <= 1.15))[batch.mask].all()
+
+
+def test_the_penalty_of_kl_cov_holds_its_tokens_near_the_old_policy():
+    """The same updates with a penalty of 0 and of 100 on half of the tokens: those move less."""
+    moved = {}
+    for penalty in (0.0, 100.0):
+        settings = {"kind": "kl_cov", "share": 0.5, "penalty": penalty}
+        config = config_of(weighting=settings, optim={"epochs": 6, "lr": 1e-3}, loss={"kind": "dapo"})
+        policy = tiny_policy()
+        updater, batch = Updater(policy, None, config), batch_of(policy, config)
+        inputs = updater._inputs(old := updater._whole_signals(batch), batch, 1)
+        chosen = token_penalty(inputs, config.weighting) != 0 if penalty else None
+        update = updater.update(batch, step=1)
+        assert torch.equal(update.weights, batch.mask.float())
+        moved[penalty] = (updater._whole_signals(batch).logprob - old.logprob).abs()
+    assert moved[100.0][chosen].mean() < 0.7 * moved[0.0][chosen].mean()
+
+
+def test_the_capped_scale_changes_the_choice_and_not_the_record():
+    raw, capped = (gradient_of(config_of(signals={"scale": scale})) for scale in ("raw", "capped"))
+    assert torch.equal(raw[1].signals.deviation, capped[1].signals.deviation)
+    share = raw[1].signals.deviation / deviation_cap(raw[1].signals.alive).clamp(min=1e-6)
+    assert torch.equal(capped[1].weights, ict_weights(share, raw[2].mask, keep=0.3))
+    assert not torch.equal(raw[1].weights, capped[1].weights)
+
+
+@pytest.mark.parametrize("slab", [1 << 24, 5000])  # 5000: chunks of a few rows
+def test_attention_received_is_the_last_layers_from_later_response_tokens(monkeypatch, slab):
+    monkeypatch.setattr(policy_module, "SLAB_ELEMENTS", slab)
+    policy = tiny_policy()
+    batch = batch_of(policy, config_of())
+    found = policy.attention_received(batch)
+    assert policy.model.config._attn_implementation == "sdpa"
+    policy.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = policy.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), output_attentions=True,
+            position_ids=(batch.attention_mask.long().cumsum(1) - 1).clamp(min=0),
+        )  # fmt: skip
+    last, prompt = out.attentions[-1].double(), batch.input_ids.shape[1] - batch.mask.shape[1]
+    for row, length in enumerate(batch.mask.sum(1).tolist()):
+        for t in range(length):
+            later = [float(last[row, :, prompt + q, prompt + t].mean()) for q in range(t + 1, length)]
+            expected = sum(later) / len(later) if later else 0.0
+            assert float(found[row, t]) == pytest.approx(expected, abs=1e-6)
+    assert (found[~batch.mask] == 0).all()
+
+
+def test_no_selected_token_leaves_the_policy_as_it_is():
+    config = config_of(weighting={"kind": "rsi", "low": 5.0, "high": 6.0})
+    (gradient,), update, batch, _ = gradient_of(config)
+    assert (gradient == 0).all() and float(update.loss) == 0 and (update.weights == 0).all() and batch.mask.any()
