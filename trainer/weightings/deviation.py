@@ -8,7 +8,6 @@ from torch import Tensor
 from monitor.signals import TokenSignals, deviation_cap
 from trainer.weightings.inputs import WeightInputs, kept_per_row, quantile_per_row, top_per_row
 
-
 CLIP_QUANTILES = (0.05, 0.95)  # of ict_soft
 
 
@@ -18,7 +17,7 @@ def capped_deviation(signals: TokenSignals) -> Tensor:
     cap(n) = `deviation_cap(alive)` bounds a deviation from a group mean that contains the row itself; 0 where n = 1.
     Source: the bound is derived there, the division is ours (arXiv 2606.19771 has none).
     """
-    cap = deviation_cap(signals.alive).to(signals.deviation.device)
+    cap = deviation_cap(signals.alive)
     return torch.where(cap > 0, signals.deviation / cap.clamp(min=1e-6), 0.0)
 
 
