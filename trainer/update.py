@@ -138,7 +138,9 @@ class Updater:
         return weights * batch.loss_mask
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
-        return loss_totals(batch.loss_mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens)
+        return loss_totals(
+            batch.loss_mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens
+        )
 
     def _split(self, batch: TokenBatch, size: int) -> list[tuple[int, int]]:
         """Row ranges of at most `size` rows (at least one group): groups stay whole."""

@@ -95,10 +95,10 @@ def learned_entropy(control: EntropyControl, steps: int = 300) -> list[float]:
 
 
 def test_either_actuator_holds_a_learning_policy_near_its_target():
-    """Left alone the entropy falls from ln 8 = 2.08 to 0.3 nats and further; held it stays at 1.0."""
+    """Left alone the entropy falls from ln 8 = 2.08 to below 0.6 nats; held it stays at 1.0."""
     coefficient = {"entropy_step": 0.01, "entropy_coef_max": 1.0}
     temperature = {"entropy_actuator": "temperature", "temperature_step": 0.1, "temperature_max": 8.0}
-    assert max(learned_entropy(control_of())[-100:]) < 0.5
+    assert max(learned_entropy(control_of())[-100:]) < 0.6
     for settings in (coefficient, temperature):
         late = learned_entropy(control_of(entropy_target=1.0, **settings))[-100:]
         assert sum(late) / 100 == pytest.approx(1.0, abs=0.05) and max(late) - min(late) < 0.2

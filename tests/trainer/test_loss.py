@@ -194,7 +194,8 @@ def test_twice_the_weights(kind, normalise):
     logprobs = logprobs.detach()
     config = LossConfig(kind=kind)
     one, two = (
-        policy_loss(logprobs, old, advantages, mask, w, config, normalise=normalise).loss for w in (weights, 2 * weights)
+        policy_loss(logprobs, old, advantages, mask, w, config, normalise=normalise).loss
+        for w in (weights, 2 * weights)
     )
     expected = one if normalise == "selected" and kind != "dr_grpo" else 2 * one
     torch.testing.assert_close(two, expected, rtol=1e-6, atol=0)
@@ -233,16 +234,17 @@ def test_kl_outside_the_weights_counts_every_token_once(kind, expected):
     logprobs, old, advantages, mask = example()
     config = LossConfig(kind=kind, kl_coef=1.0, kl_outside_mask=True)
     weights = torch.tensor([[0.1, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    loss = policy_loss(
-        logprobs, old, 0 * advantages, mask, weights, config, ref_logprobs=logprobs + math.log(2.0)
-    ).loss
+    loss = policy_loss(logprobs, old, 0 * advantages, mask, weights, config, ref_logprobs=logprobs + math.log(2.0)).loss
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_entropy_bonus_is_the_weighted_mean_whatever_the_kind(kind):
     logprobs, old, advantages, mask = example()
-    weights, entropies = torch.tensor([[1.0, 3.0, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([[0.2, 0.4, 9.0], [0.6, 9.0, 9.0]])
+    weights, entropies = (
+        torch.tensor([[1.0, 3.0, 0.0], [1.0, 0.0, 0.0]]),
+        torch.tensor([[0.2, 0.4, 9.0], [0.6, 9.0, 9.0]]),
+    )
     config = LossConfig(kind=kind, entropy_coef=9.0)
     zero = (logprobs, old, 0 * advantages, mask, weights, config)
     loss = policy_loss(*zero, entropies=entropies, entropy_coef=0.5).loss  # in place of the configured 9
