@@ -139,8 +139,8 @@ METRICS: dict[str, Metric] = _table(
     # the update
     Metric("loss", "Loss", "", "The scalar that was differentiated, mean over the step's optimizer updates."),
     Metric("kl", "KL to reference", "nats",
-           "Estimate of KL(policy || reference) by loss.kl_estimator, before any bias correction; mean over the tokens the "
-           "update used."),
+           "Estimate of KL(policy || reference) by loss.kl_estimator, before any bias correction; mean over the tokens "
+           "the update used."),
     Metric("clip_share_low", "Clipped low", "share",
            "Share of the tokens the update used that were clipped: ratio < 1 - clip_low, advantage < 0."),
     Metric("clip_share_high", "Clipped high", "share",
@@ -153,9 +153,9 @@ METRICS: dict[str, Metric] = _table(
     Metric("grad_norm", "Gradient norm", "", "Global gradient norm before clipping, mean over the step's updates."),
     Metric("lr", "Learning rate", "", "Learning rate of the step's last update."),
     Metric("temperature", "Sampling temperature", "",
-           "Temperature that the step's sampler, signals and loss used; it moves only under loss.entropy_target.", "none"),
+           "Temperature of the step's sampler, signals and loss; it moves only under loss.entropy_target."),
     Metric("entropy_coef", "Entropy coefficient", "",
-           "Coefficient of the entropy bonus in the step's loss; it moves only under loss.entropy_target.", "none"),
+           "Coefficient of the entropy bonus in the step's loss; it moves only under loss.entropy_target."),
     Metric("nonfinite", "Non-finite values", "values", "Non-finite signals in the step.", "down"),
     Metric("tokens", "Response tokens", "tokens", "Response tokens in the step."),
     # machine-dependent

@@ -35,9 +35,9 @@ class RolloutConfig(_Group):
 
 class LossConfig(_Group):
     kind: Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "gspo"] = Field(
-        "grpo", description="as in TRL; grpo: mean over responses of their token means; bnpo: mean over a micro-batch's "
-        "tokens; dapo: over all tokens; dr_grpo: sum over max_new_tokens; cispo: dapo with the ratio capped, not "
-        "clipped; gspo: one ratio for a response (docs/method.md)"
+        "grpo", description="grpo: mean over responses of their token means; bnpo: mean over a micro-batch's tokens; "
+        "dapo: over all tokens; dr_grpo: sum over max_new_tokens; cispo: dapo with the ratio capped, not clipped; "
+        "gspo: one ratio for a response (docs/method.md)"
     )  # fmt: skip
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
     clip_high: float = Field(0.2, gt=0, description="the ratio is clipped above 1 + clip_high (DAPO: 0.28)")
@@ -52,15 +52,17 @@ class LossConfig(_Group):
     kl_reference: Literal["initial", "old"] = Field(
         "initial", description="initial: the policy before training; old: the one that sampled the step's rollouts"
     )
-    kl_bias_correction: bool = Field(False, description="KL times the ratio: the reverse KL without bias, off-policy too")
+    kl_bias_correction: bool = Field(
+        False, description="KL times the ratio: the reverse KL without bias, off-policy too"
+    )
     kl_outside_mask: bool = Field(False, description="the KL acts on all response tokens, not only on weighted ones")
     entropy_coef: float = Field(0.0, description="entropy bonus on the selected tokens; positive raises entropy")
     entropy_target: float | None = Field(
         None, gt=0, description="mean token entropy to keep, nats, by changing entropy_actuator each step; none: off"
     )
     entropy_actuator: Literal["coefficient", "temperature"] = Field(
-        "coefficient", description="coefficient: entropy_coef, from its own value up to entropy_coef_max and down to 0; "
-        "temperature: the sampling temperature, between temperature_min and temperature_max"
+        "coefficient", description="coefficient: the entropy bonus, from entropy_coef on, in 0 to entropy_coef_max; "
+        "temperature: the sampling temperature, in temperature_min to temperature_max"
     )  # fmt: skip
     entropy_step: float = Field(1e-4, gt=0, description="change of entropy_coef in a step")
     entropy_coef_max: float = Field(0.005, gt=0, description="largest entropy_coef; 0.01 is known to explode")
@@ -77,8 +79,8 @@ class LossConfig(_Group):
     def _consistent(self) -> LossConfig:
         if self.clip_delta is not None and not (self.kind != "cispo" and self.clip_delta > 1 + self.clip_high):
             raise ValueError(
-                f"loss.clip_delta is {self.clip_delta} with loss.kind {self.kind} and clip_high {self.clip_high}: expected "
-                "more than 1 + clip_high, e.g. 4, and a kind other than cispo, whose cap is clip_high for both signs."
+                f"loss.clip_delta is {self.clip_delta} with loss.kind {self.kind} and clip_high {self.clip_high}: "
+                "expected more than 1 + clip_high, e.g. 4, and a kind other than cispo, which caps every ratio."
             )
         if self.kl_coef and self.kl_estimator == "k1" and not self.kl_bias_correction:
             raise ValueError(

@@ -24,7 +24,7 @@ from trainer.weighting import WeightInputs, capped_deviation, token_penalty, tok
 class Update:
     """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device.
 
-    weights are those of the loss: 0 for responses that it leaves out; of the last epoch where they change within a step.
+    weights are those of the loss: 0 for responses that it leaves out; the last epoch's where they change in a step.
     """
 
     signals: TokenSignals
@@ -167,7 +167,9 @@ class Updater:
         return WeightInputs(signals, mask, advantages, self.weight_generator, active, attention=attention)
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
-        return loss_totals(batch.loss_mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens)
+        return loss_totals(
+            batch.loss_mask, weights, self.config.weighting.normalise, self.config.rollout.max_new_tokens
+        )
 
     def _split(self, batch: TokenBatch, size: int) -> list[tuple[int, int]]:
         """Row ranges of at most `size` rows (at least one group): groups stay whole."""

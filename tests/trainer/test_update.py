@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny import tiny_policy
@@ -9,9 +11,9 @@ from weighting_inputs import REQUIRED
 
 from monitor.signals import deviation_cap
 from trainer import policy as policy_module
-from trainer.config import WEIGHTINGS, TrainConfig
+from trainer.config import WEIGHTINGS, LossConfig, TrainConfig
 from trainer.config_weighting import OFF_POLICY
-from trainer.loss import loss_totals, policy_loss
+from trainer.loss import LOSSES, loss_totals, policy_loss
 from trainer.rollout import NonFiniteError, encode_prompts, sample
 from trainer.scoring import token_batch
 from trainer.tasks import Prompt
@@ -31,7 +33,7 @@ def config_of(**changes) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def batch_of(policy, config, seed=0):
+def batch_of(policy, config, seed=0, rewards=None):
     prompts = [Prompt(t, t, "train") for t in ("7:", "57:", "123:", "8:")]
     repeated = [p for p in prompts for _ in range(config.rollout.group_size)]
     rollouts = sample(
@@ -41,7 +43,9 @@ def batch_of(policy, config, seed=0):
         temperature=config.rollout.temperature,
         generator=torch.Generator().manual_seed(seed),
     )
-    rewards = torch.rand(len(repeated), generator=torch.Generator().manual_seed(seed)).round().tolist()
+    if rewards is None:
+        rewards = torch.rand(len(repeated), generator=torch.Generator().manual_seed(seed)).round().tolist()
+        rewards[:4] = [0.0] * 4  # one group without variance
     return token_batch(rollouts, Scored(repeated, [], [], rewards), 1.0, config)
 
 
@@ -49,28 +53,33 @@ def gradients(policy):
     return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
 
-def gradient_of(config, *, slab=None, monkeypatch=None):
+def gradient_of(config, *, slab=None, monkeypatch=None, reference=None):
     """The gradient that the configured update hands to the optimizer, and the policy it belongs to."""
     policy = tiny_policy()
     if slab:
         monkeypatch.setattr(policy_module, "SLAB_ELEMENTS", slab)
-    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    updater, batch = Updater(policy, reference, config), batch_of(policy, config)
     seen = []
     updater.optimizer.step = lambda: seen.append(gradients(policy).clone())
     update = updater.update(batch, step=1)
     return seen, update, batch, policy
 
 
-def dense_gradient(policy, batch, weights, config):
+def dense_logp(policy, batch, config):
+    logp = torch.log_softmax(policy.project(policy.hidden(batch)) / config.rollout.temperature, -1)
+    return logp, logp.gather(-1, batch.token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def dense_gradient(policy, batch, weights, config, reference=None):
     """The same loss from the logits of every position, in one piece."""
     policy.model.zero_grad()
-    logp = torch.log_softmax(policy.project(policy.hidden(batch)) / config.rollout.temperature, -1)
-    logprobs = logp.gather(-1, batch.token_ids.unsqueeze(-1)).squeeze(-1)
+    logp, logprobs = dense_logp(policy, batch, config)
+    reference = None if reference is None else dense_logp(reference, batch, config)[1].detach()
     normalise = config.weighting.normalise
-    totals = loss_totals(batch.mask, weights, normalise, config.rollout.max_new_tokens)
+    totals = loss_totals(batch.loss_mask, weights, normalise, config.rollout.max_new_tokens)
     terms = policy_loss(
-        logprobs, logprobs.detach(), batch.advantages, batch.mask, weights, config.loss, totals=totals,
-        normalise=normalise, entropies=-(logp.exp() * logp).sum(-1),
+        logprobs, logprobs.detach(), batch.advantages, batch.loss_mask, weights, config.loss, totals=totals,
+        normalise=normalise, entropies=-(logp.exp() * logp).sum(-1), ref_logprobs=reference,
     )  # fmt: skip
     terms.loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.optim.grad_clip)
@@ -99,7 +108,70 @@ def test_the_loss_uses_the_sampling_temperature(temperature):
     assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_loss_with_kl_at_the_positions_it_needs(kind, outside):
+    loss = {"kind": kind, "kl_coef": 0.5, "kl_outside_mask": outside, "mask_truncated": True, "entropy_coef": 0.01}
+    config, reference = config_of(loss=loss), tiny_policy(seed=1)
+    (found,), update, batch, policy = gradient_of(config, reference=reference)
+    expected = dense_gradient(policy, batch, update.weights, config, reference)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert 0 < int((update.weights > 0).sum()) < int(batch.loss_mask.sum()) < int(batch.mask.sum())
+
+
+def test_left_out_responses_have_no_weight_and_leave_the_others_as_if_alone():
+    """The gradient is that of a batch without them; signals and mask keep them."""
+    settings = {"loss": {"mask_truncated": True, "drop_zero_variance": True}, "weighting": {"kind": "uniform"}}
+    config = config_of(**settings)
+    (found,), update, batch, policy = gradient_of(config)
+    kept = batch.loss_mask.any(1)
+    equal = batch.rewards.view(4, 4).std(1).repeat_interleave(4) == 0
+    assert torch.equal(kept, ~(batch.truncated | equal)) and equal.any() and batch.truncated.any() and kept.any()
+    assert torch.equal(update.weights > 0, batch.loss_mask) and (update.signals.alive > 0).equal(batch.mask)
+    policy.model.zero_grad()
+    _, logprobs = dense_logp(policy, batch, config)
+    rows = (logprobs[kept], logprobs[kept].detach(), batch.advantages[kept], batch.mask[kept], batch.mask[kept].float())
+    policy_loss(*rows, LossConfig()).loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+    assert (found - gradients(policy)).norm() < 1e-5 * found.norm()
+
+
+def test_a_step_whose_responses_are_all_left_out_has_gradient_0():
+    config = config_of(loss={"drop_zero_variance": True, "kl_coef": 0.5, "entropy_coef": 0.1})
+    policy = tiny_policy()
+    batch = batch_of(policy, config, rewards=[1.0] * 16)
+    update = Updater(policy, tiny_policy(seed=1), config).update(batch, step=1)
+    assert not batch.loss_mask.any() and float(update.loss) == float(update.grad_norm) == 0.0
+    assert float(update.loss_stats.sums["update_tokens"]) == 0
+
+
+def test_kl_to_the_old_policy_acts_once_the_policy_has_moved():
+    config = config_of(loss={"kl_coef": 0.5, "kl_reference": "old"}, optim={"mini_batches": 2, "epochs": 2})
+    policy = tiny_policy()
+    update = Updater(policy, None, config).update(batch_of(policy, config), step=1)
+    assert float(update.loss_stats.sums["kl"]) > 1e-4
+
+
+@pytest.mark.parametrize("actuator", ["coefficient", "temperature"])
+def test_one_controlled_value_serves_signals_and_loss(actuator):
+    """After `observe` the signals and the loss use the new temperature, and the loss the new coefficient."""
+    loss = {"entropy_target": 1.0, "entropy_actuator": actuator, "entropy_step": 0.3, "entropy_coef_max": 1.0}
+    config = config_of(loss=loss | {"temperature_step": 0.2})
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    updater.control.observe(0.0)  # as low as can be: exp(0.2) times the temperature, or 0.3 of bonus
+    seen = []
+    updater.optimizer.step = lambda: seen.append(gradients(policy).clone())
+    update = updater.update(batch, step=1)
+    tau = math.exp(0.2) if actuator == "temperature" else 1.0
+    fixed = config_of(rollout={"temperature": tau}, loss={"entropy_coef": 0.3 if actuator == "coefficient" else 0.0})
+    expected = dense_gradient(policy, batch, update.weights, fixed)
+    assert (seen[0] - expected).norm() < 1e-5 * expected.norm()
+    _, logprobs = dense_logp(policy, batch, fixed)
+    torch.testing.assert_close(update.signals.logprob, torch.where(batch.mask, logprobs, 0.0).detach())
+
+
+@pytest.mark.parametrize("loss", [kind for kind in LOSSES if kind != "bnpo"])
 def test_micro_batches_change_memory_and_not_gradients(loss):
     whole, split = (gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size}))[0][0] for size in (256, 4))
     assert (whole - split).norm() < 1e-5 * whole.norm()
