@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -14,6 +14,7 @@ from monitor.signals.stats import Statistics, loss_statistics
 from trainer.config import TrainConfig
 from trainer.loss import LossTotals, loss_totals, policy_loss
 from trainer.policy import Policy
+from trainer.probe import finish_probe, take_probe
 from trainer.rollout import NonFiniteError
 from trainer.tokens import LossTerms, TokenBatch
 from trainer.weighting import token_weights
@@ -21,13 +22,17 @@ from trainer.weighting import token_weights
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device."""
+    """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device.
+
+    probe: (predicted, true) changes of H2 at the probe's positions, in the steps that have one.
+    """
 
     signals: TokenSignals
     weights: Tensor
     loss_stats: Statistics
     loss: Tensor
     grad_norm: Tensor
+    probe: tuple[Tensor, Tensor] | None = None
 
 
 class Updater:
@@ -42,6 +47,14 @@ class Updater:
 
     def update(self, batch: TokenBatch, step: int) -> Update:
         """Trains on the batch. Raises NonFiniteError before a non-finite gradient touches the weights."""
+        every = self.config.record.probe_every
+        if not every or step % every:
+            return self._updates(batch, step)
+        probe = take_probe(self.policy, batch, self.config.rollout.temperature)
+        update = self._updates(batch, step)
+        return replace(update, probe=finish_probe(self.policy, probe))
+
+    def _updates(self, batch: TokenBatch, step: int) -> Update:
         optim = self.config.optim
         if optim.epochs == optim.mini_batches == 1 and len(batch) <= optim.micro_batch:
             return self._on_policy(batch, step)
@@ -53,7 +66,7 @@ class Updater:
         signals = TokenSignals.concat(found, dim=0)
         weights = self._weights(signals, batch, step)
         outcomes = [
-            self._mini_batch(batch.rows(*part), _rows(signals, *part), weights[slice(*part)])
+            self._mini_batch(batch.rows(*part), signals.rows(*part), weights[slice(*part)])
             for _ in range(optim.epochs)
             for part in self._split(batch, -(-len(batch) // optim.mini_batches))
         ]
@@ -137,10 +150,6 @@ class Updater:
         group = self.config.rollout.group_size
         size = max(1, size // group) * group
         return [(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
-
-
-def _rows(signals: TokenSignals, start: int, stop: int) -> TokenSignals:
-    return TokenSignals(*(getattr(signals, spec.name)[start:stop] for spec in fields(signals)))
 
 
 def _statistics(terms: LossTerms, batch: TokenBatch, weights: Tensor) -> Statistics:
