@@ -127,6 +127,9 @@ class EvalConfig(_Group):
 class RecordConfig(_Group):
     tokens_every: int = Field(1, ge=1, description="record raw tokens of every n-th step; histograms always see all")
     max_gb: float | None = Field(None, description="stop recording raw tokens once the run takes this many GB")
+    probe_every: int = Field(
+        10, ge=0, description="steps between probes of the predicted against the true entropy change; 0: never"
+    )
 
 
 class SignalsConfig(_Group):

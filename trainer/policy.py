@@ -50,10 +50,10 @@ class Policy:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def hidden(self, batch: TokenBatch | Rollouts) -> Tensor:
+    def hidden(self, batch: TokenBatch | Rollouts, *, full_precision: bool = False) -> Tensor:
         """Hidden states that predict each response position, [N, T, D]: column t - 1 of the sequence predicts t."""
         positions = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        with self.autocast():
+        with contextlib.nullcontext() if full_precision else self.autocast():
             states = self.body(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask.long(),
@@ -106,10 +106,16 @@ class Policy:
                 batch.group_ids,
                 temperature=temperature,
                 reference=reference,  # type: ignore[arg-type]
+                moments=True,
             )
             for start in range(0, width, span)
         ]
         return TokenSignals.concat(parts, dim=1)
+
+    @torch.no_grad()
+    def logits_at(self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+        """Logits over the temperature of M response positions, [M, V], without autocast: the caller bounds M."""
+        return self.head(self.hidden(batch, full_precision=True)[rows, columns]).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.

@@ -78,7 +78,15 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
 
 def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tuple[StepRecord, TokenTable]:
     """The step's record and tokens, from what the update used; one device-to-host copy."""
-    mismatch = (update.signals.logprob - batch.sampler_logprobs).abs().sum() / batch.mask.sum().clamp(min=1)
+    statistics = signal_statistics(
+        update.signals,
+        batch.mask,
+        update.weights,
+        batch.correct,
+        advantages=batch.advantages,
+        sampler_logprobs=batch.sampler_logprobs,
+        probe=update.probe,
+    )
     scalars: dict[str, float | Tensor] = {
         "reward": batch.rewards.mean(),
         "reward_std": batch.rewards.std(),
@@ -86,7 +94,6 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         "zero_variance_share": zero_variance_share(batch.rewards, batch.group_ids),
         "response_length": batch.mask.sum(1).float().mean(),
         "truncated_share": batch.truncated.float().mean(),
-        "sampler_mismatch": mismatch,
         "loss": update.loss,
         "grad_norm": update.grad_norm,
         "lr": parts.config.optim.lr,
@@ -99,7 +106,7 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         batch.token_ids,
         batch.mask,
         update.weights,
-        signal_statistics(update.signals, batch.mask, update.weights, batch.correct),
+        statistics,
         update.loss_stats,
         scalars=scalars,
     )

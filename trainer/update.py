@@ -15,6 +15,7 @@ from trainer.config import TrainConfig
 from trainer.entropy_control import EntropyControl
 from trainer.loss import LossTotals, loss_totals, policy_loss
 from trainer.policy import Policy
+from trainer.probe import finish_probe, take_probe
 from trainer.rollout import NonFiniteError
 from trainer.tokens import LossTerms, TokenBatch
 from trainer.weighting import WeightInputs, capped_deviation, token_penalty, token_weights
@@ -25,6 +26,7 @@ class Update:
     """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device.
 
     weights are those of the loss: 0 for responses that it leaves out; the last epoch's where they change in a step.
+    probe: (predicted, true) changes of H2 at the probe's positions, in the steps that have one.
     """
 
     signals: TokenSignals
@@ -32,6 +34,7 @@ class Update:
     loss_stats: Statistics
     loss: Tensor
     grad_norm: Tensor
+    probe: tuple[Tensor, Tensor] | None = None
 
 
 class Updater:
@@ -47,6 +50,14 @@ class Updater:
 
     def update(self, batch: TokenBatch, step: int) -> Update:
         """Trains on the batch. Raises NonFiniteError before a non-finite gradient touches the weights."""
+        every = self.config.record.probe_every
+        if not every or step % every:
+            return self._updates(batch, step)
+        probe = take_probe(self.policy, batch, self.control.temperature)
+        update = self._updates(batch, step)
+        return replace(update, probe=finish_probe(self.policy, probe))
+
+    def _updates(self, batch: TokenBatch, step: int) -> Update:
         optim = self.config.optim
         if optim.epochs == optim.mini_batches == 1 and len(batch) <= optim.micro_batch:
             return self._on_policy(batch, step)

@@ -10,7 +10,7 @@ import test_weighting_answers
 import torch
 from weighting_inputs import KINDS, REQUIRED, config_of, inputs_of, mask_of, random_inputs, signals_of, weights
 
-from monitor.signals import deviation_cap
+from monitor.signals import TokenSignals, deviation_cap
 from trainer.config import WEIGHTINGS, ConfigError, TrainConfig, WeightingConfig
 from trainer.config_weighting import OFF_POLICY
 from trainer.weighting import WEIGHT_FUNCTIONS, capped_deviation, token_penalty
@@ -60,10 +60,10 @@ def test_weights_carry_no_gradient(kind):
 
 
 def rows_of(given, order):
-    signals = given.signals
-    fields = {name: getattr(signals, name)[order] for name in signals.__slots__}
+    names = ("logprob", "entropy", "renyi2", "deviation", "alive")
+    signals = TokenSignals(*(getattr(given.signals, name)[order] for name in names))
     return replace(
-        given, signals=type(signals)(**fields), mask=given.mask[order], advantages=given.advantages[order],
+        given, signals=signals, mask=given.mask[order], advantages=given.advantages[order],
         current_logprobs=given.current_logprobs[order], attention=given.attention[order],
     )  # fmt: skip
 

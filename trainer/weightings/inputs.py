@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,9 +35,8 @@ class WeightInputs:
 
     def rows(self, start: int, stop: int) -> WeightInputs:
         """The inputs of some rows, groups whole; `attention` and `current_logprobs` are left behind."""
-        cut = TokenSignals(*(getattr(self.signals, spec.name)[start:stop] for spec in fields(self.signals)))
-        mask, advantages = self.mask[start:stop], self.advantages[start:stop]
-        return replace(self, signals=cut, mask=mask, advantages=advantages, current_logprobs=None, attention=None)
+        signals, mask, advantages = self.signals.rows(start, stop), self.mask[start:stop], self.advantages[start:stop]
+        return replace(self, signals=signals, mask=mask, advantages=advantages, current_logprobs=None, attention=None)
 
 
 def kept_per_row(mask: Tensor, keep: float) -> Tensor:
