@@ -136,11 +136,35 @@ METRICS: dict[str, Metric] = _table(
     Metric("weight_mean", "Mean weight", "", "sum(weight) / tokens: the effective share of the dense step size."),
     Metric("effective_sample_share", "Effective sample share", "share",
            "(sum w)^2 / (tokens * sum w^2): 1 for equal weights."),
+    # what the update is about to do to the entropy, and whether it did
+    *(Metric(f"regime_{regime.lower()}_share{side}", f"Regime {regime}{name}", "share",
+             f"Share of {tokens} whose sampled token has p {sign} beta = sum p^2: raising its logit {effect} H2.")
+      for regime, sign, effect in (("H", ">", "lowers"), ("L", "<", "raises"))
+      for side, name, tokens in (("", "", "response tokens"), ("_selected", ", selected", "tokens with weight > 0"),
+                                 ("_positive", ", advantage > 0", "tokens with advantage > 0"),
+                                 ("_negative", ", advantage < 0", "tokens with advantage < 0"))),
+    *(Metric(f"predicted_{key}_change{side}", f"Predicted d{name}{label}", "nats",
+             f"First-order change of {name} along each token's own policy-gradient step, per unit step of its logits; "
+             f"mean over response tokens{how}. Below 0: the update lowers entropy.")
+      for key, name in (("entropy", "H1"), ("renyi2", "H2"))
+      for side, label, how in (("", "", ""), ("_weighted", ", weighted", ", weighted as in the loss"))),
+    Metric("logprob_advantage_cov", "Cov(ln p, advantage)", "nats",
+           "Covariance of the sampled tokens' ln p with their advantage, over response tokens: above 0, likely tokens "
+           "are being reinforced and entropy falls."),
+    Metric("probe_predicted_change", "Predicted dH2, probe", "nats",
+           "On a fixed sample of positions every record.probe_every steps: first-order change of H2 that the measured "
+           "change of the logits implies, -2 sum_v dz_v (p2_v - p_v), p2 = p^2 / sum p^2; mean."),
+    Metric("probe_true_change", "True dH2, probe", "nats",
+           "Change of H2 over the step's updates at the probe's positions, mean."),
+    Metric("probe_error", "Probe error", "nats",
+           "Mean |predicted - true| change of H2 at the probe's positions: the second order.", "down"),
+    Metric("probe_pearson", "Probe correlation", "",
+           "Pearson r of predicted and true change of H2 over the probe's positions.", "up"),
     # the update
     Metric("loss", "Loss", "", "The scalar that was differentiated, mean over the step's optimizer updates."),
     Metric("kl", "KL to reference", "nats",
-           "Estimate of KL(policy || reference) by loss.kl_estimator, before any bias correction; mean over the tokens the "
-           "update used."),
+           "Estimate of KL(policy || reference) by loss.kl_estimator, before any bias correction; mean over the tokens "
+           "the update used."),
     Metric("clip_share_low", "Clipped low", "share",
            "Share of the tokens the update used that were clipped: ratio < 1 - clip_low, advantage < 0."),
     Metric("clip_share_high", "Clipped high", "share",
@@ -150,12 +174,19 @@ METRICS: dict[str, Metric] = _table(
     Metric("sampler_mismatch", "Sampler mismatch", "nats",
            "Mean |ln p_trainer - ln p_sampler| of sampled tokens, before the update: numerical noise if all is well.",
            "down"),
+    Metric("sampler_mismatch_k3", "Sampler mismatch, k3", "nats",
+           "Mean of r - 1 - ln r, r = p_trainer / p_sampler of the sampled tokens: an estimate of "
+           "KL(sampler || trainer) that a few large deviations dominate.", "down"),
+    Metric("sampler_mismatch_beyond2", "Mismatch beyond 2", "share",
+           "Share of sampled tokens whose p_trainer / p_sampler is above 2 or below 1/2.", "down"),
+    Metric("sampler_mismatch_nonfinite", "Mismatch, non-finite", "tokens",
+           "Sampled tokens whose ln p_trainer - ln p_sampler is not finite; left out of the means.", "down"),
     Metric("grad_norm", "Gradient norm", "", "Global gradient norm before clipping, mean over the step's updates."),
     Metric("lr", "Learning rate", "", "Learning rate of the step's last update."),
     Metric("temperature", "Sampling temperature", "",
-           "Temperature that the step's sampler, signals and loss used; it moves only under loss.entropy_target.", "none"),
+           "Temperature of the step's sampler, signals and loss; it moves only under loss.entropy_target."),
     Metric("entropy_coef", "Entropy coefficient", "",
-           "Coefficient of the entropy bonus in the step's loss; it moves only under loss.entropy_target.", "none"),
+           "Coefficient of the entropy bonus in the step's loss; it moves only under loss.entropy_target."),
     Metric("nonfinite", "Non-finite values", "values", "Non-finite signals in the step.", "down"),
     Metric("tokens", "Response tokens", "tokens", "Response tokens in the step."),
     # machine-dependent

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,7 +15,8 @@ import monitor
 from docs.make_metrics import page
 from monitor.cli import COMMANDS
 from monitor.metrics import METRICS
-from trainer.config import WEIGHTINGS, TrainConfig
+from trainer.config import WEIGHTINGS, LossConfig, TrainConfig
+from trainer.loss import LOSSES
 from trainer.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -46,9 +48,13 @@ def test_every_command_resolves_and_is_documented(name):
 
 
 def test_every_weighting_and_task_is_documented():
-    text = DOCS["extending.md"] + DOCS["README.md"]
+    text = DOCS["extending.md"] + DOCS["README.md"] + DOCS["method.md"]
     for name in [*WEIGHTINGS, *(kind.rstrip(":") for kind in TASKS)]:
         assert name in text, name
+
+
+def test_every_loss_has_a_kind_and_every_kind_a_loss():
+    assert set(get_args(LossConfig.model_fields["kind"].annotation)) == set(LOSSES)
 
 
 def test_links_between_pages_lead_somewhere():

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from docs.make_method import page
 from monitor.store.reader import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -14,6 +15,10 @@ ROOT = Path(__file__).parent.parent
 
 def blocks(page: str, language: str = "python") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_the_method_page_is_what_the_code_says():
+    assert (ROOT / "docs/method.md").read_text() == page(), "Run: python -m docs.make_method"
 
 
 def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):

@@ -5,45 +5,15 @@ A configuration comes from the defaults, then a TOML file, then dotted options: 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from monitor.metrics import nearest
+from trainer.config_base import ConfigError
+from trainer.config_base import SettingsGroup as _Group
+from trainer.config_weighting import OFF_POLICY, WEIGHTINGS, WeightingConfig
 
-# name -> its parameters with their defaults; the functions are in trainer/weighting.py: this file imports no torch
-WEIGHTINGS: dict[str, dict[str, float]] = {
-    "uniform": {},
-    "ict": {"keep": 0.1},
-    "ict_frequent": {"keep": 0.9},
-    "random": {"keep": 0.1},
-    "top_entropy": {"keep": 0.2},
-    "stapo": {"max_probability": 0.002, "entropy_quantile": 0.8},
-}
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message says which, its value, what was expected and what to do."""
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    def __init__(self, **settings: Any) -> None:
-        try:
-            super().__init__(**settings)
-        except ValidationError as error:
-            raise ConfigError(" ".join(_readable(detail, type(self)) for detail in error.errors())) from None
-
-
-def _readable(detail: Any, group: type[BaseModel]) -> str:
-    """One of pydantic's findings as a sentence, without its type codes and links."""
-    if isinstance(cause := detail.get("ctx", {}).get("error"), ValueError):
-        return str(cause)
-    name = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "extra_forbidden":
-        return f"Unknown setting {name!r}.{nearest(str(detail['loc'][-1]), group.model_fields)} See rlvr train --help."
-    return f"{name} is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
+__all__ = ["WEIGHTINGS", "ConfigError", "TrainConfig", "WeightingConfig"]
 
 
 class RolloutConfig(_Group):
@@ -63,53 +33,11 @@ class RolloutConfig(_Group):
         return self
 
 
-class WeightingConfig(_Group):
-    kind: str = Field("ict", description=f"which tokens the update uses: {', '.join(WEIGHTINGS)}")
-    keep: float | None = Field(
-        None, description="share of a response's tokens kept, in (0, 1]; none: the kind's default; kinds that keep no "
-        "share pass it over, so that one file serves all arms"
-    )  # fmt: skip
-    max_probability: float | None = Field(None, gt=0, le=1, description="stapo: only rarer tokens are silenced (0.002)")
-    entropy_quantile: float | None = Field(
-        None, gt=0, le=1, description="stapo: only tokens of lower entropy are silenced (0.8)"
-    )
-    warmup_steps: int = Field(20, ge=0, description="steps before the weighting acts: until then every weight is 1")
-    normalise: Literal["selected", "all"] = Field(
-        "selected", description="denominators count the weights (as ICT does) or all tokens"
-    )
-
-    @model_validator(mode="after")
-    def _known(self) -> WeightingConfig:
-        if self.kind not in WEIGHTINGS:
-            raise ValueError(
-                f"Unknown weighting {self.kind!r}.{nearest(self.kind, WEIGHTINGS)} Known: {', '.join(WEIGHTINGS)}."
-            )
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise ValueError(
-                f"weighting.keep is {self.keep}, expected a share in (0, 1], e.g. 0.1 for a tenth of the tokens."
-            )
-        used = WEIGHTINGS[self.kind]
-        for name in sorted({name for names in WEIGHTINGS.values() for name in names} - used.keys() - {"keep"}):
-            if (value := getattr(self, name)) is not None:
-                kinds = [kind for kind, names in WEIGHTINGS.items() if name in names]
-                raise ValueError(
-                    f"weighting.{name} is {value}, but weighting.kind is {self.kind!r}, which does not use it. Leave "
-                    f"it out, or choose {' or '.join(kinds)}."
-                )
-        return self
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """The chosen kind's parameters: what was set, else its defaults."""
-        given = {name: getattr(self, name) for name in WEIGHTINGS[self.kind]}
-        return {name: WEIGHTINGS[self.kind][name] if value is None else value for name, value in given.items()}
-
-
 class LossConfig(_Group):
     kind: Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "gspo"] = Field(
-        "grpo", description="as in TRL; grpo: mean over responses of their token means; bnpo: mean over a micro-batch's "
-        "tokens; dapo: over all tokens; dr_grpo: sum over max_new_tokens; cispo: dapo with the ratio capped, not "
-        "clipped; gspo: one ratio for a response (docs/method.md)"
+        "grpo", description="grpo: mean over responses of their token means; bnpo: mean over a micro-batch's tokens; "
+        "dapo: over all tokens; dr_grpo: sum over max_new_tokens; cispo: dapo with the ratio capped, not clipped; "
+        "gspo: one ratio for a response (docs/method.md)"
     )  # fmt: skip
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
     clip_high: float = Field(0.2, gt=0, description="the ratio is clipped above 1 + clip_high (DAPO: 0.28)")
@@ -133,8 +61,8 @@ class LossConfig(_Group):
         None, gt=0, description="mean token entropy to keep, nats, by changing entropy_actuator each step; none: off"
     )
     entropy_actuator: Literal["coefficient", "temperature"] = Field(
-        "coefficient", description="coefficient: entropy_coef, from its own value up to entropy_coef_max and down to 0; "
-        "temperature: the sampling temperature, between temperature_min and temperature_max"
+        "coefficient", description="coefficient: the entropy bonus, from entropy_coef on, in 0 to entropy_coef_max; "
+        "temperature: the sampling temperature, in temperature_min to temperature_max"
     )  # fmt: skip
     entropy_step: float = Field(1e-4, gt=0, description="change of entropy_coef in a step")
     entropy_coef_max: float = Field(0.005, gt=0, description="largest entropy_coef; 0.01 is known to explode")
@@ -151,8 +79,8 @@ class LossConfig(_Group):
     def _consistent(self) -> LossConfig:
         if self.clip_delta is not None and not (self.kind != "cispo" and self.clip_delta > 1 + self.clip_high):
             raise ValueError(
-                f"loss.clip_delta is {self.clip_delta} with loss.kind {self.kind} and clip_high {self.clip_high}: expected "
-                "more than 1 + clip_high, e.g. 4, and a kind other than cispo, whose cap is clip_high for both signs."
+                f"loss.clip_delta is {self.clip_delta} with loss.kind {self.kind} and clip_high {self.clip_high}: "
+                "expected more than 1 + clip_high, e.g. 4, and a kind other than cispo, which caps every ratio."
             )
         if self.kl_coef and self.kl_estimator == "k1" and not self.kl_bias_correction:
             raise ValueError(
@@ -204,12 +132,28 @@ class CheckpointConfig(_Group):
 class RecordConfig(_Group):
     tokens_every: int = Field(1, ge=1, description="record raw tokens of every n-th step; histograms always see all")
     max_gb: float | None = Field(None, description="stop recording raw tokens once the run takes this many GB")
+    probe_every: int = Field(
+        10, ge=0, description="steps between probes of the predicted against the true entropy change; 0: never"
+    )
 
 
 class SignalsConfig(_Group):
     reference: Literal["group", "leave_one_out"] = Field(
         "group", description="deviation is measured from the group's mean, with or without the row itself"
     )
+    scale: Literal["raw", "capped"] = Field(
+        "raw", description="what weightings see: the deviation, or its share of the cap that the number of rollouts "
+        "alive sets; the record always holds the deviation"
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _has_a_cap(self) -> SignalsConfig:
+        if self.scale == "capped" and self.reference != "group":
+            raise ValueError(
+                f"signals.scale is 'capped' with signals.reference {self.reference!r}, whose cap is ln 2 for any "
+                "number of rollouts: nothing to divide by. Take one of the two."
+            )
+        return self
 
 
 class TrainConfig(_Group):
@@ -235,6 +179,16 @@ class TrainConfig(_Group):
     record: RecordConfig = RecordConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     signals: SignalsConfig = SignalsConfig()
+
+    @model_validator(mode="after")
+    def _leaves_the_policy(self) -> TrainConfig:
+        if self.weighting.kind in OFF_POLICY and self.optim.epochs == self.optim.mini_batches == 1:
+            raise ValueError(
+                f"weighting.kind {self.weighting.kind!r} acts only once the policy has left the one that sampled, but "
+                "with one epoch and one mini-batch it never has: the run would be uniform. Set optim.mini_batches or "
+                "optim.epochs to 2 or more."
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self) -> TrainConfig:

@@ -1,6 +1,6 @@
 """The policy losses: weighted, clipped, with every denominator fixed on the whole batch before it is split.
 
-A loss is a row of `LOSSES`: a per-token term psi, the level of its ratio and the denominator D of `sum(weight * psi) / D`.
+A loss is a row of `LOSSES`: a per-token term psi, the level of its ratio, and D of `sum(weight * psi) / D`.
 To add one: its row here (with a psi or a denominator if no existing one fits), its name in `LossConfig.kind`, and a
 known-answer test. `python -m docs.make_method` writes the rows and docstrings into docs/method.md.
 """
@@ -43,10 +43,10 @@ def loss_totals(mask: Tensor, weights: Tensor, normalise: Normalise, max_length:
 
 
 def clipped_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
-    """psi = -min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A), delta = clip_delta (none: no bound).
+    """psi = -min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
-    Clipping from one side leaves r unbounded where A < 0; delta bounds it (arXiv 2505.07291). clip_high > clip_low is
-    DAPO's clip-higher (2503.14476). ratio [N, T] or [N, 1], advantage [N, 1].
+    delta = clip_delta (none: no bound): clipping alone leaves r unbounded where A < 0 (TRL's delta, arXiv 2505.07291).
+    clip_high > clip_low is DAPO's clip-higher (2503.14476). ratio [N, T] or [N, 1], advantage [N, 1].
     """
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     bounded = ratio if config.clip_delta is None else ratio.clamp(max=config.clip_delta)
@@ -54,15 +54,29 @@ def clipped_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: Loss
 
 
 def cispo_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
-    """psi = -stop_gradient(min(r, 1 + clip_high)) A logprob: the ratio is capped, and no token loses its gradient.
+    """psi = -stop_gradient(min(r, 1 + clip_high)) A logprob.
 
+    The ratio is capped as a constant, and no token loses its gradient. No lower bound.
     TRL's epsilon_high is the cap itself: its 5.0 (arXiv 2510.13786) is clip_high = 4 here.
     """
     return -ratio.clamp(max=1 + config.clip_high).detach() * advantage * logprobs
 
 
+def sequence_log_ratio(log_ratio: Tensor, weights: Tensor) -> Tensor:
+    """ln r of gspo: sum_t w (logprob - old_logprob) / sum_t w of the response, [N, 1].
+
+    With equal weights the mean over all tokens, as published. With sparse weights the ratio is that of the selected
+    tokens alone (all tokens would carry gradient into those that the weighting left out, and need their logits).
+    """
+    return (weights * log_ratio).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=TINY)
+
+
 def over_responses(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
-    """D: each response's own count, then the mean over all responses: sum_i (sum_t w psi / count_i) / responses."""
+    """D: each response's own count, then the mean over responses.
+
+    sum_i (sum_t w psi / count_i) / responses, responses being those with a token in the mask, of the whole batch.
+    (TRL also counts those that truncation masking emptied.)
+    """
     return (per_token.sum(1) / counted.sum(1).clamp(min=TINY)).sum() / totals.responses.clamp(min=1)
 
 
@@ -141,16 +155,18 @@ def policy_loss(
     ref_logprobs: Tensor | None = None,
     entropies: Tensor | None = None,
     entropy_coef: float | None = None,
+    penalty: Tensor | None = None,
     totals: LossTotals | None = None,
     normalise: Normalise = "selected",
 ) -> LossTerms:
-    """sum(weight * psi) / D with psi and D of `LOSSES[config.kind]`, plus `_kl_term`, less `_entropy_term`.
+    """sum(weight * psi) / D with psi and D of `LOSSES[config.kind]`, plus `kl_term`, less `entropy_term`.
 
         r = exp(logprob - old_logprob), or for gspo exp(sum_t w (logprob - old_logprob) / sum_t w) of the response
     Counts in D are sums of weights (normalise="selected") or numbers of tokens ("all").
 
     Args: logprobs, old_logprobs, ref_logprobs, entropies float [N, T] (nats); advantages float [N]; mask bool [N, T]:
         tokens that the loss may use; weights float [N, T] >= 0; entropy_coef: in place of config.entropy_coef;
+        penalty: float [N, T], adds weight * penalty * |logprob - old_logprob| to weight * psi (arXiv 2505.22617);
         totals: denominators of the whole batch if this call sees only a part of it (responses stay whole).
     Returns: LossTerms. Gradients flow through logprobs and entropies only, at tokens with weight (with kl_outside_mask
         at all in the mask); values elsewhere are never used, whatever they hold.
@@ -161,15 +177,16 @@ def policy_loss(
     counted, selected, advantage = _counted(mask, weights, normalise), weights != 0, advantages.unsqueeze(1)
     used = mask if config.kl_outside_mask else selected
     log_ratio = torch.where(used, logprobs - old_logprobs, 0.0)
-    ratio = (_sequence_mean(log_ratio, weights) if kind.ratio == "sequence" else log_ratio).exp()
+    ratio = (sequence_log_ratio(log_ratio, weights) if kind.ratio == "sequence" else log_ratio).exp()
     psi = kind.psi(ratio, advantage, torch.where(used, logprobs, 0.0), config)
+    psi = psi if penalty is None else psi + penalty * log_ratio.abs()
     loss = kind.denominator(weights * psi, counted, mask, totals)
     kl = torch.zeros_like(log_ratio)
     if ref_logprobs is not None:
         kl = kl_estimate(torch.where(used, ref_logprobs - logprobs, 0.0), config.kl_estimator)
-        loss = loss + _kl_term(kl, ratio, mask, weights, counted, totals, config)
+        loss = loss + kl_term(kl, ratio, mask, weights, counted, totals, config)
     if entropies is not None and (coefficient := config.entropy_coef if entropy_coef is None else entropy_coef):
-        loss = loss - coefficient * _entropy_term(entropies, mask, weights, counted, totals, config)
+        loss = loss - coefficient * entropy_term(entropies, mask, weights, counted, totals, config)
     return LossTerms(
         loss=loss,
         log_ratio=log_ratio.detach(),
@@ -179,7 +196,7 @@ def policy_loss(
     )
 
 
-def _kl_term(
+def kl_term(
     kl: Tensor, ratio: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
 ) -> Tensor:
     """kl_coef sum(w KL) / D, KL times the ratio under kl_bias_correction.
@@ -193,7 +210,7 @@ def _kl_term(
     return config.kl_coef * LOSSES[config.kind].denominator(weights * kl, counted, mask, totals)
 
 
-def _entropy_term(
+def entropy_term(
     entropies: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
 ) -> Tensor:
     """sum(w entropy) / count of the batch (bnpo: the micro-batch's), for every kind, as in TRL.
@@ -208,8 +225,3 @@ def _entropy_term(
 def _counted(mask: Tensor, weights: Tensor, normalise: Normalise) -> Tensor:
     """float [N, T]: what denominators sum."""
     return torch.where(mask, weights if normalise == "selected" else 1.0, 0.0)
-
-
-def _sequence_mean(log_ratio: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of a response's log-ratios, [N, 1]: the ratio of its selected tokens, with gradient in no other."""
-    return (weights * log_ratio).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=TINY)

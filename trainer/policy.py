@@ -90,10 +90,10 @@ class Policy:
         """The model without its head: last_hidden_state and, if asked for, the key-value cache."""
         return self._halves(**inputs)
 
-    def hidden(self, batch: TokenBatch | Rollouts) -> Tensor:
+    def hidden(self, batch: TokenBatch | Rollouts, *, full_precision: bool = False) -> Tensor:
         """Hidden states that predict each response position, [N, T, D]: column t - 1 of the sequence predicts t."""
         positions = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        with self.autocast():
+        with contextlib.nullcontext() if full_precision else self.autocast():
             states = self.body(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask.long(),
@@ -102,6 +102,31 @@ class Policy:
             ).last_hidden_state
         width = batch.mask.shape[1]
         return states[:, -width - 1 : -1]
+
+    @torch.no_grad()
+    def attention_received(self, batch: TokenBatch) -> Tensor:
+        """Attention that each response token gets from the later tokens of its response, float32 [N, T], in [0, 1].
+
+        a_t = 1 / (T_i - t) sum_{q > t} mean_h alpha_h[q, t], alpha_h the last layer's attention; 0 for the last token.
+        A forward pass of its own with eager attention, in chunks of rows: [rows, heads, P + T, P + T] exists for one
+        layer at a time. Raises ValueError for a model that does not return attention.
+        """
+        implementation = self.model.config._attn_implementation
+        layer = [m for m in self.model.modules() if type(m).__name__.endswith("Attention")][-1]
+        seen: list[Tensor | None] = []
+        hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
+        self.model.set_attn_implementation("eager")
+        size = max(1, SLAB_ELEMENTS // (self.model.config.num_attention_heads * batch.input_ids.shape[1] ** 2))
+        found = []
+        try:
+            for start in range(0, len(batch), size):
+                rows = batch.rows(start, start + size)
+                self.hidden(rows)
+                found.append(_received(seen.pop(), rows.mask))
+        finally:
+            self.model.set_attn_implementation(implementation)
+            hook.remove()
+        return torch.cat(found)
 
     def project(self, slab: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
@@ -121,10 +146,16 @@ class Policy:
                 batch.group_ids,
                 temperature=temperature,
                 reference=reference,  # type: ignore[arg-type]
+                moments=True,
             )
             for start in range(0, width, span)
         ]
         return TokenSignals.concat(parts, dim=1)
+
+    @torch.no_grad()
+    def logits_at(self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+        """Logits over the temperature of M response positions, [M, V], without autocast: the caller bounds M."""
+        return self._halves(_Slab(self.hidden(batch, full_precision=True)[rows, columns])).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.
@@ -190,6 +221,16 @@ def unpacked(source: ModelSource) -> Path:
             half.rename(folder)
         shutil.rmtree(half, ignore_errors=True)
     return folder
+
+
+def _received(attention: Tensor | None, mask: Tensor) -> Tensor:
+    """The mean over later tokens and heads of attention [n, heads, L, L] to each of the mask's [n, T]."""
+    if attention is None:
+        raise ValueError("The model returns no attention, which weighting.kind attention needs. Choose another kind.")
+    width = mask.shape[1]
+    paid = attention[:, :, -width:, -width:].float().mean(1).tril(-1) * mask.unsqueeze(2)
+    later = (mask.sum(1, keepdim=True) - mask.long().cumsum(1)).clamp(min=1)
+    return torch.where(mask, paid.sum(1) / later, 0.0)
 
 
 def pick_device() -> torch.device:

@@ -91,7 +91,15 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
 
 def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tuple[StepRecord, TokenTable]:
     """The step's record and tokens, from what the update used; one device-to-host copy."""
-    mismatch = (update.signals.logprob - batch.sampler_logprobs).abs().sum() / batch.mask.sum().clamp(min=1)
+    statistics = signal_statistics(
+        update.signals,
+        batch.mask,
+        update.weights,
+        batch.correct,
+        advantages=batch.advantages,
+        sampler_logprobs=batch.sampler_logprobs,
+        probe=update.probe,
+    )
     groups = batch.group_ids + len(batch) * parts.ranks.rank
     rows = torch.stack([batch.rewards, batch.correct, batch.truncated, batch.mask.sum(1), groups], 1)
     rewards, correct, truncated, lengths, groups = parts.ranks.gather(rows).unbind(1)  # of all ranks
@@ -102,7 +110,6 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         "zero_variance_share": zero_variance_share(rewards, groups),
         "response_length": lengths.mean(),
         "truncated_share": truncated.mean(),
-        "sampler_mismatch": mismatch,
         "loss": update.loss,
         "grad_norm": update.grad_norm,
         "lr": parts.config.optim.lr,
@@ -115,7 +122,7 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         batch.token_ids,
         batch.mask,
         update.weights,
-        signal_statistics(update.signals, batch.mask, update.weights, batch.correct),
+        statistics,
         update.loss_stats,
         scalars=scalars,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -16,16 +16,18 @@ from trainer.entropy_control import EntropyControl
 from trainer.loss import LossTotals, loss_totals, policy_loss
 from trainer.parallel import Ranks, whole
 from trainer.policy import Policy
+from trainer.probe import finish_probe, take_probe
 from trainer.rollout import NonFiniteError
 from trainer.tokens import LossTerms, TokenBatch
-from trainer.weighting import WeightInputs, token_weights
+from trainer.weighting import WeightInputs, capped_deviation, token_penalty, token_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
     """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device.
 
-    weights are those of the loss: 0 for responses that it leaves out.
+    weights are those of the loss: 0 for responses that it leaves out; the last epoch's where they change in a step.
+    probe: (predicted, true) changes of H2 at the probe's positions, in the steps that have one.
     """
 
     signals: TokenSignals
@@ -33,6 +35,7 @@ class Update:
     loss_stats: Statistics
     loss: Tensor
     grad_norm: Tensor
+    probe: tuple[Tensor, Tensor] | None = None
 
 
 class Updater:
@@ -53,49 +56,73 @@ class Updater:
 
     def update(self, batch: TokenBatch, step: int) -> Update:
         """Trains on the batch. Raises NonFiniteError before a non-finite gradient touches the weights."""
+        every = self.config.record.probe_every
+        if not every or step % every:
+            return self._updates(batch, step)
+        probe = take_probe(self.policy, batch, self.control.temperature)
+        update = self._updates(batch, step)
+        return replace(update, probe=finish_probe(self.policy, probe))
+
+    def _updates(self, batch: TokenBatch, step: int) -> Update:
         optim = self.config.optim
         if optim.epochs == optim.mini_batches == 1 and len(batch) <= optim.micro_batch:
             return self._on_policy(batch, step)
-        with torch.no_grad():
-            found = [
-                self._signals(self.policy.hidden(batch.rows(*part)), batch.rows(*part))
-                for part in self._split(batch, optim.micro_batch)
-            ]
-        signals = TokenSignals.concat(found, dim=0)
-        weights = self._weights(signals, batch, step)
+        signals = self._whole_signals(batch)
+        inputs = self._inputs(signals, batch, step)
+        moving = self.config.weighting.kind == "divergence" and inputs.steps_active > 0
+        weights = None if moving else token_weights(inputs, self.config.weighting)
+        parts = self._split(batch, -(-len(batch) // optim.mini_batches))
         outcomes = [
-            self._mini_batch(batch.rows(*part), _rows(signals, *part), weights[slice(*part)])
+            self._mini_batch(batch.rows(*part), inputs.rows(*part), None if weights is None else weights[slice(*part)])
             for _ in range(optim.epochs)
-            for part in self._split(batch, -(-len(batch) // optim.mini_batches))
+            for part in parts
         ]
-        stats, losses, norms = zip(*outcomes, strict=True)
+        stats, losses, norms, used = zip(*outcomes, strict=True)
         return Update(
-            signals, weights, reduce(operator.add, stats), torch.stack(losses).mean(), torch.stack(norms).mean()
+            signals,
+            torch.cat(used[-len(parts) :]),
+            reduce(operator.add, stats),
+            torch.stack(losses).mean(),
+            torch.stack(norms).mean(),
         )
 
     def _on_policy(self, batch: TokenBatch, step: int) -> Update:
         """One forward with gradient feeds the signals, then the weights, then the loss: no extra pass."""
         hidden = self.policy.hidden(batch)
         signals = self._signals(hidden.detach(), batch)
-        weights = self._weights(signals, batch, step)
+        weights = token_weights(self._inputs(signals, batch, step), self.config.weighting)
         terms = self._terms(hidden, batch, signals.logprob, weights, self._totals(batch, weights))
         terms.loss.backward()
         loss, norm = self._optimizer_step(terms.loss)
         return Update(signals, weights, _statistics(terms, batch, weights), loss, norm)
 
-    def _mini_batch(self, batch: TokenBatch, old: TokenSignals, weights: Tensor) -> tuple[Statistics, Tensor, Tensor]:
-        totals = self._totals(batch, weights)
+    def _mini_batch(
+        self, batch: TokenBatch, inputs: WeightInputs, weights: Tensor | None
+    ) -> tuple[Statistics, Tensor, Tensor, Tensor]:
+        """One optimizer update; returns its statistics, loss, gradient norm and weights. Makes weights if None."""
+        weighting, old = self.config.weighting, inputs.signals.logprob
+        if weights is None:
+            inputs = replace(inputs, current_logprobs=self._whole_signals(batch).logprob)
+            weights = token_weights(inputs, weighting)
+        totals, penalty = self._totals(batch, weights), token_penalty(inputs, weighting)
         losses, stats = [], []
         for part in self._split(batch, self.config.optim.micro_batch):
-            rows, chosen = batch.rows(*part), weights[slice(*part)]
-            terms = self._terms(self.policy.hidden(rows), rows, old.logprob[slice(*part)], chosen, totals)
+            rows, chosen, own = batch.rows(*part), weights[slice(*part)], slice(*part)
+            extra = None if penalty is None else penalty[own]
+            terms = self._terms(self.policy.hidden(rows), rows, old[own], chosen, totals, extra)
             terms.loss.backward()
             losses.append(terms.loss.detach())
             stats.append(_statistics(terms, rows, chosen))
-        return reduce(operator.add, stats), *self._optimizer_step(torch.stack(losses).sum())
+        return reduce(operator.add, stats), *self._optimizer_step(torch.stack(losses).sum()), weights
 
     def _terms(
-        self, hidden: Tensor, batch: TokenBatch, old_logprobs: Tensor, weights: Tensor, totals: LossTotals
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        old_logprobs: Tensor,
+        weights: Tensor,
+        totals: LossTotals,
+        penalty: Tensor | None = None,
     ) -> LossTerms:
         """The loss with logits only where it has a gradient: at the selected positions, or all with kl_outside_mask."""
         loss, temperature = self.config.loss, self.control.temperature
@@ -121,6 +148,7 @@ class Updater:
             ref_logprobs=reference,
             entropies=entropies,
             entropy_coef=self.control.coefficient,
+            penalty=penalty,
             totals=totals,
             normalise=self.config.weighting.normalise,
         )
@@ -139,11 +167,21 @@ class Updater:
     def _signals(self, hidden: Tensor, batch: TokenBatch) -> TokenSignals:
         return self.policy.signals(hidden, batch, self.control.temperature, self.config.signals.reference)
 
-    def _weights(self, signals: TokenSignals, batch: TokenBatch, step: int) -> Tensor:
+    @torch.no_grad()
+    def _whole_signals(self, batch: TokenBatch) -> TokenSignals:
+        """Signals of a batch of any size, micro-batch by micro-batch, of the policy as it is now."""
+        parts = [batch.rows(*part) for part in self._split(batch, self.config.optim.micro_batch)]
+        return TokenSignals.concat([self._signals(self.policy.hidden(rows), rows) for rows in parts], dim=0)
+
+    def _inputs(self, signals: TokenSignals, batch: TokenBatch, step: int) -> WeightInputs:
         weighting = self.config.weighting
         active = step - weighting.warmup_steps
-        inputs = WeightInputs(signals, batch.mask, batch.advantages, self.weight_generator, active)
-        return token_weights(inputs, weighting) * batch.loss_mask
+        if self.config.signals.scale == "capped":
+            signals = replace(signals, deviation=capped_deviation(signals))
+        watched = weighting.kind == "attention" and active > 0
+        attention = self.policy.attention_received(batch) if watched else None
+        mask, advantages = batch.loss_mask, batch.advantages
+        return WeightInputs(signals, mask, advantages, self.weight_generator, active, attention=attention)
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
         normalise, longest = self.config.weighting.normalise, self.config.rollout.max_new_tokens
@@ -156,10 +194,6 @@ class Updater:
         group = self.config.rollout.group_size
         size = max(1, size // group) * group
         return [(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
-
-
-def _rows(signals: TokenSignals, start: int, stop: int) -> TokenSignals:
-    return TokenSignals(*(getattr(signals, spec.name)[start:stop] for spec in fields(signals)))
 
 
 def _statistics(terms: LossTerms, batch: TokenBatch, weights: Tensor) -> Statistics:

@@ -11,12 +11,16 @@ from collections.abc import Callable
 from torch import Tensor
 
 from trainer.config import WeightingConfig
+from trainer.weightings.attention import attention
 from trainer.weightings.baselines import random, uniform
-from trainer.weightings.deviation import ict, ict_frequent, ict_weights
+from trainer.weightings.covariance import clip_cov, kl_cov, kl_cov_penalty
+from trainer.weightings.deviation import capped_deviation, ict, ict_frequent, ict_soft, ict_weights
+from trainer.weightings.divergence import divergence
 from trainer.weightings.entropy import stapo, top_entropy
 from trainer.weightings.inputs import WeightInputs
+from trainer.weightings.probability import advantage_reweight, rsi, stare
 
-__all__ = ["WEIGHT_FUNCTIONS", "WeightInputs", "ict_weights", "token_weights"]
+__all__ = ["WEIGHT_FUNCTIONS", "WeightInputs", "capped_deviation", "ict_weights", "token_penalty", "token_weights"]
 
 WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform,
@@ -25,6 +29,14 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "random": random,
     "top_entropy": top_entropy,
     "stapo": stapo,
+    "ict_soft": ict_soft,
+    "divergence": divergence,
+    "rsi": rsi,
+    "stare": stare,
+    "advantage_reweight": advantage_reweight,
+    "clip_cov": clip_cov,
+    "kl_cov": kl_cov,
+    "attention": attention,
 }
 
 
@@ -36,3 +48,10 @@ def token_weights(inputs: WeightInputs, config: WeightingConfig) -> Tensor:
     if inputs.steps_active < 1:
         return inputs.mask.float()
     return WEIGHT_FUNCTIONS[config.kind](inputs, **config.parameters).detach()
+
+
+def token_penalty(inputs: WeightInputs, config: WeightingConfig) -> Tensor | None:
+    """float32 [N, T]: coefficients of |logprob - old logprob| in psi; None for all kinds but kl_cov after warm-up."""
+    if config.kind != "kl_cov" or inputs.steps_active < 1:
+        return None
+    return kl_cov_penalty(inputs, **config.parameters)

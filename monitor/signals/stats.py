@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monitor.metrics import DECIDED_NATS, METRICS, SPLITS
 from monitor.records import Histogram, StepRecord, TokenTable
+from monitor.signals.diagnostics import diagnostic_scalars, mismatch_sums, probe_sums, update_sums
 from monitor.signals.histograms import DeviceHistograms, device_histograms, host_histograms, joint_histograms
 from monitor.signals.types import TokenSignals
 
@@ -51,10 +52,21 @@ def _splits(mask: Tensor, weights: Tensor, correct: Tensor) -> Tensor:
     return torch.stack([mask, mask & (weights > 0), mask & right, mask & ~right]).flatten(1)
 
 
-def signal_statistics(signals: TokenSignals, mask: Tensor, weights: Tensor, correct: Tensor) -> Statistics:
+def signal_statistics(
+    signals: TokenSignals,
+    mask: Tensor,
+    weights: Tensor,
+    correct: Tensor,
+    *,
+    advantages: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
+    probe: tuple[Tensor, Tensor] | None = None,
+) -> Statistics:
     """Histograms and sums of a rollout batch.
 
-    signals, mask (bool), weights (float): [N, T]; correct: bool [N]. Returns Statistics on the same device.
+    signals, mask (bool), weights (float): [N, T]; correct: bool [N]. Optional, each adding its diagnostics:
+    advantages float [N] (regimes; with moments in the signals also predicted entropy changes), sampler_logprobs float
+    [N, T] (mismatch), probe (predicted, true) float [M] of `renyi2_changes`. Returns Statistics on the same device.
     """
     splits = _splits(mask, weights, correct)
     values = {
@@ -79,6 +91,12 @@ def signal_statistics(signals: TokenSignals, mask: Tensor, weights: Tensor, corr
         "selected_decided": (splits[1] & decided).sum().double(),
         "unselectable_responses": silent.sum().double(),
     }
+    if advantages is not None:
+        sums |= update_sums(signals, mask, weights, advantages)
+    if sampler_logprobs is not None:
+        sums |= mismatch_sums(signals.logprob, sampler_logprobs, mask)
+    if probe is not None:
+        sums |= probe_sums(*probe)
     return Statistics(histograms, sums)
 
 
@@ -187,7 +205,8 @@ def _scalars(histograms: dict[tuple[str, str], Histogram], host: dict[str, np.nd
         updated = max(float(host["sum/update_tokens"]), 1.0)
         for key in ("log_ratio_abs", "clip_share_low", "clip_share_high", "kl"):
             values[key] = float(host[f"sum/{key}"]) / updated
-    return values
+    sums = {key.removeprefix("sum/"): float(value) for key, value in host.items() if key.startswith("sum/")}
+    return values | diagnostic_scalars(sums)
 
 
 def _token_table(host: dict[str, np.ndarray]) -> TokenTable:

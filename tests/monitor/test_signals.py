@@ -21,12 +21,12 @@ def entropy64(p: np.ndarray) -> float:
 
 
 def oracle(logits, token_ids, mask, group_ids, temperature=1.0, leave_one_out=False):
-    """The definitions of METHOD section 2 in float64, as loops. Returns arrays [N, T] in the order of the fields."""
+    """The definitions of METHOD section 2 in float64, as loops. Returns arrays [7, N, T] in the order of the fields."""
     z = logits.double().numpy() / temperature
     p = np.exp(z - z.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     n, t, _ = z.shape
-    out = np.zeros((5, n, t))
+    out = np.zeros((7, n, t))
     for i in range(n):
         for j in range(t):
             if not mask[i, j]:
@@ -36,7 +36,8 @@ def oracle(logits, token_ids, mask, group_ids, temperature=1.0, leave_one_out=Fa
             q = p[others, j].mean(0) if others else p[i, j]
             row = p[i, j]
             js = entropy64((row + q) / 2) - entropy64(row) / 2 - entropy64(q) / 2
-            out[:, i, j] = np.log(row[token_ids[i, j]]), entropy64(row), -np.log((row**2).sum()), js, len(alive)
+            out[:5, i, j] = np.log(row[token_ids[i, j]]), entropy64(row), -np.log((row**2).sum()), js, len(alive)
+            out[5:, i, j] = (row**3).sum(), (row[row > 0] ** 2 * np.log(row[row > 0])).sum()
     return out
 
 
@@ -50,7 +51,7 @@ def ragged(lengths, groups, vocabulary, seed=0, scale=3.0):
 
 
 def assert_matches(found, expected, atol=1e-5):
-    for value, name in zip(expected, ("logprob", "entropy", "renyi2", "deviation", "alive"), strict=True):
+    for value, name in zip(expected[:5], ("logprob", "entropy", "renyi2", "deviation", "alive"), strict=True):
         np.testing.assert_allclose(getattr(found, name).double().numpy(), value, atol=atol, err_msg=name)
 
 
@@ -72,6 +73,26 @@ def test_signals_match_the_float64_oracle(case, kind, temperature):
     assert_matches(found, oracle(logits, ids, mask, groups, temperature, kind == "leave_one_out"))
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_moments_match_the_float64_oracle_to_1e_5_and_leave_the_signals_alone(case):
+    logits, ids, mask, groups = ragged(*CASES[case])
+    found, plain = token_signals(logits, ids, mask, groups, moments=True), token_signals(logits, ids, mask, groups)
+    for value, name in zip(oracle(logits, ids, mask, groups)[5:], ("sum_p3", "sum_p2_logp"), strict=True):
+        np.testing.assert_allclose(getattr(found, name).double().numpy(), value, rtol=1e-5, err_msg=name)
+        assert getattr(plain, name) is None
+    assert torch.equal(found.entropy, plain.entropy) and torch.equal(found.deviation, plain.deviation)
+
+
+def test_moments_of_forbidden_tokens_and_decided_ones_are_finite():
+    # p = (1/2, 1/2, 0): sum p^3 = 1/4, sum p^2 ln p = -ln 2 / 2; one-hot: 1 and 0
+    logits = torch.stack([torch.tensor([0.0, 0.0, -torch.inf]), one_hot(1, 3)]).unsqueeze(0)
+    found = token_signals(
+        logits, torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1), moments=True
+    )
+    assert found.sum_p3[0].tolist() == pytest.approx([0.25, 1.0], abs=1e-6)
+    assert found.sum_p2_logp[0].tolist() == pytest.approx([-LN2 / 2, 0.0], abs=1e-6)
+
+
 def test_bf16_logits_are_taken_as_exact_inputs():
     logits, ids, mask, groups = ragged([6, 4, 5], [0, 0, 0], 151)
     logits = logits.bfloat16()
@@ -80,9 +101,9 @@ def test_bf16_logits_are_taken_as_exact_inputs():
 
 def test_chunks_of_positions_change_nothing(monkeypatch):
     logits, ids, mask, groups = ragged([9, 5, 7, 9], [0, 1, 0, 1], 23)
-    whole = token_signals(logits, ids, mask, groups)
+    whole = token_signals(logits, ids, mask, groups, moments=True)
     monkeypatch.setattr(reference, "SLAB_ELEMENTS", 2 * 4 * 23)  # two positions at a time
-    chunked = token_signals(logits, ids, mask, groups)
+    chunked = token_signals(logits, ids, mask, groups, moments=True)
     for name in whole.__dataclass_fields__:
         assert torch.equal(getattr(whole, name), getattr(chunked, name)), name
 
@@ -144,7 +165,7 @@ def test_deviation_lies_between_zero_and_its_cap_and_renyi_below_shannon(seed, n
 def test_masked_positions_do_not_matter():
     logits, ids, mask, groups = ragged([2, 5, 3], [0, 0, 0], 9)
     poisoned = torch.where(mask.unsqueeze(-1), logits, torch.nan)
-    a, b = token_signals(logits, ids, mask, groups), token_signals(poisoned, ids, mask, groups)
+    a, b = (token_signals(z, ids, mask, groups, moments=True) for z in (logits, poisoned))
     for name in a.__dataclass_fields__:
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny import tiny_policy
+from weighting_inputs import REQUIRED
 
+from monitor.signals import deviation_cap
 from trainer import policy as policy_module
-from trainer.config import TrainConfig
-from trainer.loss import loss_totals, policy_loss
+from trainer.config import WEIGHTINGS, LossConfig, TrainConfig
+from trainer.config_weighting import OFF_POLICY
+from trainer.loss import LOSSES, loss_totals, policy_loss
 from trainer.rollout import NonFiniteError, encode_prompts, sample
 from trainer.scoring import token_batch
 from trainer.tasks import Prompt
 from trainer.tokens import Scored
 from trainer.update import Updater
+from trainer.weighting import ict_weights, token_penalty
 
 
 def config_of(**changes) -> TrainConfig:
@@ -27,7 +33,7 @@ def config_of(**changes) -> TrainConfig:
     return TrainConfig(**settings)
 
 
-def batch_of(policy, config, seed=0):
+def batch_of(policy, config, seed=0, rewards=None):
     prompts = [Prompt(t, t, "train") for t in ("7:", "57:", "123:", "8:")]
     repeated = [p for p in prompts for _ in range(config.rollout.group_size)]
     rollouts = sample(
@@ -37,7 +43,9 @@ def batch_of(policy, config, seed=0):
         temperature=config.rollout.temperature,
         generator=torch.Generator().manual_seed(seed),
     )
-    rewards = torch.rand(len(repeated), generator=torch.Generator().manual_seed(seed)).round().tolist()
+    if rewards is None:
+        rewards = torch.rand(len(repeated), generator=torch.Generator().manual_seed(seed)).round().tolist()
+        rewards[:4] = [0.0] * 4  # one group without variance
     return token_batch(rollouts, Scored(repeated, [], [], rewards), 1.0, config)
 
 
@@ -45,38 +53,47 @@ def gradients(policy):
     return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
 
-def gradient_of(config, *, slab=None, monkeypatch=None):
+def gradient_of(config, *, slab=None, monkeypatch=None, reference=None):
     """The gradient that the configured update hands to the optimizer, and the policy it belongs to."""
     policy = tiny_policy()
     if slab:
         monkeypatch.setattr(policy_module, "SLAB_ELEMENTS", slab)
-    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    updater, batch = Updater(policy, reference, config), batch_of(policy, config)
     seen = []
     updater.optimizer.step = lambda: seen.append(gradients(policy).clone())
     update = updater.update(batch, step=1)
     return seen, update, batch, policy
 
 
-def dense_gradient(policy, batch, weights, config):
+def dense_logp(policy, batch, config):
+    logp = torch.log_softmax(policy.project(policy.hidden(batch)) / config.rollout.temperature, -1)
+    return logp, logp.gather(-1, batch.token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def dense_gradient(policy, batch, weights, config, reference=None):
     """The same loss from the logits of every position, in one piece."""
     policy.model.zero_grad()
-    logp = torch.log_softmax(policy.project(policy.hidden(batch)) / config.rollout.temperature, -1)
-    logprobs = logp.gather(-1, batch.token_ids.unsqueeze(-1)).squeeze(-1)
+    logp, logprobs = dense_logp(policy, batch, config)
+    reference = None if reference is None else dense_logp(reference, batch, config)[1].detach()
     normalise = config.weighting.normalise
-    totals = loss_totals(batch.mask, weights, normalise, config.rollout.max_new_tokens)
+    totals = loss_totals(batch.loss_mask, weights, normalise, config.rollout.max_new_tokens)
     terms = policy_loss(
-        logprobs, logprobs.detach(), batch.advantages, batch.mask, weights, config.loss, totals=totals,
-        normalise=normalise, entropies=-(logp.exp() * logp).sum(-1),
+        logprobs, logprobs.detach(), batch.advantages, batch.loss_mask, weights, config.loss, totals=totals,
+        normalise=normalise, entropies=-(logp.exp() * logp).sum(-1), ref_logprobs=reference,
     )  # fmt: skip
     terms.loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.optim.grad_clip)
     return gradients(policy)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "ict", "random", "top_entropy", "ict_frequent"])
+ON_POLICY = sorted(WEIGHTINGS.keys() - OFF_POLICY)
+
+
+@pytest.mark.parametrize("kind", ON_POLICY)
 @pytest.mark.parametrize("normalise", ["selected", "all"])
 def test_gradient_of_the_selected_positions_equals_the_dense_one(kind, normalise):
-    config = config_of(weighting={"kind": kind, "normalise": normalise}, loss={"entropy_coef": 0.01})
+    settings = {"kind": kind, "normalise": normalise, **REQUIRED.get(kind, {})}
+    config = config_of(weighting=settings, loss={"entropy_coef": 0.01})
     (found,), update, batch, policy = gradient_of(config)
     expected = dense_gradient(policy, batch, update.weights, config)
     assert (found - expected).norm() < 1e-5 * expected.norm()
@@ -91,7 +108,70 @@ def test_the_loss_uses_the_sampling_temperature(temperature):
     assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_loss_with_kl_at_the_positions_it_needs(kind, outside):
+    loss = {"kind": kind, "kl_coef": 0.5, "kl_outside_mask": outside, "mask_truncated": True, "entropy_coef": 0.01}
+    config, reference = config_of(loss=loss), tiny_policy(seed=1)
+    (found,), update, batch, policy = gradient_of(config, reference=reference)
+    expected = dense_gradient(policy, batch, update.weights, config, reference)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert 0 < int((update.weights > 0).sum()) < int(batch.loss_mask.sum()) < int(batch.mask.sum())
+
+
+def test_left_out_responses_have_no_weight_and_leave_the_others_as_if_alone():
+    """The gradient is that of a batch without them; signals and mask keep them."""
+    settings = {"loss": {"mask_truncated": True, "drop_zero_variance": True}, "weighting": {"kind": "uniform"}}
+    config = config_of(**settings)
+    (found,), update, batch, policy = gradient_of(config)
+    kept = batch.loss_mask.any(1)
+    equal = batch.rewards.view(4, 4).std(1).repeat_interleave(4) == 0
+    assert torch.equal(kept, ~(batch.truncated | equal)) and equal.any() and batch.truncated.any() and kept.any()
+    assert torch.equal(update.weights > 0, batch.loss_mask) and (update.signals.alive > 0).equal(batch.mask)
+    policy.model.zero_grad()
+    _, logprobs = dense_logp(policy, batch, config)
+    rows = (logprobs[kept], logprobs[kept].detach(), batch.advantages[kept], batch.mask[kept], batch.mask[kept].float())
+    policy_loss(*rows, LossConfig()).loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+    assert (found - gradients(policy)).norm() < 1e-5 * found.norm()
+
+
+def test_a_step_whose_responses_are_all_left_out_has_gradient_0():
+    config = config_of(loss={"drop_zero_variance": True, "kl_coef": 0.5, "entropy_coef": 0.1})
+    policy = tiny_policy()
+    batch = batch_of(policy, config, rewards=[1.0] * 16)
+    update = Updater(policy, tiny_policy(seed=1), config).update(batch, step=1)
+    assert not batch.loss_mask.any() and float(update.loss) == float(update.grad_norm) == 0.0
+    assert float(update.loss_stats.sums["update_tokens"]) == 0
+
+
+def test_kl_to_the_old_policy_acts_once_the_policy_has_moved():
+    config = config_of(loss={"kl_coef": 0.5, "kl_reference": "old"}, optim={"mini_batches": 2, "epochs": 2})
+    policy = tiny_policy()
+    update = Updater(policy, None, config).update(batch_of(policy, config), step=1)
+    assert float(update.loss_stats.sums["kl"]) > 1e-4
+
+
+@pytest.mark.parametrize("actuator", ["coefficient", "temperature"])
+def test_one_controlled_value_serves_signals_and_loss(actuator):
+    """After `observe` the signals and the loss use the new temperature, and the loss the new coefficient."""
+    loss = {"entropy_target": 1.0, "entropy_actuator": actuator, "entropy_step": 0.3, "entropy_coef_max": 1.0}
+    config = config_of(loss=loss | {"temperature_step": 0.2})
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    updater.control.observe(0.0)  # as low as can be: exp(0.2) times the temperature, or 0.3 of bonus
+    seen = []
+    updater.optimizer.step = lambda: seen.append(gradients(policy).clone())
+    update = updater.update(batch, step=1)
+    tau = math.exp(0.2) if actuator == "temperature" else 1.0
+    fixed = config_of(rollout={"temperature": tau}, loss={"entropy_coef": 0.3 if actuator == "coefficient" else 0.0})
+    expected = dense_gradient(policy, batch, update.weights, fixed)
+    assert (seen[0] - expected).norm() < 1e-5 * expected.norm()
+    _, logprobs = dense_logp(policy, batch, fixed)
+    torch.testing.assert_close(update.signals.logprob, torch.where(batch.mask, logprobs, 0.0).detach())
+
+
+@pytest.mark.parametrize("loss", [kind for kind in LOSSES if kind != "bnpo"])
 def test_micro_batches_change_memory_and_not_gradients(loss):
     whole, split = (gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size}))[0][0] for size in (256, 4))
     assert (whole - split).norm() < 1e-5 * whole.norm()
@@ -139,3 +219,73 @@ def test_a_non_finite_gradient_never_reaches_the_weights():
     with pytest.raises(NonFiniteError, match="gradient norm"):
         updater.update(batch, step=1)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+
+
+OFF = {"epochs": 2, "mini_batches": 2}
+
+
+def test_divergence_weighs_by_how_far_the_policy_has_moved():
+    config = config_of(weighting={"kind": "divergence", "ramp_steps": 1}, optim={**OFF, "micro_batch": 4})
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    seen = []
+    inner = updater._mini_batch
+    updater._mini_batch = lambda *args: (seen.append(inner(*args)), seen[-1])[1]
+    update = updater.update(batch, step=1)
+    first, second, *last = (outcome[3] for outcome in seen)
+    assert torch.allclose(first, batch.mask[:8].float(), atol=1e-6)  # nothing has moved yet
+    assert second.max() > 1.001  # the first update has moved the other half of the rollouts too
+    assert torch.equal(update.weights, torch.cat(last))  # recorded: the last epoch's
+    assert ((update.weights >= 1 - 1e-6) & (update.weights <= 1.15))[batch.mask].all()
+
+
+def test_the_penalty_of_kl_cov_holds_its_tokens_near_the_old_policy():
+    """The same updates with a penalty of 0 and of 100 on half of the tokens: those move less."""
+    moved = {}
+    for penalty in (0.0, 100.0):
+        settings = {"kind": "kl_cov", "share": 0.5, "penalty": penalty}
+        config = config_of(weighting=settings, optim={"epochs": 6, "lr": 1e-3}, loss={"kind": "dapo"})
+        policy = tiny_policy()
+        updater, batch = Updater(policy, None, config), batch_of(policy, config)
+        inputs = updater._inputs(old := updater._whole_signals(batch), batch, 1)
+        chosen = token_penalty(inputs, config.weighting) != 0 if penalty else None
+        update = updater.update(batch, step=1)
+        assert torch.equal(update.weights, batch.mask.float())
+        moved[penalty] = (updater._whole_signals(batch).logprob - old.logprob).abs()
+    assert moved[100.0][chosen].mean() < 0.7 * moved[0.0][chosen].mean()
+
+
+def test_the_capped_scale_changes_the_choice_and_not_the_record():
+    raw, capped = (gradient_of(config_of(signals={"scale": scale})) for scale in ("raw", "capped"))
+    assert torch.equal(raw[1].signals.deviation, capped[1].signals.deviation)
+    share = raw[1].signals.deviation / deviation_cap(raw[1].signals.alive).clamp(min=1e-6)
+    assert torch.equal(capped[1].weights, ict_weights(share, raw[2].mask, keep=0.3))
+    assert not torch.equal(raw[1].weights, capped[1].weights)
+
+
+@pytest.mark.parametrize("slab", [1 << 24, 5000])  # 5000: chunks of a few rows
+def test_attention_received_is_the_last_layers_from_later_response_tokens(monkeypatch, slab):
+    monkeypatch.setattr(policy_module, "SLAB_ELEMENTS", slab)
+    policy = tiny_policy()
+    batch = batch_of(policy, config_of())
+    found = policy.attention_received(batch)
+    assert policy.model.config._attn_implementation == "sdpa"
+    policy.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = policy.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), output_attentions=True,
+            position_ids=(batch.attention_mask.long().cumsum(1) - 1).clamp(min=0),
+        )  # fmt: skip
+    last, prompt = out.attentions[-1].double(), batch.input_ids.shape[1] - batch.mask.shape[1]
+    for row, length in enumerate(batch.mask.sum(1).tolist()):
+        for t in range(length):
+            later = [float(last[row, :, prompt + q, prompt + t].mean()) for q in range(t + 1, length)]
+            expected = sum(later) / len(later) if later else 0.0
+            assert float(found[row, t]) == pytest.approx(expected, abs=1e-6)
+    assert (found[~batch.mask] == 0).all()
+
+
+def test_no_selected_token_leaves_the_policy_as_it_is():
+    config = config_of(weighting={"kind": "rsi", "low": 5.0, "high": 6.0})
+    (gradient,), update, batch, _ = gradient_of(config)
+    assert (gradient == 0).all() and float(update.loss) == 0 and (update.weights == 0).all() and batch.mask.any()

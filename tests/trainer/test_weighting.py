@@ -1,122 +1,186 @@
-"""Weightings: which tokens they choose, on responses small enough to choose by hand."""
+"""What holds for every weighting, and how they are set. The answers worked out by hand: test_weighting_answers.py."""
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+
 import pytest
+import test_weighting_answers
 import torch
+from weighting_inputs import KINDS, REQUIRED, config_of, inputs_of, mask_of, random_inputs, signals_of, weights
 
-from monitor.signals import TokenSignals
-from trainer.config import WEIGHTINGS, WeightingConfig
-from trainer.weighting import WEIGHT_FUNCTIONS, WeightInputs, ict_weights, token_weights
-from trainer.weightings.entropy import stapo
+from monitor.signals import TokenSignals, deviation_cap
+from trainer.config import WEIGHTINGS, ConfigError, TrainConfig, WeightingConfig
+from trainer.config_weighting import OFF_POLICY
+from trainer.weighting import WEIGHT_FUNCTIONS, capped_deviation, token_penalty
 
-
-def mask_of(*lengths: int) -> torch.Tensor:
-    return torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
-
-
-def signals_of(deviation: torch.Tensor, entropy: torch.Tensor | None = None) -> TokenSignals:
-    entropy = deviation if entropy is None else entropy
-    return TokenSignals(-entropy, entropy, entropy, deviation, torch.full(deviation.shape, 4, dtype=torch.int32))
+PER_RESPONSE = ("uniform", "ict", "ict_frequent", "ict_soft", "rsi", "advantage_reweight", "divergence", "attention")
+BINARY = ("uniform", "ict", "ict_frequent", "random", "top_entropy", "stapo", "rsi", "clip_cov", "kl_cov")
 
 
-def weights(kind: str, signals: TokenSignals, mask: torch.Tensor, keep=None, step=100, seed=0) -> torch.Tensor:
-    config = WeightingConfig(kind=kind, keep=keep, warmup_steps=20)
-    return token_weights(inputs(signals, mask, steps_active=step - 20, seed=seed), config)
-
-
-def inputs(signals: TokenSignals, mask: torch.Tensor, advantages=None, steps_active=1, seed=0) -> WeightInputs:
-    advantages = torch.linspace(-1, 1, len(mask)) if advantages is None else torch.tensor(advantages)
-    return WeightInputs(signals, mask, advantages, torch.Generator().manual_seed(seed), steps_active)
-
-
-def test_ict_keeps_the_ceiling_of_the_share_by_rank():
-    # T = 5, keep 0.3: ceil(1.5) = 2 highest: positions 3 (0.4) and 1 (0.2). T = 3: ceil(0.9) = 1: position 0
-    deviation = torch.tensor([[0.0, 0.2, 0.1, 0.4, 0.05], [0.3, 0.2, 0.1, 9.0, 9.0]])
-    found = ict_weights(deviation, mask_of(5, 3), keep=0.3)
-    assert found.tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
-
-
-def test_ict_ties_go_to_the_earlier_position():
-    found = ict_weights(torch.tensor([[0.0, 0.2, 0.2, 0.2]]), mask_of(4), keep=0.5)
-    assert found.tolist() == [[0, 1, 1, 0]]
-
-
-def test_ict_ceiling_is_not_fooled_by_rounding():
-    # 0.1 * 30 is 3.0000000000000004 in floating point; the ceiling must stay 3
-    assert ict_weights(torch.rand(1, 30), mask_of(30), keep=0.1).sum() == 3
-    assert ict_weights(torch.rand(1, 31), mask_of(31), keep=0.1).sum() == 4
-
-
-def test_a_response_without_deviation_keeps_weight_one():
-    found = ict_weights(torch.zeros(2, 4), mask_of(4, 2), keep=0.1)
-    assert found.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-
-
-@pytest.mark.parametrize("keep", [0.0, -0.1, 1.5])
-def test_keep_outside_its_range_is_refused(keep):
-    with pytest.raises(ValueError, match=rf"keep is {keep}, expected a share in \(0, 1\]"):
-        ict_weights(torch.rand(1, 4), mask_of(4), keep=keep)
-
-
-def test_frequent_is_the_complement_of_ict():
-    deviation, mask = torch.rand(5, 20, generator=torch.Generator().manual_seed(0)), mask_of(20, 11, 10, 9, 1)
-    kept = weights("ict_frequent", signals_of(deviation), mask)  # 90 % kept
-    assert torch.equal(kept + ict_weights(deviation, mask, keep=0.1), mask.float())
-
-
-def test_random_keeps_the_count_and_follows_its_seed():
-    signals, mask = signals_of(torch.rand(50, 40)), mask_of(*([40] * 50))
-    first, again, other = (weights("random", signals, mask, seed=s) for s in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert first.sum(1).tolist() == [4.0] * 50
-    # 50 rows keep 4 of 40: each half of the positions expects 100 of 200; sd about 6.7
-    assert abs(float(first[:, :20].sum()) - 100) < 30
-
-
-def test_top_entropy_ranks_over_the_whole_batch():
-    # 7 tokens, keep 0.2: ceil(1.4) = 2 tokens: 0.9 of row 0 and 0.8 of row 0; row 1 keeps none
-    entropy = torch.tensor([[0.1, 0.9, 0.8, 0.2], [0.3, 0.4, 0.5, 7.0]])
-    found = weights("top_entropy", signals_of(torch.zeros(2, 4), entropy), mask_of(4, 3))
-    assert found.tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
-
-
-@pytest.mark.parametrize("kind", WEIGHTINGS)
-def test_every_weight_is_one_during_warm_up_and_zero_outside_the_mask(kind):
-    deviation, mask = torch.rand(3, 12, generator=torch.Generator().manual_seed(2)), mask_of(12, 7, 4)
-    assert torch.equal(weights(kind, signals_of(deviation), mask, step=20), mask.float())
-    acting = weights(kind, signals_of(deviation), mask, step=21)
-    assert acting.dtype == torch.float32 and (acting[~mask] == 0).all()
-    assert kind in ("uniform", "stapo") or acting.sum() < mask.sum()
-
-
-def test_stapo_silences_rare_sure_tokens_of_good_responses():
-    # entropies of the 6 response tokens: 0, 1, 2, 3, 4, 5; their 0.8-quantile is at rank 0.8 * 5 = 4: 4.
-    # row 0 (advantage +1): p = 0.001 at entropies 0 and 4: 0 < 4 is silenced, 4 < 4 is not; p = 0.003 is not rare.
-    # row 1 (advantage -1): p = 0.001 everywhere, kept. Row 2 (advantage 0): kept. Outside the mask: 0
-    p = torch.tensor([[0.001, 0.003, 0.001], [0.001, 0.001, 0.001], [0.001, 0.001, 0.001]])
-    entropy = torch.tensor([[0.0, 1.0, 4.0], [2.0, 3.0, 9.0], [5.0, 9.0, 9.0]])
-    signals = TokenSignals(p.log(), entropy, entropy, entropy, torch.full(p.shape, 3, dtype=torch.int32))
-    found = stapo(inputs(signals, mask_of(3, 2, 1), [1.0, -1.0, 0.0]), max_probability=0.002, entropy_quantile=0.8)
-    assert found.tolist() == [[0, 1, 1], [1, 1, 0], [1, 0, 0]]
-
-
-def test_stapo_takes_the_quantile_linearly_between_ranks():
-    # entropies 0, 1, 2: the 0.75-quantile is at rank 1.5: 1.5, so 0 and 1 are silenced; at 0.5 it is 1, so only 0 is
-    entropy = torch.tensor([[0.0, 1.0, 2.0]])
-    signals = TokenSignals(torch.full((1, 3), -9.0), entropy, entropy, entropy, torch.ones(1, 3, dtype=torch.int32))
-    given = inputs(signals, mask_of(3), [1.0])
-    assert stapo(given, max_probability=0.002, entropy_quantile=0.75).tolist() == [[0, 0, 1]]
-    assert stapo(given, max_probability=0.002, entropy_quantile=0.5).tolist() == [[0, 1, 1]]
-
-
-def test_a_batch_without_response_tokens_gets_no_weight():
-    entropy = torch.zeros(2, 3)
-    signals = TokenSignals(entropy, entropy, entropy, entropy, torch.ones(2, 3, dtype=torch.int32))
-    empty = torch.zeros(2, 3, dtype=torch.bool)
-    for kind in WEIGHTINGS:
-        assert (weights(kind, signals, empty) == 0).all()
-
-
-def test_names_and_functions_agree():
+def test_names_functions_and_known_answers_agree():
     assert WEIGHTINGS.keys() == WEIGHT_FUNCTIONS.keys()
+    assert WEIGHTINGS.keys() >= OFF_POLICY
+    answered = {name.removeprefix("test_known_answer_") for name in vars(test_weighting_answers)}
+    assert answered >= WEIGHTINGS.keys(), f"no test_known_answer_ of {WEIGHTINGS.keys() - answered}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_docstrings_state_formula_scope_denominator_defaults_and_source(kind):
+    function, defaults = WEIGHT_FUNCTIONS[kind], WEIGHTINGS[kind]
+    text = " ".join(inspect.getdoc(function).split())
+    for part in ("Formula: w", "Scope: ", "Denominator: ", "Source: "):
+        assert part in text, part
+    parameters = inspect.signature(function).parameters
+    assert next(iter(parameters)) == "inputs" and set(parameters) - {"inputs"} == defaults.keys()
+    for name, value in defaults.items():
+        stated = f"{name} = {value}" if value is not None else name
+        assert stated in text.partition("Defaults: ")[2], stated
+        assert name in WeightingConfig.model_fields
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_one_in_warm_up_and_zero_outside_the_mask(kind):
+    acting = random_inputs()
+    assert torch.equal(weights(kind, replace(acting, steps_active=0)), acting.mask.float())
+    found = weights(kind, acting)
+    assert found.dtype == torch.float32 and found.shape == acting.mask.shape
+    assert (found[~acting.mask] == 0).all() and (found >= 0).all() and found.isfinite().all()
+    assert not torch.equal(found, acting.mask.float()) or kind in ("uniform", "kl_cov", "stare", "stapo", "clip_cov")
+    assert kind not in BINARY or set(found.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_carry_no_gradient(kind):
+    given = random_inputs()
+    for tensor in (given.signals.logprob, given.signals.deviation, given.signals.entropy, given.current_logprobs):
+        tensor.requires_grad_()
+    assert not weights(kind, given).requires_grad
+
+
+def rows_of(given, order):
+    names = ("logprob", "entropy", "renyi2", "deviation", "alive")
+    signals = TokenSignals(*(getattr(given.signals, name)[order] for name in names))
+    return replace(
+        given, signals=signals, mask=given.mask[order], advantages=given.advantages[order],
+        current_logprobs=given.current_logprobs[order], attention=given.attention[order],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"random", "clip_cov"}))  # these two draw by position in the batch
+def test_permuting_rollouts_permutes_weights(kind):
+    given, order = random_inputs(), torch.tensor([3, 1, 0, 2, 7, 4, 6, 5])
+    assert torch.allclose(weights(kind, rows_of(given, order)), weights(kind, given)[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", PER_RESPONSE)
+def test_splitting_the_batch_changes_no_weight_of_a_response(kind):
+    given = random_inputs()
+    parts = [weights(kind, rows_of(given, torch.arange(i, i + 4))) for i in (0, 4)]
+    assert torch.allclose(torch.cat(parts), weights(kind, given), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_response_tokens_get_no_weight(kind):
+    given = random_inputs(n=4)
+    empty = replace(given, mask=torch.zeros_like(given.mask))
+    assert (weights(kind, empty) == 0).all()
+    row = given.mask.clone()
+    row[1] = False
+    found = weights(kind, replace(given, mask=row))
+    assert (found[1] == 0).all() and found.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["ict", "ict_frequent", "ict_soft", "random", "attention"])
+def test_a_response_of_one_token_keeps_it(kind):
+    given = inputs_of(signals_of(deviation=[[0.3]]), mask_of(1), attention=torch.zeros(1, 1))
+    assert weights(kind, given).tolist() == [[0 if kind == "ict_frequent" else 1]]
+    silent = replace(given, signals=signals_of(deviation=[[0.0]]))
+    assert weights(kind, silent).tolist() == [[1]]
+
+
+@pytest.mark.parametrize("kind", ["ict", "ict_frequent", "random", "top_entropy"])
+def test_keeping_every_token_is_uniform(kind):
+    given = random_inputs()
+    assert torch.equal(weights(kind, given, keep=1.0), given.mask.float())
+
+
+@pytest.mark.parametrize("kind", ["ict_soft", "attention"])
+def test_soft_weights_have_mean_one_in_each_response(kind):
+    given = random_inputs()
+    found = weights(kind, given)
+    assert torch.allclose(found.sum(1), given.mask.sum(1).float(), rtol=1e-5)
+
+
+def test_ict_soft_of_a_response_almost_without_deviation_is_uniform():
+    # one of 40 tokens deviates: the 95 % quantile is at rank 0.95 * 39 = 37.05, still 0, so every clipped x is 0
+    deviation = torch.zeros(1, 40)
+    deviation[0, 7] = 0.2
+    assert torch.equal(weights("ict_soft", inputs_of(signals_of(deviation=deviation), mask_of(40))), torch.ones(1, 40))
+
+
+def test_the_capped_deviation_is_a_share_of_what_is_possible():
+    # cap(2) = 0.2158, cap(4) = 0.3804: 0.1079 is half of the first, 0.3804 all of the second; alone (n = 1) it is 0
+    signals = signals_of(deviation=[[0.1079, 0.3804, 0.0]], alive=[[2, 4, 1]])
+    assert deviation_cap(torch.tensor([2, 4])).tolist() == pytest.approx([0.2158, 0.3804], abs=1e-4)
+    assert capped_deviation(signals)[0].tolist() == pytest.approx([0.5, 1.0, 0.0], abs=1e-3)
+
+
+def test_only_kl_cov_has_a_penalty_and_only_after_warm_up():
+    given = random_inputs()
+    assert all(token_penalty(given, config_of(kind)) is None for kind in KINDS if kind != "kl_cov")
+    assert token_penalty(replace(given, steps_active=0), config_of("kl_cov")) is None
+    assert token_penalty(given, config_of("kl_cov")).sum() == 1
+
+
+@pytest.mark.parametrize("kind", ["divergence", "attention"])
+def test_inputs_that_a_kind_needs_are_asked_for(kind):
+    with pytest.raises(ValueError, match=f"{kind} needs the .* set WeightInputs"):
+        weights(kind, random_inputs(current_logprobs=None, attention=None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "ict", "alpha": 0.5}, "weighting.alpha is 0.5, but weighting.kind is 'ict', which does not use it. "
+         "Leave it out, or choose advantage_reweight."),
+        ({"kind": "stare", "low": 0.1}, "Leave it out, or choose rsi or clip_cov."),
+        ({"kind": "rsi"}, "weighting.kind 'rsi' needs weighting.low and weighting.high"),
+        ({"kind": "rsi", "low": -1.0}, "weighting.kind 'rsi' needs weighting.high"),
+        ({"kind": "rsi", "low": 1.0, "high": 0.5}, "weighting.low is 1.0, expected less than weighting.high, 0.5."),
+        ({"kind": "clip_cov", "low": 7.0}, "weighting.low is 7.0, expected less than weighting.high, 5.0."),
+        ({"kind": "stare", "share": 0.0}, "share is 0.0: input should be greater than 0."),
+        ({"kind": "divergence", "strength": 2.0}, "strength is 2.0: input should be less than 2."),
+    ],
+)  # fmt: skip
+def test_wrong_parameters_are_explained(settings, message):
+    with pytest.raises(ConfigError) as error:
+        WeightingConfig(**settings)
+    assert message in str(error.value)
+
+
+def test_one_file_with_a_kept_share_serves_every_arm():
+    assert WeightingConfig(kind="stapo", keep=0.3).parameters == WEIGHTINGS["stapo"]
+    assert WeightingConfig(kind="ict", keep=0.3).parameters == {"keep": 0.3}
+    assert WeightingConfig(kind="clip_cov", high=9.0).parameters == {"share": 2e-4, "low": 1.0, "high": 9.0}
+
+
+@pytest.mark.parametrize("kind", sorted(OFF_POLICY))
+def test_kinds_that_do_nothing_on_policy_are_refused_there(kind):
+    with pytest.raises(ConfigError, match=f"'{kind}' acts only once the policy has left the one that sampled"):
+        TrainConfig(weighting={"kind": kind})
+    assert TrainConfig(weighting={"kind": kind}, optim={"mini_batches": 2}).weighting.kind == kind
+
+
+def test_capping_a_deviation_that_has_no_cap_is_refused():
+    with pytest.raises(ConfigError, match=r"signals\.scale is 'capped' with signals\.reference 'leave_one_out'"):
+        TrainConfig(signals={"scale": "capped", "reference": "leave_one_out"})
+
+
+def test_required_settings_of_the_tests_are_those_of_the_kinds():
+    assert {k: set(v) for k, v in REQUIRED.items()} == {
+        kind: {name for name, value in names.items() if value is None}
+        for kind, names in WEIGHTINGS.items()
+        if None in names.values()
+    }

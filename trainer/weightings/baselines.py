@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from trainer.weightings.inputs import WeightInputs, kept_per_row, top_per_row
+from trainer.weightings.inputs import WeightInputs, kept_per_row, random_scores, top_per_row
 
 
 def uniform(inputs: WeightInputs) -> Tensor:
@@ -28,5 +27,4 @@ def random(inputs: WeightInputs, *, keep: float) -> Tensor:
     Defaults: keep = 0.1.
     Source: arXiv 2606.19771v1, Table 3: most of its gain over GRPO comes from any sparse update.
     """
-    score = torch.rand(inputs.mask.shape, generator=inputs.generator).to(inputs.mask.device)
-    return top_per_row(score, inputs.mask, kept_per_row(inputs.mask, keep))
+    return top_per_row(random_scores(inputs), inputs.mask, kept_per_row(inputs.mask, keep))

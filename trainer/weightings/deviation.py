@@ -1,11 +1,24 @@
-"""Weightings by a token's deviation from its group: ICT and its complement."""
+"""Weightings by a token's deviation from its group: ICT, its complement, and a soft form."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from trainer.weightings.inputs import WeightInputs, kept_per_row, top_per_row
+from monitor.signals import TokenSignals, deviation_cap
+from trainer.weightings.inputs import WeightInputs, kept_per_row, quantile_per_row, top_per_row
+
+CLIP_QUANTILES = (0.05, 0.95)  # of ict_soft
+
+
+def capped_deviation(signals: TokenSignals) -> Tensor:
+    """u / cap(n) in [0, 1], float32 [N, T]: late positions with few rollouts alive are no longer under-scored.
+
+    cap(n) = `deviation_cap(alive)` bounds a deviation from a group mean that contains the row itself; 0 where n = 1.
+    Source: the bound is derived there, the division is ours (arXiv 2606.19771 has none).
+    """
+    cap = deviation_cap(signals.alive)
+    return torch.where(cap > 0, signals.deviation / cap.clamp(min=1e-6), 0.0)
 
 
 def _silent(deviation: Tensor, mask: Tensor) -> Tensor:
@@ -53,3 +66,21 @@ def ict_frequent(inputs: WeightInputs, *, keep: float) -> Tensor:
         return mask.float()
     dropped = top_per_row(deviation, mask, kept_per_row(mask, 1 - keep))
     return torch.where(_silent(deviation, mask), mask.float(), mask.float() - dropped)
+
+
+def ict_soft(inputs: WeightInputs) -> Tensor:
+    """Every token, the more the more it deviates: a soft form of ICT. Ours; the paper has the binary mask only.
+
+    Formula: w = x / mean(x), x = ln(1 + u / mean(u)) clipped to its own 5 % and 95 % quantiles, so that the mean
+    weight of a response is 1; w = 1 everywhere in a response whose clipped x are all 0.
+    Scope: the response (mean and quantiles, these linear between ranks).
+    Denominator: sum of weights = number of tokens of the response, so both values of `normalise` agree.
+    Source: none; the shape (log1p, row quantiles, mean 1) follows a public verl fork, with ICT's deviation as score.
+    """
+    u, mask = torch.where(inputs.mask, inputs.signals.deviation, 0.0), inputs.mask
+    tokens = mask.sum(1, keepdim=True).clamp(min=1)
+    x = torch.log1p(u / (u.sum(1, keepdim=True) / tokens).clamp(min=1e-30))
+    low, high = (quantile_per_row(x, mask, q) for q in CLIP_QUANTILES)
+    clipped = torch.where(mask, x.clamp(low, high), 0.0)
+    mean = clipped.sum(1, keepdim=True) / tokens
+    return torch.where(mean > 0, clipped / mean.clamp(min=1e-30), mask.float())

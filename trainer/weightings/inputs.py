@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from monitor.signals import TokenSignals
 class WeightInputs:
     """All that a weighting may look at: N rollouts, T response positions, groups whole and contiguous.
 
-    signals: of the old policy, [N, T]; mask: bool [N, T], response tokens; advantages: float [N]; generator: for
-    random choices, on the CPU; steps_active: steps since the warm-up ended, 1 at the first step that is weighted.
+    signals: of the old policy, [N, T]; mask: bool [N, T], tokens that the loss may use; advantages: float [N];
+    generator: for random choices, on the CPU; steps_active: steps since the warm-up ended, 1 at the first weighted one.
+    current_logprobs: float [N, T], nats, of the policy about to be updated, for the kinds of config.OFF_POLICY;
+    attention: float [N, T], see `Policy.attention_received`, for `attention`. None for all other kinds.
     """
 
     signals: TokenSignals
@@ -23,11 +25,18 @@ class WeightInputs:
     advantages: Tensor
     generator: torch.Generator
     steps_active: int = 1
+    current_logprobs: Tensor | None = None
+    attention: Tensor | None = None
 
     @property
     def positive(self) -> Tensor:
         """bool [N, T]: response tokens of responses with a positive advantage."""
         return self.mask & (self.advantages > 0).unsqueeze(1)
+
+    def rows(self, start: int, stop: int) -> WeightInputs:
+        """The inputs of some rows, groups whole; `attention` and `current_logprobs` are left behind."""
+        signals, mask, advantages = self.signals.rows(start, stop), self.mask[start:stop], self.advantages[start:stop]
+        return replace(self, signals=signals, mask=mask, advantages=advantages, current_logprobs=None, attention=None)
 
 
 def kept_per_row(mask: Tensor, keep: float) -> Tensor:
@@ -47,6 +56,16 @@ def top_per_row(score: Tensor, mask: Tensor, count: Tensor) -> Tensor:
 def top_of_batch(score: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     """float32 [N, T]: 1 on the `count` (int64 [1]) highest scores of the whole batch, ties to the earlier token."""
     return top_per_row(score.reshape(1, -1), mask.reshape(1, -1), count).reshape(mask.shape)
+
+
+def random_scores(inputs: WeightInputs) -> Tensor:
+    """Uniform in [0, 1), float32 [N, T], from the inputs' generator: the same on every device."""
+    return torch.rand(inputs.mask.shape, generator=inputs.generator).to(inputs.mask.device)
+
+
+def mean_of_batch(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the masked values, 0-d float32; 0 if there are none."""
+    return (torch.where(mask, values, 0.0).double().sum() / mask.sum().clamp(min=1)).float()
 
 
 def quantile_per_row(values: Tensor, mask: Tensor, q: float) -> Tensor:

@@ -1,0 +1,163 @@
+"""What an update is about to do to the entropy, what it did, and whether sampler and trainer agree.
+
+Every figure is a ratio of sums: `*_sums` run on the device and add over parts of a batch, `diagnostic_scalars` divides
+once on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monitor.signals.types import TokenSignals
+
+Sums = dict[str, Tensor]  # name -> 0-d float64
+_SIDES = ("", "_selected", "_positive", "_negative")  # all, weight > 0, advantage > 0, advantage < 0
+
+
+def entropy_change(signals: TokenSignals, advantages: Tensor) -> tuple[Tensor, Tensor]:
+    """(dH1, dH2): the exact derivative of each token's entropies along its own policy-gradient step.
+
+    The step moves the logits z (after division by the temperature) of the token's position by A (1[v = o] - p_v) per
+    unit step size, o the sampled token with p = p_o and H = H1, beta = sum p^2:
+        dH1 = -A [p (ln p + H) - sum_v p_v^2 (ln p_v + H)]
+        dH2 = -2A [(p^2 / beta - p) - (sum p^3 / beta - beta)]
+    Both have mean 0 over o ~ p. The step is taken by each position alone: what a shared network carries from one
+    position to others, clipping, KL and entropy terms are not in it.
+
+    signals: with moments; advantages float [N]. Returns float64 [N, T], nats per unit step, 0 where masked. Absolute
+    error about 1e-7 |A| (1 + H).
+    Raises: ValueError if the signals have no moments.
+    Source: dH1 arXiv 2606.19236, theorem 3.1; dH2 derived here from eq. 3.1 of arXiv 2606.19771v1.
+    """
+    if signals.sum_p3 is None or signals.sum_p2_logp is None:
+        raise ValueError("signals have no moments sum_p3 and sum_p2_logp. Call token_signals(..., moments=True).")
+    logp, entropy = signals.logprob.double(), signals.entropy.double()
+    p, beta = logp.exp(), torch.exp(-signals.renyi2.double())
+    cubes, squares_logp = signals.sum_p3.double(), signals.sum_p2_logp.double()
+    advantage = torch.where(signals.alive > 0, advantages.double().unsqueeze(1), 0.0)
+    shannon = -advantage * (p * (logp + entropy) - (squares_logp + beta * entropy))
+    renyi2 = -2 * advantage * ((p * p / beta - p) - (cubes / beta - beta))
+    return shannon, renyi2
+
+
+def update_sums(signals: TokenSignals, mask: Tensor, weights: Tensor, advantages: Tensor) -> Sums:
+    """Sums of the regimes, the predicted entropy change and Cov(ln p, A). mask, weights [N, T], advantages [N].
+
+    A token is in regime H when p(o) > beta (raising it lowers H2), in L when p(o) < beta (arXiv 2606.19771v1, eq. 6).
+    """
+    advantages = advantages.to(mask.device).double()
+    advantage = torch.where(mask, advantages.unsqueeze(1), 0.0)
+    gap = signals.logprob + signals.renyi2  # ln p - ln beta
+    sides = torch.stack([mask, mask & (weights > 0), advantage > 0, advantage < 0]).flatten(1)
+    counts = torch.stack([torch.ones_like(mask), gap > 0, gap < 0]).flatten(1).double() @ sides.double().T
+    sums = {
+        f"{name}{side}": counts[i, j]
+        for i, name in enumerate(("side_n", "regime_h_share", "regime_l_share"))
+        for j, side in enumerate(_SIDES)
+    }
+    logprob, weight = torch.where(mask, signals.logprob.double(), 0.0), torch.where(mask, weights.double(), 0.0)
+    sums |= {
+        "logprob": logprob.sum(),
+        "advantage": advantage.sum(),
+        "logprob_advantage": (logprob * advantage).sum(),
+        "weight": weight.sum(),
+    }
+    if signals.sum_p3 is not None:
+        for key, change in zip(("entropy", "renyi2"), entropy_change(signals, advantages), strict=True):
+            sums[f"predicted_{key}_change"] = change.sum()
+            sums[f"predicted_{key}_change_weighted"] = (weight * change).sum()
+    return sums
+
+
+def mismatch_sums(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> Sums:
+    """Sums of the trainer's against the sampler's log-probabilities of the sampled tokens, all [N, T], nats.
+
+    d = ln p_trainer - ln p_sampler: |d|; k3 = e^d - 1 - d, whose mean estimates KL(sampler || trainer); |d| > ln 2.
+    Tokens with a non-finite d are counted, and left out of the rest.
+    """
+    d = (logprobs - sampler_logprobs).double()
+    finite = mask & torch.isfinite(d)
+    d = torch.where(finite, d, 0.0)
+    return {
+        "mismatch_n": finite.sum().double(),
+        "sampler_mismatch": d.abs().sum(),
+        "sampler_mismatch_k3": (torch.expm1(d) - d).sum(),
+        "sampler_mismatch_beyond2": (d.abs() > np.log(2.0)).sum().double(),
+        "sampler_mismatch_nonfinite": (mask & ~finite).sum().double(),
+    }
+
+
+def renyi2_changes(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """(predicted, true) change of H2 between two sets of logits [M, V] of the same positions, float64 [M], nats.
+
+    predicted = -2 sum_v dz_v (p2_v - p_v), dz = after - before, p and p2 = p^2 / sum p^2 those of `before`; true =
+    H2(after) - H2(before). In float64 throughout: a step at lr 1e-6 moves H2 by less than float32 resolves.
+    Source: arXiv 2606.19771v1, eq. 3.1 and A.3.5.
+    """
+    old, new = (torch.log_softmax(z.double(), -1) for z in (before, after))
+    p = old.exp()
+    squared = torch.softmax(2 * old, -1)
+    dz = torch.where(p > 0, new - old, 0.0)  # shifting all of dz changes nothing: p2 and p both sum to 1
+    predicted = -2 * (dz * (squared - p)).sum(-1)
+    return predicted, torch.logsumexp(2 * old, -1) - torch.logsumexp(2 * new, -1)
+
+
+def probe_sums(predicted: Tensor, true: Tensor) -> Sums:
+    """Sums from which the probe's means, mean absolute error and Pearson r follow. Non-finite pairs are left out."""
+    finite = torch.isfinite(predicted) & torch.isfinite(true)
+    x, y = (torch.where(finite, values.double(), 0.0) for values in (predicted, true))
+    return {
+        "probe_n": finite.sum().double(),
+        "probe_x": x.sum(),
+        "probe_y": y.sum(),
+        "probe_xx": (x * x).sum(),
+        "probe_yy": (y * y).sum(),
+        "probe_xy": (x * y).sum(),
+        "probe_error": (x - y).abs().sum(),
+    }
+
+
+def diagnostic_scalars(sums: Mapping[str, float]) -> dict[str, float]:
+    """The scalars (keys of METRICS) of whatever sums of this module are there; a share of nothing is left out."""
+    found: dict[str, float] = {}
+    if "side_n" in sums:
+        found |= _update_scalars(sums)
+    if sums.get("mismatch_n"):
+        keys = ("sampler_mismatch", "sampler_mismatch_k3", "sampler_mismatch_beyond2")
+        found |= {key: sums[key] / sums["mismatch_n"] for key in keys}
+    if "mismatch_n" in sums:
+        found["sampler_mismatch_nonfinite"] = sums["sampler_mismatch_nonfinite"]
+    if sums.get("probe_n"):
+        found |= _probe_scalars(sums)
+    return found
+
+
+def _update_scalars(sums: Mapping[str, float]) -> dict[str, float]:
+    found = {
+        f"{regime}{side}": sums[f"{regime}{side}"] / sums[f"side_n{side}"]
+        for regime in ("regime_h_share", "regime_l_share")
+        for side in _SIDES
+        if sums[f"side_n{side}"]
+    }
+    if n := sums["side_n"]:
+        mean_product = sums["logprob_advantage"] / n
+        found["logprob_advantage_cov"] = mean_product - sums["logprob"] / n * (sums["advantage"] / n)
+        for key in ("predicted_entropy_change", "predicted_renyi2_change"):
+            if key in sums:
+                found[key] = sums[key] / n
+                found[f"{key}_weighted"] = sums[f"{key}_weighted"] / sums["weight"] if sums["weight"] else 0.0
+    return found
+
+
+def _probe_scalars(sums: Mapping[str, float]) -> dict[str, float]:
+    n = sums["probe_n"]
+    x, y = sums["probe_x"] / n, sums["probe_y"] / n
+    found = {"probe_predicted_change": x, "probe_true_change": y, "probe_error": sums["probe_error"] / n}
+    spread = (sums["probe_xx"] / n - x * x) * (sums["probe_yy"] / n - y * y)
+    if spread > 0:  # r of a policy that did not move is not defined
+        found["probe_pearson"] = float(np.clip((sums["probe_xy"] / n - x * y) / np.sqrt(spread), -1.0, 1.0))
+    return found
