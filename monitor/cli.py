@@ -14,6 +14,7 @@ from monitor.errors import MonitorError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("trainer.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
     "train": ("trainer.cli:main", "train a policy and record the run"),
+    "eval": ("trainer.eval_command:main", "pass@k and distinct answers of a run's final policy or of any model"),
     "compare": ("trainer.compare:main", "train arms x seeds and print their paired table"),
     "fetch": ("trainer.models:main", "download and unpack a model"),
     "dashboard": ("dashboard.launch:main", "show a store in the browser, live"),

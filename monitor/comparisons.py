@@ -154,7 +154,7 @@ def bootstrap_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[fl
     from scipy.stats import bootstrap
 
     found = bootstrap(
-        (values,), np.mean, n_resamples=9999, confidence_level=confidence, method="percentile",
+        (values,), np.mean, n_resamples=9999, confidence_level=confidence, method="percentile", batch=500,
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
