@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from monitor.commands.comparison import markdown, print_tables
 from monitor.errors import MonitorError
 from monitor.paired import load_comparison, paired_comparison, save_comparison
 from monitor.queries import latest_scalars
 from monitor.store.tail import Tail
 from trainer.arms import GRAMMAR, Arm, arm_config, both_normalisations, parse_arms
 from trainer.cli import parse_config
-from trainer.compare_output import markdown, print_tables
 from trainer.config import ConfigError, TrainConfig
 from trainer.fleet import Job, cores, devices, run_jobs, settle
-from trainer.processes import interrupts_raise
+from trainer.processes import RLVR, interrupts_raise
 
 OWN = ("seed", "run", "comparison", "save", "weighting.kind")  # options of `rlvr train` that an arm or we set
 HELP = f"""Train arms x seeds and compare them, paired by seed.
@@ -151,6 +152,10 @@ def _conclude(
     tail.close()
     path = save_comparison(store, comparison)
     print(markdown(comparison)) if options.markdown else print_tables(comparison)
-    console.print(f"Stored: {path} and {path.with_suffix('.csv').name}")
+    done = subprocess.run(
+        [*RLVR, "report", options.comparison, str(store)], capture_output=True, text=True, check=False
+    )
+    written = ".csv, .html" if done.returncode == 0 else f".csv; no report: {done.stderr.strip()}"
+    console.print(f"Stored: {path}, {written}")
     if failed:
         console.print(f"Failed: {', '.join(failed)}. See {store / 'logs'}. The others are compared.", style="red")
