@@ -14,7 +14,10 @@ from monitor.errors import MonitorError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("trainer.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
     "train": ("trainer.cli:main", "train a policy and record the run"),
-    "fetch": ("trainer.models:main", "download and unpack a model"),
+    "eval": ("trainer.eval_command:main", "pass@k and distinct answers of a run's final policy or of any model"),
+    "compare": ("trainer.compare:main", "train arms x seeds and print their paired table"),
+    "report": ("dashboard.report:main", "a stored comparison as one HTML file"),
+    "fetch": ("trainer.models:main", "download a model, or problems as JSONL"),
     "dashboard": ("dashboard.launch:main", "show a store in the browser, live"),
     "ls": ("monitor.commands.ls:main", "list the runs of a store"),
     "show": ("monitor.commands.show:main", "show one run: status, configuration, latest values, alerts"),

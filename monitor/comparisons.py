@@ -1,8 +1,10 @@
-"""Questions about several runs: difference of distributions, final figures, difference of configurations."""
+"""Questions about several runs: difference of distributions, final figures, differences paired by seed, and of
+configurations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -101,3 +103,75 @@ def crossing(steps: np.ndarray, values: np.ndarray, level: float) -> float:
         return float(steps[0])
     share = (level - values[above - 1]) / (values[above] - values[above - 1])
     return float(steps[above - 1] + share * (steps[above] - steps[above - 1]))
+
+
+# --- statistics: the run is the unit, a seed pairs two of them ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """What `paired_difference` finds. Fields are nan where n pairs do not determine them."""
+
+    n: int
+    mean: float  # of other - baseline
+    low: float  # bootstrap 95 % interval of the mean
+    high: float
+    p: float  # exact sign-flip test, two-sided
+    p_smallest: float  # the smallest p that n pairs can give: 2 / 2^n
+    p_t: float  # paired t test, two-sided: sharper with few seeds, if differences are normal
+
+
+def paired_difference(baseline: np.ndarray, other: np.ndarray) -> PairedDifference:
+    """Mean of other - baseline over pairs, float64 [n] each, with a bootstrap interval and two paired tests.
+
+    The interval is the percentile bootstrap of the mean over pairs (9,999 resamples, fixed seed) and needs n >= 3,
+    as a band of the charts does. With so few pairs it is too narrow: for normal differences it holds the truth in
+    75 % of cases at n = 3, 83 % at 5 and 91 % at 10, not 95 %. Pairs with a value that is not finite are left out.
+    Raises ValueError for unequal lengths. Source: scipy.stats.bootstrap and ttest_1samp.
+    """
+    if len(baseline) != len(other):
+        raise ValueError(f"{len(other)} values cannot be paired with {len(baseline)}: one of each per seed expected.")
+    gaps = np.asarray(other, np.float64) - np.asarray(baseline, np.float64)
+    gaps = gaps[np.isfinite(gaps)]
+    n, nan = len(gaps), float("nan")
+    if n < 2:
+        return PairedDifference(n, float(gaps[0]) if n else nan, nan, nan, nan, nan, nan)
+    mean, low, high, p_t = float(gaps.mean()), nan, nan, nan
+    spread = np.ptp(gaps) > 1e-12 * np.abs(gaps).max()  # else there is no variance to estimate anything from
+    if n >= 3:
+        low, high = bootstrap_interval(gaps)
+    if spread:
+        from scipy.stats import ttest_1samp  # imported here: a second that only comparisons need
+
+        p_t = float(ttest_1samp(gaps, 0.0).pvalue)
+    return PairedDifference(n, mean, low, high, sign_flip_p(gaps), 2.0 ** (1 - n), p_t)
+
+
+def bootstrap_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of values [n], n >= 2; 9,999 resamples, fixed seed."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
+        (values,), np.mean, n_resamples=9999, confidence_level=confidence, method="percentile", batch=500,
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Two-sided p of the mean of paired differences [n], under sign flips: all 2^n of them up to n = 12, else 4,095.
+
+    p = share of sign patterns s with |mean(s * d)| >= |mean(d)|. It assumes no more than that a pair's two runs can
+    be exchanged. The smallest p is 2 / 2^n: .25 with 3 pairs, .0625 with 5, .03125 with 6.
+    Example: d = 1, 2, 3: only +++ and --- reach |6|, so p = 2/8. d = 1, 2, -3: every pattern reaches 0, so p = 1.
+    """
+    n = len(differences)
+    if n <= 12:
+        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    else:  # a sample, with the pattern that was observed
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (4096, n))
+        signs[0] = 1.0
+    sums = np.abs(signs @ differences)
+    return float(np.mean(sums >= np.abs(differences.sum()) * (1 - 1e-12)))

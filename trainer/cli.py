@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from monitor.errors import MonitorError
+from monitor.metrics import nearest
 from monitor.store.runs import get_run
 from trainer.config import ConfigError, TrainConfig
 
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from trainer.runs import Run
     from trainer.setup import Parts
 
+PRESETS = Path(__file__).parent / "presets"
 TOKEN_BYTES, SAMPLE_BYTES, STEP_BYTES = 20, 150, 15_000  # on disk, measured by benchmarks/bench_recorder.py
 
 HELP = """Train a policy with group-relative policy optimisation, recording every token.
 
-rlvr train [CONFIG.toml] [--dotted.options]: the defaults, then the file, then the options.
+rlvr train [CONFIG.toml or preset] [--dotted.options]: the defaults, then the file, then the options. Presets: demo,
+smollm2-chain-sum, paper-gsm8k, paper-math.
 rlvr train --resume RUN [--store STORE] [--steps N]: go on from the run's newest checkpoint, as if it had never
 stopped; only --steps may be raised."""
 
@@ -47,8 +50,21 @@ def parse_config(argv: list[str]) -> TrainConfig:
     """The configuration of a command line. Raises ConfigError; wrong options end the process with code 2."""
     settings: dict[str, Any] = {}
     if argv and not argv[0].startswith("-"):
-        settings, argv = _read_toml(Path(argv[0])), argv[1:]
+        settings, argv = _read_toml(_config_path(argv[0])), argv[1:]
     return tyro.cli(TrainConfig, args=argv, default=TrainConfig(**settings), prog="rlvr train", description=HELP)
+
+
+def _config_path(text: str) -> Path:
+    """The file that CONFIG means: a path, or the name of a preset."""
+    if text.endswith(".toml") or Path(text).exists():
+        return Path(text)
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+    if text not in known:
+        raise ConfigError(
+            f"No preset {text!r}.{nearest(text, known)} Known presets: {', '.join(known)}. A configuration of your own "
+            "is a file that ends in .toml."
+        )
+    return known[text]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

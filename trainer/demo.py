@@ -24,10 +24,10 @@ from rich.table import Table
 from monitor.comparisons import final_figures
 from monitor.queries import alert_log, alert_spans, latest_scalars, scalar_series, series_of, value_at
 from monitor.store.tail import Tail
+from trainer.processes import RLVR, ending, interrupts_raise, start_trainer
 
 ARMS = ("uniform", "ict")
 PRESET = Path(__file__).parent / "presets" / "demo.toml"
-RLVR = (sys.executable, "-m", "monitor.cli")
 LEVEL = "eval/heldout/pass@1"
 FIGURES = {  # row of the table -> (series, format)
     "Entropy, nats": ("entropy", "{:.3f}"),
@@ -47,8 +47,7 @@ def main(argv: list[str]) -> int:
         return 2
     (store / "logs").mkdir(parents=True, exist_ok=True)
     name = _free_comparison(store)
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it as ignored
-        signal.signal(number, signal.default_int_handler)
+    interrupts_raise()
     try:
         with ExitStack() as stack:
             if not options.exit_when_done:
@@ -86,28 +85,11 @@ def _free_comparison(store: Path) -> str:
 
 
 @contextmanager
-def _ending(process: subprocess.Popen[str], patience_s: float) -> Iterator[subprocess.Popen[str]]:
-    """Ends the process on the way out: SIGTERM, which a trainer answers by closing its run, then SIGKILL."""
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(patience_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if process.stdout:
-            process.stdout.close()
-
-
-@contextmanager
 def _dashboard(store: Path, *, browser: bool) -> Iterator[str]:
     """Starts `rlvr dashboard` and yields its address."""
     command = [*RLVR, "dashboard", str(store), *([] if browser else ["--no-browser"])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    with _ending(process, 8):
+    with ending(process, 8):
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith("Dashboard: "):
@@ -117,7 +99,7 @@ def _dashboard(store: Path, *, browser: bool) -> Iterator[str]:
 
 @contextmanager
 def _trainer(store: Path, name: str, arm: str, options: argparse.Namespace) -> Iterator[subprocess.Popen[str]]:
-    """Starts one arm in a session of its own, so that Ctrl-C reaches it once, through us."""
+    """Starts one arm, and ends it on the way out."""
     settings = {
         "weighting.kind": arm,
         "run": f"{name}-{arm}",
@@ -128,11 +110,7 @@ def _trainer(store: Path, name: str, arm: str, options: argparse.Namespace) -> I
     if options.steps:
         settings["steps"] = str(options.steps)
     arguments = [text for key, value in settings.items() for text in (f"--{key}", value)]
-    with (store / "logs" / f"{name}-{arm}.log").open("w") as log:
-        process = subprocess.Popen(
-            [*RLVR, "train", str(PRESET), *arguments], stdout=log, stderr=log, text=True, start_new_session=True
-        )
-    with _ending(process, 30):
+    with ending(start_trainer([str(PRESET), *arguments], store / "logs" / f"{name}-{arm}.log")) as process:
         yield process
 
 

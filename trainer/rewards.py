@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import math
 import numbers
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from monitor.errors import MonitorError
 from monitor.metrics import nearest
 
 RewardFunction = Callable[..., Any]
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _FORMAT = "expected 'package.module:function'"
 
 
@@ -52,6 +54,23 @@ def load_reward(target: str) -> RewardFunction:
     if not callable(function):
         raise RewardError(f"reward {target!r} is a {type(function).__name__}, expected a function.")
     return function
+
+
+def close_to_answer(
+    prompts: list[str], completions: list[str], completion_ids: list[list[int]], *, answer: list[str], **columns: Any
+) -> list[float]:
+    """A shaped reward for models that are rarely right: how near the completion's last number is to the answer.
+
+    1.0 if equal, else 0.5 * max(0, 1 - |x - y| / max(|y|, 1)); 0.0 without a number or where the answer is none.
+    Example: answer 20, "about 15" -> 0.5 * (1 - 5/20) = 0.375. Ours; use: --reward trainer.rewards:close_to_answer.
+    """
+    rewards = []
+    for text, wanted in zip(completions, answer, strict=True):
+        found, right = _NUMBER.findall(text), _NUMBER.fullmatch(wanted.strip())
+        gap = abs(float(found[-1]) - float(wanted)) if found and right else math.inf
+        near = 0.5 * max(0.0, 1.0 - gap / max(abs(float(wanted)), 1.0)) if right else 0.0
+        rewards.append(1.0 if gap == 0 else near)
+    return rewards
 
 
 def function_name(function: RewardFunction) -> str:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from dashboard.figures.marks import add_alerts
 from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, number_format
-from monitor.queries import Frame
+from monitor.queries import Frame, series_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +81,23 @@ def _last_step(series: Sequence[Line]) -> float:
     return max(ends, default=0.0)
 
 
+def arm_lines(name: str, runs: Sequence[str], key: str, rows: Frame, colour: str) -> list[Line]:
+    """The runs of one arm; several seeds turn faint behind their mean."""
+    members = [
+        Line(
+            name if len(runs) == 1 else run,
+            *series_of(rows, run, key),
+            colour,
+            points=key.startswith("eval/"),
+            faint=len(runs) > 1,
+            group=name,
+        )
+        for run in runs
+    ]
+    members = [member for member in members if len(member.x)]
+    return [*members, mean_line(name, members, colour)] if len(members) > 1 else members
+
+
 def mean_line(name: str, members: Sequence[Line], colour: str) -> Line:
     """Mean of several runs' series at the steps that all of them have; the run is the unit."""
     common = members[0].x
@@ -148,18 +165,20 @@ def pass_against_distinct(theme: Theme, paths: Sequence[Line], *, height: int = 
     )
     for path in paths:
         size = np.full(len(path.x), 6.0)
-        if len(size):
-            size[-1] = 11.0  # the newest evaluation
+        size[-1:] = 11.0  # the newest evaluation
+        faint = path.faint
         fig.add_trace(
             go.Scatter(
                 x=path.x,
                 y=path.y,
                 name=path.name,
-                mode="lines+markers",
-                line={"color": path.colour, "width": 1.5},
+                mode="lines" if faint else "lines+markers",
+                line={"color": faded(path.colour, 0.3) if faint else path.colour, "width": 1 if faint else 1.5},
                 marker={"size": size, "color": path.colour},
+                showlegend=not faint,
                 legendgroup=path.group or path.name,
-                hovertemplate="pass@1 %{x:.1%}, distinct %{y:.3~g}",
+                hoverinfo="skip" if faint else None,
+                hovertemplate=None if faint else "pass@1 %{x:.1%}, distinct %{y:.3~g}",
             )
         )
     fig.layout.hovermode, fig.layout.showlegend = "closest", True

@@ -10,11 +10,11 @@ import streamlit as st
 from dashboard import data
 from dashboard.arms import Arm, default_arms, figures_table
 from dashboard.figures import distributions
-from dashboard.figures.lines import Line, lines, mean_line, pass_against_distinct, seed_band
+from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import Theme, arm_colours
 from dashboard.views import shared
 from monitor.comparisons import config_difference
-from monitor.queries import Frame, series_of
+from monitor.queries import series_of
 from monitor.store.tail import RunEntry
 
 CURVES = (
@@ -112,31 +112,13 @@ def _arm_name(entries: Sequence[RunEntry], runs: Sequence[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else ", ".join(runs)
 
 
-def _arm_lines(arm: Arm, key: str, rows: Frame, colour: str) -> list[Line]:
-    """The runs of one arm; several seeds turn faint behind their mean."""
-    points = key.startswith("eval/")
-    members = [
-        Line(
-            arm.name if len(arm.runs) == 1 else run,
-            *series_of(rows, run, key),
-            colour,
-            points=points,
-            faint=len(arm.runs) > 1,
-            group=arm.name,
-        )
-        for run in arm.runs
-    ]
-    members = [member for member in members if len(member.x)]
-    return [*members, mean_line(arm.name, members, colour)] if len(members) > 1 else members
-
-
 def _curves(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> None:
     runs = [run for arm in arms for run in arm.runs]
     rows = data.scalars(runs, CURVES)
     columns = st.columns(2)
     shown = [key for key in CURVES if key in set(rows["name"])]
     for i, key in enumerate(shown):
-        drawn = {arm.name: _arm_lines(arm, key, rows, colours[arm.name]) for arm in arms}
+        drawn = {arm.name: arm_lines(arm.name, arm.runs, key, rows, colours[arm.name]) for arm in arms}
         fig = lines(theme, key, [line for part in drawn.values() for line in part], log=key == "grad_norm")
         for name, part in drawn.items():
             members = [line for line in part if line.faint]

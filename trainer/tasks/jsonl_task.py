@@ -11,6 +11,7 @@ from typing import Any
 from math_verify import parse, verify
 
 from monitor.metrics import nearest
+from trainer.datasets import DATASETS
 from trainer.tasks.base import SPLITS, Prompt
 from trainer.tasks.reasoning_gym_task import extract_answer
 
@@ -25,6 +26,7 @@ class JsonlTask:
     Without any "split" the last 10 % of the rows are held out; a row without one is train if others have one. Other
     keys become columns for reward functions. A completion is right if math-verify finds its <answer>...</answer>, or
     without that its own final answer, equal to the row's; answers that are no mathematics are compared as text.
+    Prompts that say where the answer goes, by asking for \\boxed{}, are sent without the system prompt.
     Raises ValueError with the line number for rows that cannot be used.
     """
 
@@ -47,6 +49,8 @@ class JsonlTask:
             self._splits[split].append(Prompt(f"line-{line}", row["prompt"], split, columns))
         if not self._splits["train"]:
             raise ValueError(f"{path!r} has no row of split 'train': there is nothing to train on.")
+        if all("\\boxed" in row["prompt"] for _, row in rows):
+            self.system_prompt = None
         self._gold: dict[str, list[Any]] = {}
 
     def prompts(self, split: str) -> list[Prompt]:
@@ -100,7 +104,8 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         siblings = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        raise ValueError(f"No file {str(path)!r}.{nearest(path.name, siblings)}") from None
+        fetch = f" Run `rlvr fetch {path.stem}` to get it." if path.stem in DATASETS else ""
+        raise ValueError(f"No file {str(path)!r}.{nearest(path.name, siblings)}{fetch}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}. Expected a UTF-8 file of JSON lines.") from None
     rows = []
