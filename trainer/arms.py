@@ -95,7 +95,7 @@ def both_normalisations(arms: Sequence[Arm], base: TrainConfig) -> list[Arm]:
     """
     result: list[Arm] = []
     for arm in arms:
-        kept = arm_config(base, arm).weighting.kept_share
+        kept = arm_config(base, arm).weighting.parameters.get("keep", 1.0)
         if arm.kind == "uniform" or kept >= 1 or any(option == "weighting.normalise" for option, _ in arm.settings):
             result.append(arm)
             continue
