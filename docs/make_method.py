@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.entropy_control import EntropyControl
 from trainer.loss import LOSSES, entropy_term, kl_estimate, kl_term, policy_loss, sequence_log_ratio
-from trainer.weighting import WEIGHT_FUNCTIONS, token_weights
+from trainer.weighting import WEIGHT_FUNCTIONS, capped_deviation, token_weights
 
 
 def _explained(name: str, thing: Callable[..., object] | type) -> list[str]:
@@ -61,10 +61,14 @@ def _weightings() -> list[str]:
     return [
         "## Weightings",
         "",
-        "`weighting.kind`; from the old policy's signals, once for each rollout batch, without gradient.",
+        "`weighting.kind`; from the old policy's signals, once for each rollout batch (`divergence`: before each",
+        "optimizer update), without gradient.",
         "",
         *_explained("token_weights", token_weights),
         *(line for name, function in WEIGHT_FUNCTIONS.items() for line in _explained(name, function)),
+        "### signals.scale = capped",
+        "",
+        *_explained("capped_deviation", capped_deviation)[2:],
     ]
 
 

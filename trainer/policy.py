@@ -113,10 +113,13 @@ class Policy:
         """
         implementation = self.model.config._attn_implementation
         layer = [m for m in self.model.modules() if type(m).__name__.endswith("Attention")][-1]
+        heads = self.model.config.get_text_config().num_attention_heads
         seen: list[Tensor | None] = []
-        hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[1]))
+        hook = layer.register_forward_hook(
+            lambda module, inputs, output: seen.append(output[1] if isinstance(output, tuple) else None)
+        )
         self.model.set_attn_implementation("eager")
-        size = max(1, SLAB_ELEMENTS // (self.model.config.num_attention_heads * batch.input_ids.shape[1] ** 2))
+        size = max(1, SLAB_ELEMENTS // (heads * batch.input_ids.shape[1] ** 2))
         found = []
         try:
             for start in range(0, len(batch), size):

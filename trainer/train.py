@@ -125,4 +125,5 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         statistics,
         update.loss_stats,
         scalars=scalars,
+        sum_over_ranks=parts.ranks.sum if parts.ranks.world > 1 else None,
     )

@@ -7,8 +7,8 @@ division happens in `step_record`, so nothing is a mean of means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from monitor.signals.types import TokenSignals
 JOINT_SPLITS = ("all", "selected")
 _SIGNAL_METRICS = ("entropy", "renyi2", "surprisal", "deviation", "weight")
 _JOINT_METRICS = ("entropy*deviation", "probability*purity")
+_MOMENTS = ("n", "n_nonfinite", "total", "sumsq")
 _COLUMNS = ("logprob", "entropy", "renyi2", "deviation", "alive", "weight")
 
 
@@ -153,11 +154,13 @@ def step_record(
     loss_stats: Statistics | None = None,
     *,
     scalars: Mapping[str, float | Tensor],
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[StepRecord, TokenTable]:
     """The record of a step and its tokens, with one device-to-host copy.
 
     `scalars` are added as they are (floats, or 0-d tensors which ride along in the copy). Tokens are numbered by
-    row of the batch (`sample`) and response position.
+    row of the batch (`sample`) and response position. With several ranks `sum_over_ranks` adds a float64 vector over
+    them (one collective): means and shares are then those of all ranks, histograms and tokens this rank's.
     """
     tensors: dict[str, Tensor] = {"token_id": token_ids.int(), "mask": mask}
     tensors |= {f"token/{key}": getattr(signals, key) for key in _COLUMNS[:-1]}
@@ -167,12 +170,43 @@ def step_record(
             tensors |= {f"sum/{key}": value for key, value in stats.sums.items()}
             for key, histogram in stats.histograms.items():
                 tensors |= histogram.tensors(key)
+    if sum_over_ranks is not None:
+        tensors |= _summed(tensors, sum_over_ranks)
     tensors |= {f"scalar/{key}": value for key, value in scalars.items() if isinstance(value, Tensor)}
     host = to_host(tensors)
     histograms = _host_histograms(host, loss_stats is not None)
-    values = _scalars(histograms, host)
+    values = _scalars(_whole(histograms, host), host)
     values |= {key: float(host[f"scalar/{key}"]) if isinstance(v, Tensor) else float(v) for key, v in scalars.items()}
     return StepRecord(step, values, tuple(histograms.values())), _token_table(host)
+
+
+def _summed(tensors: Mapping[str, Tensor], add: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """All sums, and "whole/..." for the counts and moments of the histograms, added over ranks in one vector."""
+    own = {
+        key: tensor.double().reshape(-1)
+        for key, tensor in tensors.items()
+        if key.startswith("sum/") or key.endswith(tuple(f"/{moment}" for moment in _MOMENTS))
+    }
+    parts = add(torch.cat(list(own.values()))).split([len(vector) for vector in own.values()])
+    added = dict(zip(own, parts, strict=True))
+    return {
+        key if key.startswith("sum/") else f"whole/{key}": vector.view(tensors[key].shape)
+        for key, vector in added.items()
+    }
+
+
+def _whole(
+    histograms: dict[tuple[str, str], Histogram], host: dict[str, np.ndarray]
+) -> dict[tuple[str, str], Histogram]:
+    """The histograms with the moments of all ranks, for means and shares; their counts stay this rank's."""
+    if not any(key.startswith("whole/") for key in host):
+        return histograms
+    found = {}
+    for (key, split), histogram in histograms.items():
+        i = (JOINT_SPLITS if key in _JOINT_METRICS else SPLITS).index(split)
+        n, bad, total, sumsq = (float(host[f"whole/{key}/{moment}"][i]) for moment in _MOMENTS)
+        found[key, split] = replace(histogram, n=int(n), n_nonfinite=int(bad), sum=total, sumsq=sumsq)
+    return found
 
 
 def _host_histograms(host: dict[str, np.ndarray], with_loss: bool) -> dict[tuple[str, str], Histogram]:

@@ -289,3 +289,13 @@ def test_no_selected_token_leaves_the_policy_as_it_is():
     config = config_of(weighting={"kind": "rsi", "low": 5.0, "high": 6.0})
     (gradient,), update, batch, _ = gradient_of(config)
     assert (gradient == 0).all() and float(update.loss) == 0 and (update.weights == 0).all() and batch.mask.any()
+
+
+def test_a_model_that_returns_no_attention_is_refused():
+    policy = tiny_policy()
+    batch = batch_of(policy, config_of())
+    layer = policy.body.layers[-1].self_attn
+    layer.register_forward_hook(lambda module, inputs, output: (output[0], None))  # as fused implementations do
+    with pytest.raises(ValueError, match=r"returns no attention, which weighting\.kind attention needs"):
+        policy.attention_received(batch)
+    assert policy.model.config._attn_implementation == "sdpa"

@@ -1,0 +1,78 @@
+"""One rank of test_parallel: replays its groups of a saved batch through five SGD updates and saves what it saw.
+
+torchrun ... parallel_child.py BATCH.pt OUT LOSS MICRO_BATCH replicate|shard
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+
+import torch
+
+from monitor.signals.stats import signal_statistics, step_record
+from trainer.config import TrainConfig
+from trainer.models import resolve_model
+from trainer.parallel import Ranks, join_ranks, leave_ranks, whole
+from trainer.policy import Policy
+from trainer.tokens import TokenBatch
+from trainer.update import Updater
+
+STEPS, GROUP = 5, 4
+
+
+class Recording(torch.optim.SGD):
+    """SGD that keeps the gradients of its first step."""
+
+    def step(self, closure=None):
+        if not hasattr(self, "first"):
+            self.first = [whole(p.grad).clone() for group in self.param_groups for p in group["params"]]
+        return super().step(closure)
+
+
+def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded: bool) -> dict[str, object]:
+    """Gradients of the first update, parameters after five, the record of the last step."""
+    config = TrainConfig(
+        rollout={"prompts": 4, "group_size": GROUP},
+        weighting={"kind": "ict", "keep": 0.3, "warmup_steps": 0},
+        loss={"kind": loss, "kl_coef": 0.01},
+        optim={"grad_clip": 1e9, "micro_batch": micro_batch},
+    )
+    policy = Policy.load(resolve_model("builtin"), torch.device("cpu"))
+    reference = Policy.load(resolve_model("builtin"), torch.device("cpu"))
+    if sharded:
+        policy.shard(ranks)
+        reference.shard(ranks)
+    updater = Updater(policy, reference, config, ranks)
+    updater.optimizer = Recording(updater.trained, lr=0.05)
+    for step in range(1, STEPS + 1):
+        update = updater.update(batch, step)
+    statistics = signal_statistics(update.signals, batch.mask, update.weights, batch.correct)
+    add = ranks.sum if ranks.world > 1 else None
+    record, tokens = step_record(
+        STEPS, update.signals, batch.token_ids, batch.mask, update.weights, statistics, update.loss_stats,
+        scalars={"loss": update.loss}, sum_over_ranks=add,
+    )  # fmt: skip
+    return {
+        "gradients": updater.optimizer.first,
+        "parameters": [whole(p.detach()) for p in policy.trained().values()],
+        "record": record,
+        "tokens": tokens,
+    }
+
+
+def main() -> None:
+    batch_file, out, loss, micro_batch, mode = sys.argv[1:]
+    torch.set_num_threads(1)
+    ranks = join_ranks()
+    columns = torch.load(batch_file)
+    half = len(columns["rewards"]) // ranks.world
+    rows = slice(ranks.rank * half, (ranks.rank + 1) * half)
+    batch = TokenBatch(*(columns[spec.name][rows] for spec in fields(TokenBatch)))
+    found = replay(batch, ranks, loss, int(micro_batch), mode == "shard")
+    torch.save(found, f"{out}.{ranks.rank}")
+    leave_ranks()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Two processes against one: gradients, parameters, histograms; and a sharded run with its store, end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parallel_child import GROUP, replay
+
+from monitor.metrics import METRICS
+from monitor.signals.histograms import device_histograms
+from monitor.store.reader import open_store
+from trainer.cli import parse_config
+from trainer.parallel import Ranks
+from trainer.scoring import token_batch
+from trainer.setup import prepare
+from trainer.tokens import TokenBatch
+from trainer.train import sample_step
+
+CHILD = Path(__file__).with_name("parallel_child.py")
+
+
+def torchrun(*command: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = str(Path(__file__).parents[2])
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+         "--master-port", str(port), *command],
+        capture_output=True, text=True, timeout=timeout, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, str(CHILD.parent)])},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory) -> tuple[TokenBatch, Path]:
+    """Real rollouts of four groups; a token outside what the policy samples now makes ratios differ from 1."""
+    config = parse_config(
+        ["--rollout.prompts", "4", "--rollout.group-size", str(GROUP), "--rollout.temperature", "1.5"]
+    )
+    parts = prepare(config)
+    rollouts, scored = sample_step(parts)
+    made = token_batch(rollouts, scored, 1.0, config)
+    assert made.advantages.abs().sum() > 0
+    path = tmp_path_factory.mktemp("batch") / "batch.pt"
+    torch.save({spec.name: getattr(made, spec.name) for spec in fields(made)}, path)
+    return made, path
+
+
+def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """Norm of the difference over the norm of theirs, in float64."""
+    pairs = [(a.double(), b.double()) for a, b in zip(ours, theirs, strict=True)]
+    return float(torch.sqrt(sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "micro_batch", "mode"),
+    [("grpo", 256, "replicate"), ("dapo", GROUP, "replicate"), ("gspo", 256, "replicate"), ("grpo", 256, "shard")],
+)
+def test_two_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch, mode):
+    """Denominators are those of the step and gradients are summed, so splits over ranks and micro-batches change nothing."""
+    made, path = batch
+    done = torchrun(str(CHILD), str(path), str(tmp_path / "out"), loss, str(micro_batch), mode)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"out.{rank}", weights_only=False) for rank in (0, 1)]
+    single = replay(made, Ranks(), loss, 256, False)
+    for rank in ranks:
+        assert difference(rank["gradients"], single["gradients"]) < 1e-6
+        assert difference(rank["parameters"], single["parameters"]) < 1e-6
+    assert all(torch.equal(a, b) for a, b in zip(ranks[0]["parameters"], ranks[1]["parameters"], strict=True))
+    both = [rank["record"] for rank in ranks]
+    assert both[0].scalars == both[1].scalars  # means and shares are those of all ranks
+    for key, value in single["record"].scalars.items():
+        assert both[0].scalars[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+    merged_are_those_of_the_concatenated_tokens(ranks)
+
+
+def merged_are_those_of_the_concatenated_tokens(ranks):
+    for metric in ("entropy", "deviation", "weight"):
+        merged = sum(h.counts for r in ranks for h in r["record"].histograms if (h.metric, h.split) == (metric, "all"))
+        values = torch.from_numpy(np.concatenate([getattr(rank["tokens"], metric) for rank in ranks]))
+        joined = device_histograms(values, torch.ones(1, len(values), dtype=torch.bool), METRICS[metric].edges)
+        np.testing.assert_array_equal(merged, joined.counts[0].numpy())
+        assert int(merged.sum()) == len(values) > 100
+
+
+def test_a_sharded_run_records_every_rank_and_resumes(tmp_path):
+    store = tmp_path / "store"
+    options = ("--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 2 --eval.prompts 2 "
+               "--eval.samples 4 --weighting.warmup-steps 1 --checkpoint.every 2 --shard").split()  # fmt: skip
+    train = ["-m", "--", "monitor.cli", "train"]
+    done = torchrun(*train, *options, "--steps", "2", "--store", str(store), "--run", "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = torchrun(*train, "--resume", "two", "--steps", "3", "--store", str(store))
+    assert done.returncode == 0 and "goes on at step 3" in done.stderr, done.stderr[-3000:]
+    with open_store(store) as opened:
+        counts = opened.sql("SELECT step, rank, count(*) FROM tokens GROUP BY ALL ORDER BY ALL").rows
+        assert [row[:2] for row in counts] == [(step, rank) for step in (1, 2, 3) for rank in (0, 1)]
+        told = dict(opened.sql("SELECT step, value FROM steps WHERE name = 'tokens' AND rank = 0").rows)
+        assert told == {step: sum(n for s, _, n in counts if s == step) for step in (1, 2, 3)}
+        assert opened.run("two").status == "finished"
+    assert json.loads((store / "runs" / "two" / "run.json").read_text())["environment"]["processes"] == 2
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(store / "policies" / "two")
+    assert sum(p.numel() for p in model.parameters()) > 5e5
+
+
+def test_prompts_that_do_not_divide_are_refused():
+    config = parse_config(["--rollout.prompts", "5"])
+    with pytest.raises(ValueError, match=r"rollout.prompts is 5 for 2 processes .* multiple of 2"):
+        prepare(config, Ranks(0, 2))
