@@ -155,7 +155,9 @@ class OptimConfig(_Group):
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     epochs: int = Field(1, ge=1, description="passes over a step's rollouts")
     mini_batches: int = Field(1, ge=1, description="optimizer updates in an epoch; groups stay whole")
-    micro_batch: int = Field(256, ge=1, description="rollouts in a forward pass; changes memory, not gradients")
+    micro_batch: int = Field(
+        256, ge=1, description="rollouts in a forward pass; changes memory, not gradients (but bnpo's)"
+    )
 
 
 class EvalConfig(_Group):
