@@ -64,9 +64,9 @@ class LossConfig(_Group):
         "coefficient", description="coefficient: the entropy bonus, from entropy_coef on, in 0 to entropy_coef_max; "
         "temperature: the sampling temperature, in temperature_min to temperature_max"
     )  # fmt: skip
-    entropy_step: float = Field(1e-4, gt=0, description="change of entropy_coef in a step")
-    entropy_coef_max: float = Field(0.005, gt=0, description="largest entropy_coef; 0.01 is known to explode")
-    temperature_step: float = Field(0.02, gt=0, lt=1, description="largest relative change of temperature in a step")
+    entropy_step: float = Field(1e-3, gt=0, description="change of entropy_coef in a step")
+    entropy_coef_max: float = Field(0.05, gt=0, description="largest controlled entropy_coef")
+    temperature_step: float = Field(0.1, gt=0, lt=1, description="largest relative change of temperature in a step")
     temperature_min: float = Field(0.5, gt=0, description="lowest controlled temperature")
     temperature_max: float = Field(1.5, gt=0, description="highest controlled temperature")
     mask_truncated: bool = Field(False, description="leave truncated responses out of loss and denominators")
@@ -87,11 +87,8 @@ class LossConfig(_Group):
                 "loss.kl_estimator k1 has a mean gradient of 0: it would only add noise. Set loss.kl_bias_correction, "
                 "or take k2 or k3."
             )
-        if (
-            self.entropy_target
-            and self.entropy_actuator == "coefficient"
-            and not 0 <= self.entropy_coef <= self.entropy_coef_max
-        ):
+        controlled = self.entropy_target is not None and self.entropy_actuator == "coefficient"
+        if controlled and not 0 <= self.entropy_coef <= self.entropy_coef_max:
             raise ValueError(
                 f"loss.entropy_coef is {self.entropy_coef}, from where the control starts: expected 0 to "
                 f"loss.entropy_coef_max, now {self.entropy_coef_max}."
@@ -105,7 +102,9 @@ class OptimConfig(_Group):
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     epochs: int = Field(1, ge=1, description="passes over a step's rollouts")
     mini_batches: int = Field(1, ge=1, description="optimizer updates in an epoch; groups stay whole")
-    micro_batch: int = Field(256, ge=1, description="rollouts in a forward pass; changes memory, not gradients")
+    micro_batch: int = Field(
+        256, ge=1, description="rollouts in a forward pass; changes memory, not gradients (but bnpo's)"
+    )
 
 
 class EvalConfig(_Group):

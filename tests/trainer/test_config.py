@@ -30,6 +30,21 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
         ({"eval": {"k": 32}}, "eval.k is 32 but eval.samples is 16"),
         ({"optim": {"lr": -1}}, "lr is -1: input should be greater than 0."),
         ({"optim": {"lrr": 1}}, "Unknown setting 'lrr'. Did you mean 'lr'?"),
+        (
+            {"loss": {"clip_delta": 1.1}},
+            "loss.clip_delta is 1.1 with loss.kind grpo and clip_high 0.2: expected more than",
+        ),
+        ({"loss": {"clip_delta": 4.0, "kind": "cispo"}}, "a kind other than cispo"),
+        ({"loss": {"kl_coef": 0.1, "kl_estimator": "k1"}}, "loss.kl_estimator k1 has a mean gradient of 0"),
+        (
+            {"loss": {"kl_coef": 0.1, "kl_reference": "old"}},
+            "each step has one update, of the very policy that sampled",
+        ),
+        ({"loss": {"entropy_target": 0.3, "entropy_coef": -0.1}}, "loss.entropy_coef is -0.1, from where the control"),
+        (
+            {"loss": {"entropy_target": 0.3, "entropy_actuator": "temperature"}, "rollout": {"temperature": 2.0}},
+            "rollout.temperature is 2.0, from where the control starts: expected loss.temperature_min",
+        ),
         ({"stepps": 1}, "Unknown setting 'stepps'. Did you mean 'steps'?"),
     ],
 )

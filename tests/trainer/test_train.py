@@ -173,6 +173,25 @@ def test_truncation_of_every_completion_is_an_event(tmp_path, capsys):
     assert rows(store, "SELECT step FROM events WHERE kind = 'truncated'") == [(1,)]
 
 
+@pytest.mark.parametrize("actuator", ["coefficient", "temperature"])
+def test_entropy_control_moves_its_value_and_the_whole_step_follows(tmp_path, actuator):
+    """Sampler, signals and loss of a step share one temperature: they agree on each token to rounding."""
+    store = tmp_path / "store"
+    options = ["--loss.entropy-target", "9", "--loss.entropy-actuator", actuator, "--loss.temperature-step", "0.1"]
+    assert run(store, *options, "--eval.every", "0", "--run", "c", "--steps", "3", "--loss.entropy-step", "0.001") == 0
+
+    def series(name):
+        query = f"SELECT value FROM steps WHERE run = 'c' AND name = '{name}' ORDER BY step"
+        return [value for (value,) in rows(store, query)]
+
+    # far below the target: exp(0.1 * error) a step with error (9 - H) / 9, or 0.001 a step
+    factors = np.exp(0.1 * (1 - np.array(series("entropy")) / 9))
+    moving = {"temperature": [1.0, factors[0], factors[0] * factors[1]], "coefficient": [0.0, 0.001, 0.002]}
+    assert series("temperature") == pytest.approx(moving[actuator] if actuator == "temperature" else [1.0] * 3)
+    assert series("entropy_coef") == pytest.approx(moving[actuator] if actuator == "coefficient" else [0.0] * 3)
+    assert max(series("sampler_mismatch")) < 1e-5 and max(series("log_ratio_abs")) < 1e-5
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_flushes_marks_the_run_stopped_and_saves(tmp_path, number):
     store = tmp_path / "store"
