@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import streamlit as st
 
@@ -14,13 +16,19 @@ from monitor.queries import Frame, n_rows, select, series_of, value_at
 from monitor.store.tail import RunEntry
 
 PASSES = ("eval/heldout/pass@1", "eval/heldout/pass@4")
-SMALL = (  # the small charts: metric key, then further keys drawn in the same chart
-    (("kl", "log_ratio_abs"), False),
-    (("response_length",), False),
-    (("clip_share_low", "clip_share_high"), False),
-    (("grad_norm",), True),
-    (("zero_variance_share", "truncated_share"), False),
-    (("selected_share", "selected_decided_share", "decided_share"), False),
+SMALL = (  # the small charts: keys drawn in one chart, its title (none: made from the keys), log axis
+    (("kl", "log_ratio_abs"), "", False),
+    (("response_length",), "", False),
+    (("clip_share_low", "clip_share_high"), "", False),
+    (("grad_norm",), "", True),
+    (("zero_variance_share", "truncated_share"), "", False),
+    (("selected_share", "selected_decided_share", "decided_share"), "Selected and decided tokens", False),
+)
+DIAGNOSTICS = (
+    (("regime_h_share", "regime_h_share_selected"), "Regime H: p > sum p²", False),
+    (("predicted_entropy_change", "predicted_entropy_change_weighted"), "Predicted entropy change", False),
+    (("probe_predicted_change", "probe_true_change"), "Change of H2: predicted and true", False),
+    (("sampler_mismatch_k3",), "", False),
 )
 HEADLINE = ("reward", "correct_share", "eval/heldout/pass@1", "entropy", "renyi2", "deviation", "perf/step_s")
 
@@ -45,7 +53,8 @@ def page() -> None:
     _learning(entry, spans)
     _distributions(entry, spans, log)
     _selection(entry)
-    _update(entry, spans)
+    _small_charts(entry, spans, SMALL)
+    _small_charts(entry, spans, DIAGNOSTICS, "Diagnostics")
     _alerts_and_events(entry, spans)
 
 
@@ -153,18 +162,26 @@ def _selection(entry: RunEntry) -> None:
             shared.chart(distributions.joint_map(theme, counts), f"joint-{name}", group="")
 
 
-def _update(entry: RunEntry, spans: Frame) -> None:
+def _small_charts(
+    entry: RunEntry, spans: Frame, charts: Sequence[tuple[tuple[str, ...], str, bool]], heading: str = ""
+) -> None:
+    """Two columns of those charts of which the run has recorded something."""
     theme = shared.theme()
-    rows = data.scalars([entry.name], tuple(key for keys, _ in SMALL for key in keys))
+    rows = data.scalars([entry.name], tuple(key for keys, _, _ in charts for key in keys))
     recorded = set(rows["name"])
-    shown = [(tuple(k for k in keys if k in recorded), log) for keys, log in SMALL if recorded & set(keys)]
+    shown = [(tuple(k for k in keys if k in recorded), title, log) for keys, title, log in charts]
+    shown = [chart for chart in shown if chart[0]]
+    if heading and shown:
+        shared.small_heading(heading)
     columns = st.columns(2)
-    for i, (keys, log) in enumerate(shown):
+    for i, (keys, title, log) in enumerate(shown):
         colours = (_colour(entry, theme), theme.second, theme.wheel[1])
-        drawn = [_series(entry, key, colour, rows) for key, colour in zip(keys, colours, strict=False)]
-        title = _joined(keys) if len(keys) < 3 else "Selected and decided tokens"
+        drawn = [
+            _series(entry, key, colour, rows, points=key.startswith("probe_"))  # values of some steps only
+            for key, colour in zip(keys, colours, strict=False)
+        ]
         with columns[i % 2]:
-            fig = lines(theme, keys[0], drawn, title=title, spans=spans, log=log)
+            fig = lines(theme, keys[0], drawn, title=title or _joined(keys), spans=spans, log=log)
             shared.chart(fig, f"{keys[0]}-{entry.name}", pick=True)
 
 

@@ -78,7 +78,7 @@ def token_signals(
         mask: bool [N, T], True on response tokens; column t is absolute response position t in every row.
         group_ids: int [N], equal for rollouts of one prompt; any integers in any order.
         temperature: the sampling temperature tau > 0.
-        moments: also sum_v p^3 and sum_v p^2 ln p, relative error below 1e-5; about 1 % of the call's time.
+        moments: also sum_v p^3 and sum_v p^2 ln p, relative error below 1e-5.
     Returns: TokenSignals, nats, float32 [N, T], 0 where mask is False; deviations below 1e-6 are returned as 0.
     Raises: ValueError for wrong shapes, dtypes or options.
     Source: arXiv 2606.19771v1, eqs. 5 and 24-26; the temperature is our reading (the paper states none).
@@ -154,9 +154,9 @@ def _entropies(p: Tensor, logp: Tensor, log_total: Tensor, moments: bool) -> tup
     renyi2 = 2 * log_total - torch.log(sum_p2)
     if not moments:
         return entropy.float(), renyi2.float()
-    # terms of one sign: float32 sums are good to 4e-7 and cost a twentieth of float64 ones
-    sum_p3 = (squares * p).sum(-1) * torch.exp(-3 * log_total)
-    sum_p2_logp = ((p * p_logp).sum(-1) - log_total * sum_p2) * torch.exp(-2 * log_total)
+    # terms of one sign: float32 sums are good to 4e-7 and cost a twentieth of float64 ones; in place for memory
+    sum_p3 = squares.mul_(p).sum(-1) * torch.exp(-3 * log_total)
+    sum_p2_logp = (p_logp.mul_(p).sum(-1) - log_total * sum_p2) * torch.exp(-2 * log_total)
     return entropy.float(), renyi2.float(), sum_p3.float(), sum_p2_logp.float()
 
 

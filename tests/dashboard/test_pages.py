@@ -13,6 +13,7 @@ from dashboard import data
 from dashboard.arms import Arm, default_arms, figures_table
 from dashboard.views import shared
 from monitor.recorder import Recorder
+from monitor.records import StepRecord
 from monitor.store.tail import RunEntry
 
 PAGES = ("overview", "run", "compare", "tokens")
@@ -125,6 +126,18 @@ def test_alerts_stand_on_overview_and_run(monkeypatch, store: Path) -> None:
     assert "entropy_collapse · step 25" in words(open_page(monkeypatch, store, "overview"))
     assert "fires since step 25" in words(open_page(monkeypatch, store, "run", run="uniform-s0"))
     assert "step 12 to 20, resolved" in words(open_page(monkeypatch, store, "run", run="ict-s0"))
+
+
+def test_diagnostics_stand_on_the_run_page_of_runs_that_recorded_them(monkeypatch, store: Path, tmp_path: Path) -> None:
+    def headings(app: AppTest) -> str:
+        return " ".join(str(element.proto.body) for element in app.get("html"))
+
+    assert "Diagnostics" not in headings(open_page(monkeypatch, store, "run", run="ict-s0"))
+    record, tokens, samples = simulated.step(1, weighting="ict", seed=0, total=1)
+    scalars = {**record.scalars, "regime_h_share": 0.9, "regime_h_share_selected": 0.95}
+    with Recorder(tmp_path, simulated.info("new", "ict", 0, 1)) as recorder:
+        recorder.record(StepRecord(1, scalars, record.histograms), tokens, samples)
+    assert "Diagnostics" in headings(open_page(monkeypatch, tmp_path, "run", run="new"))
 
 
 def entry(name: str, weighting: str, seed: int, comparison: str = "c") -> RunEntry:

@@ -67,7 +67,7 @@ def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     [("grpo", 256, "replicate"), ("dapo", GROUP, "replicate"), ("gspo", 256, "replicate"), ("grpo", 256, "shard")],
 )
 def test_two_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch, mode):
-    """Denominators are those of the step and gradients are summed, so splits over ranks and micro-batches change nothing."""
+    """Denominators are those of the step, gradients are summed: splits over ranks and micro-batches change nothing."""
     made, path = batch
     done = torchrun(str(CHILD), str(path), str(tmp_path / "out"), loss, str(micro_batch), mode)
     assert done.returncode == 0, done.stderr[-3000:]
