@@ -221,11 +221,10 @@ def test_a_non_finite_gradient_never_reaches_the_weights():
     assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
 
 
-OFF = {"epochs": 2, "mini_batches": 2}
-
-
 def test_divergence_weighs_by_how_far_the_policy_has_moved():
-    config = config_of(weighting={"kind": "divergence", "ramp_steps": 1}, optim={**OFF, "micro_batch": 4})
+    config = config_of(
+        weighting={"kind": "divergence", "ramp_steps": 1}, optim={"epochs": 2, "mini_batches": 2, "micro_batch": 4}
+    )
     policy = tiny_policy()
     updater, batch = Updater(policy, None, config), batch_of(policy, config)
     seen = []
