@@ -107,6 +107,11 @@ class OptimConfig(_Group):
     )
 
 
+class LoraConfig(_Group):
+    rank: int = Field(0, ge=0, description="train low-rank adapters of all linear layers instead; 0: all parameters")
+    alpha: int = Field(32, gt=0, description="the adapters' output is scaled by alpha / rank")
+
+
 class EvalConfig(_Group):
     every: int = Field(
         40, ge=0, description="steps between evaluations, also before the first and after the last; 0: never"
@@ -174,6 +179,7 @@ class TrainConfig(_Group):
     weighting: WeightingConfig = WeightingConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
     eval: EvalConfig = EvalConfig()
     record: RecordConfig = RecordConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -186,6 +192,15 @@ class TrainConfig(_Group):
                 f"weighting.kind {self.weighting.kind!r} acts only once the policy has left the one that sampled, but "
                 "with one epoch and one mini-batch it never has: the run would be uniform. Set optim.mini_batches or "
                 "optim.epochs to 2 or more."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lora_is_whole(self) -> TrainConfig:
+        if self.shard and self.lora.rank:
+            raise ValueError(
+                f"shard is true and lora.rank is {self.lora.rank}: adapters are small, so they are trained in whole "
+                "copies. Leave out --shard, or set lora.rank to 0."
             )
         return self
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monitor.signals import TokenSignals, token_signals
+from trainer.config import LoraConfig
+from trainer.lora import merged_copy, with_adapters
 from trainer.models import ModelSource, cache_dir
 from trainer.parallel import Ranks, shard, whole
 from trainer.tokens import Rollouts, TokenBatch
@@ -57,8 +59,8 @@ class Policy:
         self._check_head()
 
     @classmethod
-    def load(cls, source: ModelSource, device: torch.device | None = None) -> Policy:
-        """Loads weights in float32 and the tokenizer; the device is CUDA where there is one."""
+    def load(cls, source: ModelSource, device: torch.device | None = None, lora: LoraConfig | None = None) -> Policy:
+        """Loads weights in float32 and the tokenizer; the device is CUDA where there is one. lora: adds adapters."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
@@ -66,7 +68,7 @@ class Policy:
         path = unpacked(source) if source.gguf_file else source.path
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        return cls(model, tokenizer, device or pick_device())
+        return cls(with_adapters(model, lora) if lora and lora.rank else model, tokenizer, device or pick_device())
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -188,7 +190,8 @@ class Policy:
         self._reshard()
         state = {name: whole(value) for name, value in self.model.state_dict().items()}
         if int(os.environ.get("RANK", "0")) == 0:
-            self.model.save_pretrained(folder, state_dict=state)
+            merged = merged_copy(self.model) if hasattr(self.model, "merge_and_unload") else None
+            (merged or self.model).save_pretrained(folder, state_dict=None if merged else state)
             self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()

@@ -98,7 +98,7 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
     source = ensure_model(config.model)
     device = pick_device()
-    policy = Policy.load(source, device)
+    policy = Policy.load(source, device, config.lora)
     encode_prompts(policy, train_prompts, task.system_prompt, config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
     reference = Policy.load(source, device) if kl_to_initial else None
