@@ -64,8 +64,8 @@ class LossConfig(_Group):
         "coefficient", description="coefficient: the entropy bonus, from entropy_coef on, in 0 to entropy_coef_max; "
         "temperature: the sampling temperature, in temperature_min to temperature_max"
     )  # fmt: skip
-    entropy_step: float = Field(1e-3, gt=0, description="change of entropy_coef in a step")
-    entropy_coef_max: float = Field(0.05, gt=0, description="largest controlled entropy_coef")
+    entropy_step: float = Field(5e-3, gt=0, description="change of entropy_coef in a step")
+    entropy_coef_max: float = Field(0.2, gt=0, description="largest controlled entropy_coef")
     temperature_step: float = Field(0.1, gt=0, lt=1, description="largest relative change of temperature in a step")
     temperature_min: float = Field(0.5, gt=0, description="lowest controlled temperature")
     temperature_max: float = Field(1.5, gt=0, description="highest controlled temperature")

@@ -22,7 +22,7 @@ class EntropyControl:
             temperature_min and temperature_max. Ours: no published law is known to us. H is the entropy at tau, so a
             falling entropy of the model itself shows as a rising tau: read the two together.
     Deterministic; a non-finite H changes nothing. With several ranks, `observe` the mean over all of them on each.
-    Example, target 0.3, entropy_step 1e-3, first H 0.25: `coefficient` is 1e-3 in the second step.
+    Example, target 0.3, entropy_step 5e-3, first H 0.25: `coefficient` is 5e-3 in the second step.
     """
 
     def __init__(self, config: TrainConfig) -> None:
