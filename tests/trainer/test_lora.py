@@ -15,8 +15,8 @@ from trainer.models import BUILTIN
 from trainer.setup import prepare
 
 OPTIONS = (
-    "--lora.rank 4 --lora.alpha 8 --optim.lr 1e-3 --threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 0 "
-    "--weighting.warmup-steps 0 --checkpoint.every 2"
+    "--lora.rank 4 --lora.alpha 8 --optim.lr 1e-3 --threads 1 --rollout.prompts 4 --rollout.group-size 4 "
+    "--eval.every 0 --weighting.warmup-steps 0 --checkpoint.every 2"
 ).split()
 
 
