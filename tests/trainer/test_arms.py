@@ -16,6 +16,7 @@ def test_an_arm_is_a_weighting_with_settings():
         (("weighting.keep", "0.3"), ("optim.lr", "3e-4"), ("loss.kl_coef", "0.01")),
     )
     assert arm.slug == "ict-keep0.3-lr3e-4-loss.kl_coef0.01"
+    assert parse_arm("ict:normalise=all").slug == "ict-normalise-all"
     assert arm.options()[:4] == ["--weighting.kind", "ict", "--weighting.keep", "0.3"]
     config = arm_config(TrainConfig(steps=7), arm, seed=4)
     assert (config.steps, config.seed, config.weighting.keep, config.optim.lr, config.loss.kl_coef) == (

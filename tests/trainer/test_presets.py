@@ -6,7 +6,7 @@ import duckdb
 import huggingface_hub
 import pytest
 
-from trainer.cli import PRESETS, parse_config
+from trainer.cli import HELP, PRESETS, parse_config
 from trainer.config import ConfigError
 from trainer.datasets import DATASETS, fetch_dataset, problem_rows
 from trainer.models import ModelError, main
@@ -18,6 +18,7 @@ from trainer.tasks import make_task
 def test_every_preset_is_a_configuration_by_name_and_options_win(name):
     config = parse_config([name, "--steps", "3"])
     assert config.steps == 3 and config == parse_config([str(PRESETS / f"{name}.toml"), "--steps", "3"])
+    assert name in HELP
     assert config.task.startswith(("chain", "reasoning_gym:", "jsonl:"))
 
 
