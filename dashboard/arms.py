@@ -29,7 +29,8 @@ def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
         members = [entry for entry in entries if comparison and entry.info.get("comparison") == comparison]
         by_kind: dict[str, dict[int, str]] = {}
         for entry in members:
-            by_kind.setdefault(str(entry.info.get("weighting")), {})[int(entry.info.get("seed", 0))] = entry.name
+            of_kind = by_kind.setdefault(str(entry.info.get("weighting")), {})
+            of_kind.setdefault(int(entry.info.get("seed", 0)), entry.name)  # the newest, where a run was started anew
         kinds = sorted(by_kind, key=lambda kind: (kind != "uniform", kind == "random"))
         for other in kinds[1:]:
             seeds = sorted(by_kind[kinds[0]].keys() & by_kind[other].keys())

@@ -32,7 +32,8 @@ class Arm:
     @property
     def slug(self) -> str:
         """The label as a part of a run's name: ict:keep=0.3 -> ict-keep0.3."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "", self.text.replace(":", "-").replace(",", "-").replace("=", ""))
+        text = re.sub(r"=(?=[\d.])", "", self.text)
+        return re.sub(r"[^A-Za-z0-9._-]", "-", text)
 
     def options(self) -> list[str]:
         """The arm as options of `rlvr train`."""

@@ -121,6 +121,10 @@ def plan(
     base: TrainConfig, options: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int], name: str, *, on_cpu: bool
 ) -> dict[tuple[str, int], Job]:
     """{(arm, seed): job}, seed by seed, so that an interrupted comparison has whole pairs. Raises ConfigError."""
+    if base.save or base.run:
+        raise ConfigError(
+            f"save is {base.save!r} and run is {base.run!r} in the configuration: both belong to one run."
+        )
     threads = ["--threads", "1"] if on_cpu and base.threads is None else []
     grid: dict[tuple[str, int], Job] = {}
     for seed in seeds:

@@ -1,0 +1,215 @@
+"""`rlvr compare`: a tiny comparison end to end, then what a rerun does, with children that only pretend to train."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from monitor.recorder import Recorder
+from monitor.records import RunInfo, StepRecord
+from trainer import compare, fleet
+from trainer.arms import parse_arms
+from trainer.config import ConfigError, TrainConfig
+from trainer.fleet import Job, run_jobs, settle
+
+SMALL = (
+    "--steps 2 --rollout.prompts 4 --rollout.group-size 2 --eval.prompts 2 --eval.samples 4 --eval.splits heldout "
+    "--weighting.warmup-steps 0"
+).split()
+
+
+def rlvr(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "monitor.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> tuple[list[str], Path, subprocess.CompletedProcess[str]]:
+    store = tmp_path_factory.mktemp("compare") / "store"
+    command = ["compare", "--arms", "uniform", "ict:keep=0.3", "--seeds", "2", *SMALL, "--store", str(store)]
+    return command, store, rlvr(*command)
+
+
+def test_arms_and_seeds_are_trained_paired_and_stored(compared):
+    _, store, done = compared
+    assert done.returncode == 0, done.stderr
+    runs = {f"compare-{arm}-s{seed}" for arm in ("uniform", "ict-keep0.3") for seed in (0, 1)}
+    assert {path.name for path in (store / "runs").iterdir()} == runs | {"_seed"}
+    infos = {run: json.loads((store / "runs" / run / "run.json").read_text()) for run in runs}
+    assert {info["comparison"] for info in infos.values()} == {"compare"}
+    assert infos["compare-ict-keep0.3-s1"]["config"]["weighting"]["keep"] == 0.3
+    assert {info["environment"]["threads"] for info in infos.values()} == {1}
+    found = json.loads((store / "comparisons" / "compare.json").read_text())
+    assert found["arms"]["ict:keep=0.3"] == {"0": "compare-ict-keep0.3-s0", "1": "compare-ict-keep0.3-s1"}
+    steps = [row for row in found["rows"] if row["figure"] == "steps"]
+    assert [row["mean"] for row in steps] == [2.0, 2.0]
+    assert "At the last step" in done.stdout and "4/4: compare-" in done.stderr
+    assert (store / "comparisons" / "compare.html").stat().st_size > 1e6
+
+
+def test_a_rerun_trains_nothing_and_other_settings_are_an_error(compared, capsys):
+    command, store, first = compared
+    before = {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*.parquet")}
+    again = rlvr(*command)
+    assert again.returncode == 0 and "0 runs to do" in again.stderr and again.stdout == first.stdout
+    assert {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*.parquet")} == before
+    assert compare.main([*command[1:], "--optim.lr", "0.5"]) == 2
+    told = capsys.readouterr().err
+    assert "'compare-uniform-s0'" in told and "optim.lr was 0.0001, now 0.5" in told
+    assert compare.main(["--store", str(store), "--show", "compare", "--markdown"]) == 0
+    assert "| pass@1, heldout |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "uniform", "itc"], "Did you mean 'ict'?"),
+        (["--arms", "uniform"], "needs at least two arms"),
+        (["--seeds", "0"], "--seeds is 0, expected how many"),
+        (["--seeds", "1", "1"], "--seeds is 1 1, expected how many"),
+        (["--jobs", "0"], "--jobs is 0, expected at least 1"),
+        (["--seed", "3"], "--seed is set for every run by rlvr compare"),
+        (["--weighting.kind", "ict"], "--weighting.kind is set for every run"),
+        (["--comparison", "a/b"], "--comparison is 'a/b'"),
+        (["dmo"], "No preset 'dmo'. Did you mean 'demo'?"),
+        (["--save", "x"], "--save is set for every run"),
+        (["--show", "nothing"], "No comparison 'nothing'"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_starts(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = compare.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def stored_run(store: Path, name: str, config: TrainConfig, status: str) -> None:
+    info = RunInfo(name=name, model="m", task="t", weighting="ict", seed=0, config=config.model_dump(mode="json"))
+    recorder = Recorder(store, info)
+    recorder.record(StepRecord(1, {"reward": 1.0}))
+    recorder.close(status)
+
+
+def test_what_is_left_to_do_depends_on_what_the_store_holds(tmp_path):
+    config = TrainConfig(steps=5)
+    assert settle(tmp_path, "new", ["a"], config) == Job("new", ["a", "--run", "new"], config)
+    stored_run(tmp_path, "done", TrainConfig(steps=5, threads=1, comparison="old"), "finished")
+    assert settle(tmp_path, "done", ["a"], config).todo == "nothing"
+    stored_run(tmp_path, "cut", config, "stopped")
+    assert settle(tmp_path, "cut", ["a"], config) == Job("cut-2", ["a", "--run", "cut-2"], config)
+    assert (tmp_path / "runs" / "cut" / "run.json").exists()  # what it recorded stays
+    (tmp_path / "checkpoints" / "cut").mkdir(parents=True)
+    assert settle(tmp_path, "cut", ["a"], config).todo == "start"  # an empty folder holds no checkpoint
+    (tmp_path / "checkpoints" / "cut" / "step-3").mkdir()
+    resumed = settle(tmp_path, "cut", ["a"], config)
+    assert resumed == Job("cut", ["--resume", "cut", "--store", str(tmp_path)], config, "resume")
+    stored_run(tmp_path, "cut-2", config, "finished")
+    assert settle(tmp_path, "cut", ["a"], config) == Job("cut-2", [], config, "nothing")
+    (tmp_path / "runs" / "torn").mkdir()  # killed before it wrote its metadata
+    assert settle(tmp_path, "torn", ["a"], config).run == "torn-2"
+    with pytest.raises(ConfigError, match=r"'done' .* other settings: steps was 5, now 6"):
+        settle(tmp_path, "done", [], TrainConfig(steps=6))
+    live = Recorder(tmp_path, RunInfo(name="live", model="m", task="t", weighting="ict", seed=0))
+    with pytest.raises(ConfigError, match=r"'live' .* is running: another process trains it"):
+        settle(tmp_path, "live", [], config)
+    live.close("finished")
+
+
+def test_the_plan_goes_seed_by_seed_and_refuses_what_belongs_to_one_run(tmp_path):
+    base = TrainConfig(store=str(tmp_path))
+    arms = parse_arms(["uniform", "ict:lr=1e-5"])
+    grid = compare.plan(base, ["--steps", "3"], arms, [4, 7], "c", on_cpu=True)
+    assert [job.run for job in grid.values()] == [
+        "c-uniform-s4", "c-ict-lr1e-5-s4", "c-uniform-s7", "c-ict-lr1e-5-s7"
+    ]  # fmt: skip
+    job = grid["ict:lr=1e-5", 7]
+    assert job.config.optim.lr == 1e-5 and job.config.seed == 7
+    assert (
+        job.arguments
+        == (
+            "--steps 3 --threads 1 --weighting.kind ict --optim.lr 1e-5 --seed 7 --comparison c --run c-ict-lr1e-5-s7"
+        ).split()
+    )
+    with pytest.raises(ConfigError, match="both belong to one run"):
+        compare.plan(TrainConfig(save="x"), [], arms, [0], "c", on_cpu=True)
+
+
+def pretend(monkeypatch, script: str) -> list[tuple[str, str]]:
+    """Children run `script` with the run's name as argument; returns (run, device) of each start."""
+    started: list[tuple[str, str]] = []
+
+    def start(arguments, log, environment):
+        started.append((log.stem, environment.get("CUDA_VISIBLE_DEVICES", "")))
+        return subprocess.Popen([sys.executable, "-c", script, log.stem], text=True, start_new_session=True)
+
+    monkeypatch.setattr(fleet, "start_trainer", start)
+    monkeypatch.setattr(fleet, "POLL_S", 0.05)
+    return started
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on_over_all_devices(tmp_path, monkeypatch):
+    started = pretend(monkeypatch, "import sys, time; time.sleep(0.3); sys.exit(sys.argv[1] == 'b')")
+    jobs = [Job(name, [], TrainConfig()) for name in "abcd"] + [Job("done", [], TrainConfig(), "nothing")]
+    told = Console(file=io.StringIO(), width=200)
+    assert run_jobs(tmp_path, jobs, 2, ["0", "3"], told) == ["b"]
+    assert sorted(run for run, _ in started) == ["a", "b", "c", "d"]
+    assert {device for _, device in started[:2]} == {"0", "3"} and len({d for _, d in started[2:]} | {"0"}) <= 2
+    said = told.file.getvalue()
+    assert "b ended with code 1: see" in said and "4/4: " in said
+
+
+def test_no_more_than_the_asked_number_runs_at_a_time(tmp_path, monkeypatch):
+    script = (
+        f"import os, sys, time, pathlib; p = pathlib.Path({str(tmp_path)!r}); (p / ('on-' + sys.argv[1])).touch();"
+        "n = len(list(p.glob('on-*'))); (p / ('saw-' + sys.argv[1])).write_text(str(n)); time.sleep(0.4);"
+        "(p / ('on-' + sys.argv[1])).unlink()"
+    )
+    pretend(monkeypatch, script)
+    assert run_jobs(tmp_path, [Job(n, [], TrainConfig()) for n in "abcde"], 2, [], Console(file=io.StringIO())) == []
+    saw = [int(path.read_text()) for path in tmp_path.glob("saw-*")]
+    assert len(saw) == 5 and max(saw) == 2
+
+
+def test_ctrl_c_ends_every_child(tmp_path):
+    """A real comparison, interrupted while two children train: both close their runs, nothing is left running."""
+    command = [
+        sys.executable,
+        "-m",
+        "monitor.cli",
+        "compare",
+        "--seeds",
+        "1",
+        "--arms",
+        "uniform",
+        "ict",
+        "--jobs",
+        "2",
+    ]
+    options = [*SMALL, "--steps", "5000", "--eval.every", "0", "--store", str(tmp_path)]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    beats = [tmp_path / "runs" / f"compare-{arm}-s0" / "heartbeat-r000.json" for arm in ("uniform", "ict")]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not all(
+        beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) >= 1 for beat in beats
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "The same command goes on from here." in told
+    ended = [json.loads(beat.read_text()) for beat in beats]
+    assert {beat["status"] for beat in ended} == {"stopped"}
+    for beat in ended:
+        with pytest.raises(ProcessLookupError):
+            os.kill(beat["pid"], 0)

@@ -1,0 +1,101 @@
+"""Presets by name, the problem files they ask for, and the shaped reward of one of them."""
+
+from __future__ import annotations
+
+import duckdb
+import huggingface_hub
+import pytest
+
+from trainer.cli import HELP, PRESETS, parse_config
+from trainer.config import ConfigError
+from trainer.datasets import DATASETS, fetch_dataset, problem_rows
+from trainer.models import ModelError, main
+from trainer.rewards import close_to_answer
+from trainer.tasks import make_task
+
+
+@pytest.mark.parametrize("name", [path.stem for path in PRESETS.glob("*.toml")])
+def test_every_preset_is_a_configuration_by_name_and_options_win(name):
+    config = parse_config([name, "--steps", "3"])
+    assert config.steps == 3 and config == parse_config([str(PRESETS / f"{name}.toml"), "--steps", "3"])
+    assert name in HELP
+    assert config.task.startswith(("chain", "reasoning_gym:", "jsonl:"))
+
+
+def test_the_papers_settings():
+    for name, length in (("paper-gsm8k", 512), ("paper-math", 2048)):
+        c = parse_config([name])
+        assert (c.rollout.prompts, c.rollout.group_size, c.rollout.temperature) == (16, 8, 0.6)
+        assert (c.rollout.max_new_tokens, c.optim.lr, c.optim.epochs, c.optim.grad_clip) == (length, 1e-6, 2, 1.0)
+        assert (c.loss.kl_coef, c.loss.entropy_coef, c.loss.clip_low, c.loss.clip_high) == (0.001, 0.001, 0.2, 0.2)
+        assert (c.weighting.kind, c.weighting.keep, c.weighting.normalise) == ("ict", 0.1, "selected")
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"No preset 'paper-gsm8'\. Did you mean 'paper-gsm8k'\? Known presets: demo,"
+    ):
+        parse_config(["paper-gsm8"])
+
+
+def parquet(path, columns, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = ", ".join("(" + ", ".join("'" + cell.replace("'", "''") + "'" for cell in row) + ")" for row in rows)
+    duckdb.sql(f"COPY (SELECT * FROM (VALUES {values}) t({columns})) TO '{path}' (FORMAT parquet)")
+
+
+def test_problems_become_rows_of_a_jsonl_task_without_a_second_instruction(tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    for split, answer in (("train", "12*100=<<12*100=1200>>1200\n#### 1,200"), ("test", "so\n#### -3")):
+        parquet(hub / "main" / f"{split}-00000-of-00001.parquet", "question, answer", [(f"How many? {split} ", answer)])
+    asked = {}
+
+    def download(repo, **options):
+        asked.update(options, repo=repo)
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert main(["gsm8k"]) == 0 and main(["gsm8k"]) == 2  # the second time the file is there
+    assert asked["repo"] == "openai/gsm8k" and asked["allow_patterns"] == [
+        "main/train-*.parquet",
+        "main/test-*.parquet",
+    ]
+    task = make_task("jsonl:gsm8k.jsonl")
+    (train,), (heldout,) = task.prompts("train"), task.prompts("heldout")
+    ending = " Please reason step by step, and put your final answer within \\boxed{}."
+    assert (train.text, train.columns["answer"]) == ("How many? train" + ending, "1200")
+    assert heldout.columns["answer"] == "-3" and task.system_prompt is None
+    right = task.reward([train.text], ["12 * 100 is $\\boxed{1200}$"], [[]], answer=["1200"])
+    assert right == [1.0]
+
+
+def test_answers_of_math_stay_as_they_are(tmp_path):
+    for split in ("train", "test"):
+        parquet(tmp_path / "data" / f"{split}-0.parquet", "problem, answer", [("P", "\\frac{1}{2}, 4")])
+    rows = list(problem_rows(DATASETS["math"], tmp_path))
+    assert [(row["answer"], row["split"]) for row in rows] == [
+        ("\\frac{1}{2}, 4", "train"), ("\\frac{1}{2}, 4", "heldout")
+    ]  # fmt: skip
+
+
+def test_without_a_network_it_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelError, match=r"Cannot download openai/gsm8k .*: ConnectionError\. This needs a network"):
+        fetch_dataset("gsm8k", tmp_path / "gsm8k.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_problem_file_says_how_to_get_it(tmp_path):
+    with pytest.raises(ValueError, match=r"Run `rlvr fetch math` to get it"):
+        make_task(f"jsonl:{tmp_path / 'math.jsonl'}")
+
+
+def test_the_shaped_reward_by_hand():
+    texts = ["about 15", "20", "20.0 or 19", "none", "-3 so 60"]
+    # 0.5 * (1 - 5/20); equal; the last number counts: 0.5 * (1 - 1/20); no number; 40 off is more than 20
+    assert close_to_answer([], texts, [], answer=["20"] * 5) == [0.375, 1.0, 0.475, 0.0, 0.0]
+    assert close_to_answer([], ["3"], [], answer=["x"]) == [0.0]
