@@ -104,7 +104,7 @@ def test_online_without_a_network_falls_back_and_says_so(tmp_path: Path, monkeyp
     started = time.perf_counter()
     sink.start(INFO)
     sink.step(StepRecord(0, {"entropy": 0.5}))
-    assert time.perf_counter() - started < 0.5  # training does not wait
+    assert time.perf_counter() - started < 1.5  # training does not wait for the 2 s
     sink.close("stopped")
     assert sink.mode == "offline" and sink.failures == 0
     assert len(said) == 1 and said[0].startswith("wandb cannot go online (") and "wandb sync" in said[0]
