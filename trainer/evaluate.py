@@ -56,23 +56,38 @@ class SplitOutcome:
 def evaluate(parts: Parts, step: int) -> dict[str, float]:
     """Scalars "eval/<split>/<name>" of every configured split that the task has.
 
-    Sampled at rollout.temperature from a generator of (seed, step), so runs with equal seeds draw alike.
+    Sampled at rollout.temperature from a generator of (seed, step), so runs with equal seeds draw alike. With several
+    ranks each takes a share of the prompts.
     """
     config = parts.config
     scalars: dict[str, float] = {}
-    generator = torch.Generator(parts.policy.device).manual_seed(1_000_003 * (config.seed + 1) + step)
+    generator = torch.Generator(parts.policy.device)
+    generator.manual_seed(1_000_003 * (config.seed + 1) + step + 7_919 * parts.ranks.rank)
     for split in config.eval.splits:
         prompts = list(parts.task.prompts(split))[: config.eval.prompts]
         if prompts:
-            found = evaluate_split(parts, prompts, generator)
+            found = split_scalars(sample_over_ranks(parts, prompts, generator), config.eval.k)
             scalars |= {f"eval/{split}/{name}": value for name, value in found.items()}
     return scalars
 
 
-def evaluate_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Generator) -> dict[str, float]:
+def sample_over_ranks(parts: Parts, prompts: list[Prompt], generator: torch.Generator) -> SplitOutcome:
+    """`sample_split` with the prompts dealt to the ranks, as many to each; every rank gets the whole outcome."""
+    ranks = parts.ranks
+    dealt = prompts + prompts[:1] * (-len(prompts) % ranks.world)
+    mine = sample_split(parts, dealt[ranks.rank :: ranks.world], generator)
+    if ranks.world == 1:
+        return mine
+    distinct = np.full(len(mine.n_correct), -1) if mine.distinct is None else mine.distinct
+    rows = torch.tensor(np.stack([mine.n_correct, distinct, mine.response_length], 1), device=parts.policy.device)
+    everyone = ranks.gather(rows).reshape(ranks.world, -1, 3).transpose(0, 1).reshape(-1, 3)  # dealt in turn
+    n_correct, distinct, lengths = everyone[: len(prompts)].cpu().numpy().T
+    return SplitOutcome(mine.samples, n_correct.astype(int), None if (distinct < 0).any() else distinct, lengths)
+
+
+def split_scalars(outcome: SplitOutcome, k: int) -> dict[str, float]:
     """pass@1, pass@k, distinct and response_length of one split; distinct only where the task has canonical forms."""
-    outcome = sample_split(parts, prompts, generator)
-    ks = sorted({1, parts.config.eval.k})
+    ks = sorted({1, k})
     found = {f"pass@{k}": float(pass_at_k(outcome.n_correct, outcome.samples, k).mean()) for k in ks}
     if outcome.distinct is not None:
         found["distinct"] = float(outcome.distinct.mean())

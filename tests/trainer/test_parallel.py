@@ -95,7 +95,7 @@ def merged_are_those_of_the_concatenated_tokens(ranks):
 
 def test_a_sharded_run_records_every_rank_and_resumes(tmp_path):
     store = tmp_path / "store"
-    options = ("--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 2 --eval.prompts 2 "
+    options = ("--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 2 --eval.prompts 3 "
                "--eval.samples 4 --weighting.warmup-steps 1 --checkpoint.every 2 --shard").split()  # fmt: skip
     train = ["-m", "--", "monitor.cli", "train"]
     done = torchrun(*train, *options, "--steps", "2", "--store", str(store), "--run", "two")
@@ -107,6 +107,9 @@ def test_a_sharded_run_records_every_rank_and_resumes(tmp_path):
         assert [row[:2] for row in counts] == [(step, rank) for step in (1, 2, 3) for rank in (0, 1)]
         told = dict(opened.sql("SELECT step, value FROM steps WHERE name = 'tokens' AND rank = 0").rows)
         assert told == {step: sum(n for s, _, n in counts if s == step) for step in (1, 2, 3)}
+        judged = opened.sql("SELECT step, value FROM steps WHERE name = 'eval/heldout/pass@1' ORDER BY ALL").rows
+        assert [step for step, _ in judged] == [0, 0, 2, 2, 3, 3]  # on both ranks, and the same
+        assert all(a == b and (12 * a[1]) % 1 == 0 for a, b in zip(judged[::2], judged[1::2], strict=True))  # 3 x 4
         assert opened.run("two").status == "finished"
     assert json.loads((store / "runs" / "two" / "run.json").read_text())["environment"]["processes"] == 2
     from transformers import AutoModelForCausalLM
