@@ -18,7 +18,7 @@ from monitor.metrics import nearest
 from trainer.config import WEIGHTINGS, ConfigError, TrainConfig, WeightingConfig
 
 GRAMMAR = "Expected WEIGHTING or WEIGHTING:key=value,key=value, e.g. ict:keep=0.3,lr=3e-4."
-SHARED_GROUPS = ("rollout", "eval", "record")  # equal for all arms
+SHARED_GROUPS = ("rollout", "eval", "record", "checkpoint")  # equal for all arms
 
 
 @dataclass(frozen=True, slots=True)

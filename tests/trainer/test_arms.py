@@ -26,8 +26,8 @@ def test_an_arm_is_a_weighting_with_settings():
 
 def test_a_setting_can_go_back_to_the_default_of_the_kind():
     base = TrainConfig(weighting={"keep": 0.3})
-    assert arm_config(base, parse_arm("ict_frequent")).weighting.kept_share == 0.3
-    assert arm_config(base, parse_arm("ict_frequent:keep=none")).weighting.kept_share == 0.9
+    assert arm_config(base, parse_arm("ict_frequent")).weighting.parameters["keep"] == 0.3
+    assert arm_config(base, parse_arm("ict_frequent:keep=none")).weighting.parameters["keep"] == 0.9
 
 
 @pytest.mark.parametrize(
