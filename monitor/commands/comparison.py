@@ -30,15 +30,21 @@ def _cell(row: Row | None, when: str) -> str:
     """mean ± sd, and in a second line the difference to the baseline with its interval and p."""
     if row is None:
         return ""
-    text = f"{number(row['mean'])} ± {number(row['sd'])}" if row["sd"] is not None else number(row["mean"])
-    if when == "equal":
-        text += f" against {number(row['baseline_mean'])}"
+    text = _mean(row) + (f" against {number(row['baseline_mean'])}" if when == "equal" else "")
     if row.get("difference") is None:
         return text
-    text += f"\n{row['difference']:+.3g}"
-    if row["low"] is not None:
-        text += f" [{row['low']:+.3g}, {row['high']:+.3g}]"
-    return text + (f", p {row['p']:.2g}" if row["p"] is not None else "")
+    return f"{text}\n{_difference(row)}" + (f", p {row['p']:.2g}" if row["p"] is not None else "")
+
+
+def _mean(row: Row) -> str:
+    return f"{number(row['mean'])} ± {number(row['sd'])}" if row["sd"] is not None else number(row["mean"])
+
+
+def _difference(row: Row) -> str:
+    if row.get("difference") is None:
+        return ""
+    interval = f" [{row['low']:+.3g}, {row['high']:+.3g}]" if row["low"] is not None else ""
+    return f"{row['difference']:+.3g}{interval}"
 
 
 def number(value: float | None) -> str:
@@ -74,21 +80,35 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def print_tables(comparison: Mapping[str, Any]) -> None:
-    """The tables on standard output; as wide as they need to be where that is no terminal."""
+    """The tables on standard output, a line for each figure and arm, so that eight arms fit a terminal too."""
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=max(240, 44 * len(comparison["arms"])))
+        console = Console(markup=False, highlight=False, width=140)
     for when, title in TITLES.items():
-        header, rows = cells(comparison, when)
+        rows = [row for row in comparison["rows"] if row["when"] == when]
         if rows:
-            table = Table(title=title, title_justify="left", header_style="bold", show_lines=True)
-            for index, name in enumerate(header):
-                table.add_column(name, justify="right" if index else "left", overflow="fold")
-            for row in rows:
-                table.add_row(*row)
-            console.print(table)
+            console.print(title, style="bold")
+            console.print(_terminal_table(rows, when, comparison["baseline"]))
     for note in notes(comparison):
         console.print(note)
+
+
+def _terminal_table(rows: Sequence[Row], when: str, baseline: str) -> Table:
+    names = list(dict.fromkeys(row["figure"] for row in rows))
+    header = ["", "arm", "mean ± sd", *([baseline] if when == "equal" else []), "difference [95 %]", "p"]
+    table = Table(header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index > 1 else "left", overflow="fold")
+    for name in names:
+        label, unit = figure_label(name)
+        title = label if unit in ("", "share") else f"{label} ({unit})"
+        for row in (row for row in rows if row["figure"] == name):
+            against = [number(row["baseline_mean"])] if when == "equal" else []
+            p = f"{row['p']:.2g}" if row.get("p") is not None else ""
+            table.add_row(title, row["arm"], _mean(row), *against, _difference(row), p)
+            title = ""
+        table.add_section()
+    return table
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
