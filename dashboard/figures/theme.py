@@ -1,7 +1,7 @@
 """Colours, template and labels that every figure shares, in a light and a dark version.
 
-Colours are of the Okabe-Ito set (safe for colour-blind readers). Uniform weighting is always neutral grey, a weighted
-run the accent, so that a glance at any chart says which is which.
+Colours are of the Okabe-Ito set (safe for colour-blind readers), with two more for a seventh and eighth weighting.
+Uniform weighting is always neutral grey, a weighted run the accent, so that a glance at any chart says which is which.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LIGHT = Theme(
     accent="#0072b2",
     second="#c2571a",
     severity={"info": "#56789a", "warning": "#c98a00", "critical": "#c2410c"},
-    wheel=("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#d55e00", "#56b4e9"),
+    wheel=("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#d55e00", "#56b4e9", "#7a4fbf", "#7d6608"),
     sequential=("#ffffff", "#dbe9f5", "#a6cbe5", "#5ba3d0", "#1f6cae", "#08306b"),
     diverging=("#8f4a06", "#d98a3d", "#f3cfa5", "#f7f7f7", "#a9cfe8", "#3d8fc6", "#0a4a80"),
 )
@@ -60,7 +60,7 @@ DARK = Theme(
     accent="#56b4e9",
     second="#f0955c",
     severity={"info": "#8fb0d0", "warning": "#f0b429", "critical": "#ff7a45"},
-    wheel=("#56b4e9", "#2fc79a", "#e3a0c6", "#f0b429", "#ff7a45", "#8fb0ff"),
+    wheel=("#56b4e9", "#2fc79a", "#e3a0c6", "#f0b429", "#ff7a45", "#8fb0ff", "#b79cf5", "#c7b84a"),
     sequential=("#0e1117", "#12304d", "#1a5486", "#2f86c4", "#7dbde8", "#e4f2fc"),
     diverging=("#ffb066", "#c9742a", "#6b3f1a", "#1b1f27", "#1b4a6e", "#2f86c4", "#9ad1f5"),
 )
