@@ -1,4 +1,4 @@
-"""Fills the tables of docs/reproduction.md from the rows of benchmarks/reproduction.py: python -m docs.make_reproduction"""
+"""Fills the tables of docs/reproduction.md from benchmarks/reproduction.py's rows: python -m docs.make_reproduction"""
 
 from __future__ import annotations
 
