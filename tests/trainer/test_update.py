@@ -293,7 +293,7 @@ def test_no_selected_token_leaves_the_policy_as_it_is():
 def test_a_model_that_returns_no_attention_is_refused():
     policy = tiny_policy()
     batch = batch_of(policy, config_of())
-    layer = policy.body.layers[-1].self_attn
+    layer = policy.model.get_decoder().layers[-1].self_attn
     layer.register_forward_hook(lambda module, inputs, output: (output[0], None))  # as fused implementations do
     with pytest.raises(ValueError, match=r"returns no attention, which weighting\.kind attention needs"):
         policy.attention_received(batch)
