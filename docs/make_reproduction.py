@@ -9,7 +9,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).with_name("reproduction.md")
 ROWS = PAGE.parent.parent / "benchmarks" / "results" / "reproduction.csv"
-MAIN = "1e-4"  # the learning rate with several seeds
+RATES = ("1e-4", "3e-4")  # the learning rates with several seeds
 Row = dict[str, str]
 
 
@@ -19,7 +19,10 @@ def rows() -> list[Row]:
 
 
 def number(text: str, sign: str = "") -> str:
-    return f"{float(text):{sign}.3g}" if text else ""
+    if not text:
+        return ""
+    value = float(text) if abs(float(text)) > 1e-9 else 0.0  # an interpolation's rounding
+    return f"{value:{sign},.0f}" if abs(value) >= 1e3 else f"{value:{sign}.3g}"
 
 
 def level(row: Row) -> str:
@@ -44,24 +47,30 @@ def table(found: Sequence[Row], figures: dict[str, str], cell: Callable[[Row], s
 
 
 def tables() -> dict[str, list[str]]:
-    """The page's tables by name."""
+    """The page's tables by name: "RATE-last", ... for each of RATES, and "grid"."""
     every = rows()
-    main = [row for row in every if row["lr"] == MAIN]
-    last = [row for row in main if row["when"] == "last"]
-    equal = [row for row in main if row["when"] == "equal"]
+    made = {"grid": grid(every)}
+    for rate in RATES:
+        found = tables_of([row for row in every if row["lr"] == rate])
+        made |= {f"{rate}-{name}": lines for name, lines in found.items()}
+    return made
+
+
+def tables_of(found: Sequence[Row]) -> dict[str, list[str]]:
+    """The tables of one learning rate."""
+    last, equal, run = ([row for row in found if row["when"] == when] for when in ("last", "equal", "run"))
     held = {"eval/heldout/pass@1": "pass@1", "eval/heldout/pass@4": "pass@4", "eval/heldout/distinct": "distinct of 16"}
     more = {"entropy": "entropy, nats", "entropy_kept": "entropy kept"}
     at_equal = {"step": "step", **{key: held[key] for key in list(held)[1:]}, **more}
     cost = {"tokens_trained": "tokens trained on", "weight_mean": "mean weight", "alerts_fired": "alerts"}
     return {
         "last": table(last, held | more, level),
-        "last-difference": table([r for r in last if r["arm"] != "uniform"], held | more, difference),
+        "last-difference": table([row for row in last if row["arm"] != "uniform"], held | more, difference),
         "equal-difference": table(equal, at_equal, difference),
         "equal-level": table(
             equal, at_equal, lambda row: f"{number(row['mean'])} against {number(row['baseline_mean'])}"
         ),
-        "cost": table([row for row in main if row["when"] == "run"], cost, level),
-        "grid": grid(every),
+        "cost": table(run, cost, level),
     }
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from docs.make_method import page
+from docs.make_reproduction import page as reproduction_page
 from monitor.store.reader import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -45,3 +46,8 @@ def test_the_reward_example_is_a_reward_function(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     function = load_reward("my_rewards:short_and_right")
     assert checked_rewards(function, ["5:"], ["2+3=5"], [[1, 2, 3]], target=[5]) == [0.97]
+
+
+def test_the_tables_of_the_first_comparison_are_those_of_its_rows():
+    text = (ROOT / "docs/reproduction.md").read_text()
+    assert reproduction_page(text) == text, "Run: python -m docs.make_reproduction"
