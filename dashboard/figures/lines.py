@@ -73,7 +73,7 @@ def _trace(line: Line, unit: str) -> go.Scatter:
 def _value_axis(unit: str, log: bool) -> dict[str, Any]:
     kind = "log" if log else "linear"
     axis = {"type": kind, "uirevision": kind, "title": {"text": "" if unit in ("", "share") else unit}}
-    return axis | ({"tickformat": ".3~%"} if unit == "share" else {})
+    return axis | ({"tickformat": ".3~%", "rangemode": "nonnegative"} if unit == "share" else {})
 
 
 def _last_step(series: Sequence[Line]) -> float:

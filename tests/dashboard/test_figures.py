@@ -52,6 +52,8 @@ def test_labels_and_units_come_from_metrics(theme, key: str) -> None:
     assert fig.layout.title.subtitle.text == METRICS[key].unit
     assert fig.layout.meta["help"] == METRICS[key].help
     assert fig.layout.yaxis.tickformat == (".3~%" if METRICS[key].unit == "share" else None)
+    # a share that is 0 throughout stands on the axis, not in the middle of -100 % to 100 %
+    assert fig.layout.yaxis.rangemode == ("nonnegative" if METRICS[key].unit == "share" else None)
 
 
 def test_lines_carry_their_values_as_binary() -> None:
