@@ -80,13 +80,13 @@ def operation_rows() -> list[dict[str, object]]:
         bits = keep.int().neg()
         operations: dict[str, Callable[[], object]] = {
             "exp": lambda x=x: torch.exp(x),
-            "exp, memory in use": lambda x=x, out=out: torch.exp(x, out=out),
-            "log, memory in use": lambda x=x, out=out: torch.log(x, out=out),
+            "exp into memory in use": lambda x=x, out=out: torch.exp(x, out=out),
+            "log into memory in use": lambda x=x, out=out: torch.log(x, out=out),
             "xlogy": lambda x=x: torch.xlogy(x, x),
             "product": lambda x=x: x * x,
-            "product, memory in use": lambda x=x, out=out: torch.mul(x, x, out=out),
+            "product into memory in use": lambda x=x, out=out: torch.mul(x, x, out=out),
             "where": lambda x=x, keep=keep: torch.where(keep, x, 0.0),
-            "bitwise and, memory in use": lambda x=x, bits=bits: x.view(torch.int32).bitwise_and_(bits),
+            "bitwise and in place": lambda x=x, bits=bits: x.view(torch.int32).bitwise_and_(bits),
             "sum": lambda x=x: x.sum(-1),
             "sum in float64": lambda x=x: x.sum(-1, dtype=torch.float64),
             "log_softmax": lambda x=x: torch.log_softmax(x, -1),

@@ -4,10 +4,10 @@ All logarithms are natural. Everything is computed in float32 whatever the logit
 divergence was reported 15 % off in its gradient.
 
 Fast on a CPU without leaving the definition: whole groups at a few positions at a time, in three scratch tensors that
-every chunk overwrites (one exp over 64 MiB costs 1.0 ns a value into memory in use, 3.6 into fresh memory), and only
-operations that PyTorch vectorises (xlogy takes 4.1 ns a value, log 1.2; torch.where 0.7, a bitwise and 0.1; a float64
-sum four times a float32 one). On one machine and number of threads a token's signals are the same bits whatever the
-chunks and whichever other groups (but for a lone row of over 32,768 values, which several threads sum in parts).
+every chunk overwrites (fresh memory costs more than most operations), and only operations that PyTorch vectorises (not
+xlogy, not torch.where); what each costs is in benchmarks/results/signals_operations.csv. On one machine and number of
+threads a token's signals are the same bits whatever the chunks and whichever other groups (but for a lone row of over
+32,768 values, which several threads sum in parts).
 """
 
 from __future__ import annotations
