@@ -77,7 +77,7 @@ def operation_rows() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for n in (8, 512):
         x, out, keep = torch.rand(n, 32_000), torch.empty(n, 32_000), torch.rand(n, 1) > 0.5
-        bits = keep.int().neg()
+        masked, bits = x.clone(), keep.int().neg()
         operations: dict[str, Callable[[], object]] = {
             "exp": lambda x=x: torch.exp(x),
             "exp into memory in use": lambda x=x, out=out: torch.exp(x, out=out),
@@ -86,7 +86,7 @@ def operation_rows() -> list[dict[str, object]]:
             "product": lambda x=x: x * x,
             "product into memory in use": lambda x=x, out=out: torch.mul(x, x, out=out),
             "where": lambda x=x, keep=keep: torch.where(keep, x, 0.0),
-            "bitwise and in place": lambda x=x, bits=bits: x.view(torch.int32).bitwise_and_(bits),
+            "bitwise and in place": lambda x=masked, bits=bits: x.view(torch.int32).bitwise_and_(bits),
             "sum": lambda x=x: x.sum(-1),
             "sum in float64": lambda x=x: x.sum(-1, dtype=torch.float64),
             "log_softmax": lambda x=x: torch.log_softmax(x, -1),
