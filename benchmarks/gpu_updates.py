@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ def measured(kind: str, device: torch.device, small: bool) -> dict[str, Any]:
 
     record_ms: statistics and the copy to the host, which the training thread does; the store is written by another.
     """
+    gc.collect()  # the policy before, whose hooks hold it in a cycle
     torch.cuda.empty_cache()
     policy = random_policy(TINY if small else QWEN, device)
     batch = random_batch(policy, *((1, 4, 4) if small else (4, 64, 256)))

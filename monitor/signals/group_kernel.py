@@ -56,7 +56,7 @@ NAN_TOO = tl.constexpr(tl.PropagateNan.ALL)  # maxima that keep NaN: a broken ro
 
 @triton.jit
 def _log2(x, FAST: tl.constexpr):
-    """log2 of normal numbers, 2^-22 absolute near 1, else two units in the last place: one instruction, not twenty."""
+    """log2 of normal numbers, 2^-22 absolute near 1, else two units in the last place: one instruction, not 28."""
     if FAST:
         return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
     return tl.log2(x)

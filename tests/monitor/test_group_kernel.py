@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -101,3 +102,25 @@ except Exception as error:
     print(type(error).__name__, error)
 """
     assert message in run("-c", program, RLVR_SIGNALS=choice)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is built for Linux")
+def test_the_gpu_benchmark_runs_small_and_says_that_it_saw_no_gpu(tmp_path):
+    report = run("benchmarks/gpu.py", "--small", "--parts", "checks,kernels", "--out", str(tmp_path))
+    assert report.endswith("all checks passed\n")
+    with open(tmp_path / "gpu_checks.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            assert row["gpu"] == "none, interpreted" and float(row["equal_rows_deviation"]) == 0
+            assert max(float(value) for key, value in row.items() if key.startswith("error_")) < 1e-5
+    with open(tmp_path / "gpu_kernels.csv", newline="") as file:
+        calls = {row["call"]: float(row["ms"]) for row in csv.DictReader(file)}
+    assert {"signals", "signals, again", "plain PyTorch", "logprob and entropy alone, ours"} <= calls.keys()
+    assert min(calls.values()) > 0
+
+
+def test_the_gpu_benchmark_without_a_gpu_ends_with_code_2():
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "No CUDA device: nothing was measured. Use --small" in done.stderr
