@@ -13,7 +13,8 @@
 Medians of CUDA events; before each timed call a buffer larger than the L2 is overwritten, which also outlasts the
 host's part of the launch. checks, kernels and tune need torch and triton alone, updates also pydantic and
 transformers, pair all of this project's requirements; a part whose packages are missing is named and left out.
-Finer checks run on a GPU too: pytest -m gpu. Without its repository a copy of the files takes the commit of its rows from RLVR_COMMIT.
+Finer checks run on a GPU too: pytest -m gpu. Where the files are a copy without their repository, RLVR_COMMIT names
+the commit of the rows.
 """
 
 from __future__ import annotations
