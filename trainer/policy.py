@@ -145,8 +145,8 @@ class Policy:
         """TokenSignals of a batch of whole groups, in slabs of positions: logits, their signals, and the next slab.
 
         Extra memory, whatever the response length: one slab, N x span x V logits, span >= 1 the most positions within
-        the limit. On a CUDA device 2 bytes each (bf16 from autocast, 512 MiB) and 0.2 % for the kernel's sums; on the
-        CPU 4 bytes each (64 MiB) and the scratch of the reference.
+        the limit. On a CUDA device 2 bytes each (bf16 from autocast, 512 MiB), 0.2 % for the kernel's sums and the
+        head's weights cast once (2 D V bytes); on the CPU 4 bytes each (64 MiB) and the scratch of the reference.
         """
         n, width, _ = hidden.shape
         limit = CUDA_SLAB_ELEMENTS if hidden.is_cuda else SLAB_ELEMENTS
