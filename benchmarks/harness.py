@@ -22,7 +22,7 @@ def provenance(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {_cpu()}, {os.cpu_count()} cores",
         "versions": "; ".join([f"python {platform.python_version()}", *versions]),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _commit(),
     }
 
 
@@ -43,6 +43,12 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or "cpu"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
+def _commit() -> str:
+    """RLVR_COMMIT names it where the files are copied to a machine without their repository."""
+    found = _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+    return found or os.environ.get("RLVR_COMMIT", "")
 
 
 def _git(*args: str) -> str:

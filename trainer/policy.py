@@ -1,7 +1,8 @@
 """The policy: a Hugging Face causal language model, of which only this file ever sees logits [.., V].
 
 `hidden` runs the body, `project` the head on a slab of it. Signals and log-probabilities are taken slab by slab, so
-that no more than SLAB_ELEMENTS logits exist at a time, whatever the vocabulary and the response length.
+that no more than SLAB_ELEMENTS logits (CUDA_SLAB_ELEMENTS for signals on a CUDA device) exist at a time, whatever the
+vocabulary and the response length.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trainer.parallel import Ranks, shard, whole
 from trainer.tokens import Rollouts, TokenBatch
 
 SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
+CUDA_SLAB_ELEMENTS = 1 << 28  # 512 MiB in bf16, which the kernel reads as it is: 1,766 positions of 151,936 fill a GPU
 
 
 class _Slab:
@@ -140,21 +142,29 @@ class Policy:
 
     @torch.no_grad()
     def signals(self, hidden: Tensor, batch: TokenBatch, temperature: float, reference: str = "group") -> TokenSignals:
-        """TokenSignals of a batch of whole groups, in slabs of positions."""
+        """TokenSignals of a batch of whole groups, in slabs of positions: logits, their signals, and the next slab.
+
+        Extra memory, whatever the response length: one slab, N x span x V logits, span >= 1 the most positions within
+        the limit. On a CUDA device 2 bytes each (bf16 from autocast, 512 MiB), 0.2 % for the kernel's sums and the
+        head's weights cast once (2 D V bytes); on the CPU 4 bytes each (64 MiB) and the scratch of the reference.
+        """
         n, width, _ = hidden.shape
-        span = max(1, SLAB_ELEMENTS // (n * self.vocabulary))
-        parts = [
-            token_signals(
-                self.project(hidden[:, start : start + span]),
-                batch.token_ids[:, start : start + span],
-                batch.mask[:, start : start + span],
-                batch.group_ids,
-                temperature=temperature,
-                reference=reference,  # type: ignore[arg-type]
-                moments=True,
-            )
-            for start in range(0, width, span)
-        ]
+        limit = CUDA_SLAB_ELEMENTS if hidden.is_cuda else SLAB_ELEMENTS
+        span = max(1, limit // (n * self.vocabulary))
+        groups = batch.group_ids.cpu()  # fetched once, not by each slab
+        with self.autocast():  # around all slabs: the head's weights are cast once
+            parts = [
+                token_signals(
+                    self.project(hidden[:, start : start + span]),
+                    batch.token_ids[:, start : start + span],
+                    batch.mask[:, start : start + span],
+                    groups,
+                    temperature=temperature,
+                    reference=reference,  # type: ignore[arg-type]
+                    moments=True,
+                )
+                for start in range(0, width, span)
+            ]
         return TokenSignals.concat(parts, dim=1)
 
     @torch.no_grad()

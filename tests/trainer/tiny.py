@@ -9,11 +9,11 @@ from trainer.base_models.make_chain import build_tokenizer
 from trainer.policy import Policy
 
 
-def tiny_policy(seed: int = 0) -> Policy:
+def tiny_policy(seed: int = 0, vocabulary: int = 0, device: torch.device = torch.device("cpu")) -> Policy:  # noqa: B008
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -24,4 +24,4 @@ def tiny_policy(seed: int = 0) -> Policy:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Policy(LlamaForCausalLM(config), tokenizer, torch.device("cpu"))
+    return Policy(LlamaForCausalLM(config), tokenizer, device)

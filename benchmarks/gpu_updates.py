@@ -1,0 +1,113 @@
+"""Updates of benchmarks/gpu.py: our Updater on fixed rollouts of a Qwen2.5-0.5B shape, and the rows of its pair."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from monitor.signals.stats import signal_statistics, step_record
+from trainer.base_models.make_chain import build_tokenizer
+from trainer.config import TrainConfig
+from trainer.policy import Policy
+from trainer.tokens import TokenBatch
+from trainer.update import Updater
+
+QWEN = {
+    "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
+}  # fmt: skip
+TINY = QWEN | {
+    "vocab_size": 401, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+GROUP = 8
+
+
+def random_policy(shape: dict[str, Any], device: torch.device) -> Policy:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    config = Qwen2Config(**shape, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    with device:
+        return Policy(Qwen2ForCausalLM(config), tokenizer, device)
+
+
+def random_batch(policy: Policy, groups: int, prompt: int, width: int) -> TokenBatch:
+    """Whole groups of random tokens: prompts of `prompt`, responses of width / 2 to width."""
+    generator = torch.Generator().manual_seed(0)
+    n = groups * GROUP
+    ids = torch.randint(policy.vocabulary, (n, prompt + width), generator=generator)
+    mask = torch.arange(width) < torch.randint(width // 2, width + 1, (n, 1), generator=generator)
+    there = torch.cat([torch.ones(n, prompt, dtype=torch.bool), mask], 1)
+    rewards, advantages = torch.rand(n, generator=generator).round(), torch.randn(n, generator=generator)
+    columns = (ids, there, mask, torch.zeros(n, width), rewards > 1, torch.arange(n) // GROUP)
+    return TokenBatch(*(x.to(policy.device) for x in (*columns, rewards, rewards > 0.5, advantages, mask)))
+
+
+def measured(kind: str, device: torch.device, small: bool) -> dict[str, Any]:
+    """Medians over the updates after the first three: one optimizer step on 32 rollouts, signals of every token.
+
+    record_ms: statistics and the copy to the host, which the training thread does; the store is written by another.
+    """
+    gc.collect()  # the policy before, whose hooks hold it in a cycle
+    torch.cuda.empty_cache()
+    policy = random_policy(TINY if small else QWEN, device)
+    batch = random_batch(policy, *((1, 4, 4) if small else (4, 64, 256)))
+    config = TrainConfig.model_validate(
+        {
+            "weighting": {"kind": kind, "warmup_steps": 0} | ({"keep": 0.1} if kind == "ict" else {}),
+            "rollout": {"group_size": GROUP, "max_new_tokens": batch.mask.shape[1]},
+            "record": {"probe_every": 0},
+            "optim": {"lr": 1e-6},
+        }
+    )
+    updater = Updater(policy, None, config)
+    if not small:
+        torch.cuda.reset_peak_memory_stats()
+    times, records = [], []
+    for step in range(1, 3 if small else 16):
+        marks = [clock(small)]
+        update = updater.update(batch, step)
+        marks.append(clock(small))
+        found = signal_statistics(
+            update.signals, batch.mask, update.weights, batch.correct, advantages=batch.advantages
+        )
+        scalars = {"loss": update.loss, "grad_norm": update.grad_norm}
+        step_record(
+            step, update.signals, batch.token_ids, batch.mask, update.weights, found, update.loss_stats, scalars=scalars
+        )
+        marks.append(clock(small))
+        times.append(marks[1] - marks[0])
+        records.append(marks[2] - marks[1])
+    update_s, record_s = (statistics.median(values[1 if small else 3 :]) for values in (times, records))
+    peak = 0 if small else torch.cuda.max_memory_allocated()
+    return {
+        "weighting": kind, "rollouts": len(batch), "tokens": int(batch.mask.sum()), "vocabulary": policy.vocabulary,
+        "update_ms": f"{1e3 * update_s:.2f}", "record_ms": f"{1e3 * record_s:.2f}",
+        "record_share": f"{record_s / (update_s + record_s):.4f}", "peak_gib": f"{peak / 2**30:.2f}",
+        "weight_sum": int(update.weights.sum()),
+    }  # fmt: skip
+
+
+def clock(small: bool) -> float:
+    if not small:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def pair_row(store: Path, run: str) -> dict[str, Any]:
+    """What a run of the pair reached: steps, and medians of its times after the warm-up."""
+    from monitor.store.reader import open_store
+
+    query = "SELECT max(step) FILTER (name = 'reward'), avg(value) FILTER (name = 'reward' AND step > last - 10)"
+    query += "".join(f", median(value) FILTER (name = 'perf/{name}_s' AND step > 1)" for name in ("step", "update"))
+    query += ", median(value) FILTER (name = 'perf/record_s' AND step > 1), max(last)"
+    with open_store(store) as opened:
+        table = "(SELECT *, max(step) OVER () AS last FROM steps WHERE run = ?)"
+        steps, reward, step_s, update_s, record_s, _ = opened.sql(f"{query} FROM {table}", [run]).rows[0]
+    times = {"step_s": step_s, "update_s": update_s, "record_s": record_s}
+    return {"run": run, "steps": steps, "reward_last_10": reward} | {k: f"{v:.4f}" for k, v in times.items()}
