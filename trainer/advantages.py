@@ -14,8 +14,7 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, *, scale_by_std: bool =
     rewards float [N], group_ids int [N] -> float32 [N], without unit. The standard deviation is the sample's
     (n - 1), as in TRL; a group of equal rewards gets exactly 0. Source: GRPO, arXiv 2402.03300.
     """
-    _, index = torch.unique(group_ids, return_inverse=True)
-    n_groups = int(index.max()) + 1
+    index, n_groups = _index(group_ids, rewards)
     rewards = rewards.double()
     zeros = rewards.new_zeros(n_groups)
     count = zeros.index_add(0, index, torch.ones_like(rewards))
@@ -32,19 +31,23 @@ def zero_variance(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
     Their advantages are 0. Source: dynamic sampling of DAPO, arXiv 2503.14476 (which draws new groups instead).
     """
-    _, index = torch.unique(group_ids, return_inverse=True)
-    return _equal_rewards(rewards, index)[index]
+    index, n_groups = _index(group_ids, rewards)
+    return _equal_rewards(rewards, index, n_groups)[index]
 
 
 def zero_variance_share(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Share of groups whose rewards are all equal, 0-d float32: they give no gradient."""
-    _, index = torch.unique(group_ids, return_inverse=True)
-    return _equal_rewards(rewards, index).float().mean()
+    return _equal_rewards(rewards, *_index(group_ids, rewards)).float().mean()
 
 
-def _equal_rewards(rewards: Tensor, index: Tensor) -> Tensor:
+def _index(group_ids: Tensor, rewards: Tensor) -> tuple[Tensor, int]:
+    """(index int64 [N] in 0..groups - 1 on the rewards' device, groups); ids on the host cost no wait for a device."""
+    groups, index = torch.unique(group_ids, return_inverse=True)
+    return index.to(rewards.device), len(groups)
+
+
+def _equal_rewards(rewards: Tensor, index: Tensor, n_groups: int) -> Tensor:
     """bool [groups], index int [N] in 0..groups - 1."""
-    n_groups = int(index.max()) + 1
     lowest = rewards.new_full((n_groups,), torch.inf).scatter_reduce_(0, index, rewards, "amin")
     highest = rewards.new_full((n_groups,), -torch.inf).scatter_reduce_(0, index, rewards, "amax")
     return lowest == highest

@@ -151,14 +151,13 @@ class Policy:
         n, width, _ = hidden.shape
         limit = CUDA_SLAB_ELEMENTS if hidden.is_cuda else SLAB_ELEMENTS
         span = max(1, limit // (n * self.vocabulary))
-        groups = batch.group_ids.cpu()  # fetched once, not by each slab
         with self.autocast():  # around all slabs: the head's weights are cast once
             parts = [
                 token_signals(
                     self.project(hidden[:, start : start + span]),
                     batch.token_ids[:, start : start + span],
                     batch.mask[:, start : start + span],
-                    groups,
+                    batch.group_ids,
                     temperature=temperature,
                     reference=reference,  # type: ignore[arg-type]
                     moments=True,

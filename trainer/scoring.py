@@ -73,7 +73,7 @@ def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], reward: Rew
 def token_batch(rollouts: Rollouts, scored: Scored, correct_at: float, config: TrainConfig) -> TokenBatch:
     """The batch an update trains on; rollouts of a group are contiguous."""
     device = rollouts.mask.device
-    group_ids = torch.arange(len(scored.rewards), device=device) // config.rollout.group_size
+    group_ids = torch.arange(len(scored.rewards)) // config.rollout.group_size
     rewards = to_device(scored.rewards, device)
     left_out = torch.zeros_like(rollouts.truncated)
     if config.loss.mask_truncated:
@@ -112,7 +112,7 @@ def sample_table(batch: TokenBatch, scored: Scored, texts: TokenTexts) -> Sample
     n = len(batch)
     return SampleTable(
         sample=np.arange(n, dtype=np.int32),
-        group_id=batch.group_ids.cpu().numpy().astype(np.int32),
+        group_id=batch.group_ids.numpy().astype(np.int32),
         prompt_id=[prompt.id for prompt in scored.prompts],
         split=[prompt.split for prompt in scored.prompts],
         reward=batch.rewards.cpu().numpy(),

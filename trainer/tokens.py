@@ -42,9 +42,9 @@ class Rollouts:
 class TokenBatch:
     """Rollouts with their groups, rewards and advantages: all that an update needs. The masks are decided here.
 
-    group_ids int64 [N]; rewards, advantages float32 [N]; correct bool [N]; loss_mask bool [N, T]: `mask` less the
-    responses that loss.mask_truncated and drop_zero_variance leave out of the loss (signals and the record keep them);
-    the rest as in Rollouts.
+    group_ids int64 [N], on the host; rewards, advantages float32 [N]; correct bool [N]; loss_mask bool [N, T]: `mask`
+    less the responses that loss.mask_truncated and drop_zero_variance leave out of the loss (signals and the record
+    keep them); the rest as in Rollouts.
     """
 
     input_ids: Tensor

@@ -100,7 +100,7 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         sampler_logprobs=batch.sampler_logprobs,
         probe=update.probe,
     )
-    groups = batch.group_ids + len(batch) * parts.ranks.rank
+    groups = batch.group_ids.to(batch.rewards) + len(batch) * parts.ranks.rank
     rows = torch.stack([batch.rewards, batch.correct, batch.truncated, batch.mask.sum(1), groups], 1)
     rewards, correct, truncated, lengths, groups = parts.ranks.gather(rows).unbind(1)  # of all ranks
     scalars: dict[str, float | Tensor] = {

@@ -1,7 +1,8 @@
 """Which implementation of `token_signals` runs: the Triton kernel on a CUDA device, else the definition in PyTorch.
 
-The choice is made once for a process. RLVR_SIGNALS overrides it for tests and comparisons: `reference` everywhere, or
-`kernel` also on the CPU, where Triton's interpreter (TRITON_INTERPRET=1) runs it.
+The choice is made once for a process: the kernel has to import, compile and agree with the definition on a small batch
+first, for it has met few devices. RLVR_SIGNALS overrides it for tests and comparisons: `reference` everywhere, or
+`kernel` without that question and also on the CPU, where Triton's interpreter (TRITON_INTERPRET=1) runs it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from types import ModuleType
 
 import torch
@@ -30,11 +32,39 @@ def _kernel() -> tuple[ModuleType | None, str]:
     if choice == "reference" or (choice == "auto" and not torch.cuda.is_available()):
         return None, ""
     try:
-        return importlib.import_module("monitor.signals.group_kernel"), "" if choice == "kernel" else "cuda"
+        module = importlib.import_module("monitor.signals.group_kernel")
     except ImportError:  # no triton: it is no dependency, and has no build for every platform
         if choice == "kernel":
             raise
         return None, ""
+    if choice == "kernel":
+        return module, ""
+    fault = _fault(module, torch.device("cuda"))
+    if fault:
+        message = f"The signals kernel does not work here ({fault}): the slower definition in PyTorch takes its place."
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return (None, "") if fault else (module, "cuda")
+
+
+@torch.no_grad()
+def _fault(module: ModuleType, device: torch.device) -> str:
+    """What is wrong with the kernel here, or ""; on two ragged groups of four rows and 3,000 tokens in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(8, 3, 3000, generator=generator)).bfloat16().to(device)
+    token_ids = torch.randint(3000, (8, 3), generator=generator).to(device)
+    mask = (torch.arange(3) < torch.tensor([3, 2, 3, 1, 3, 3, 2, 0]).unsqueeze(1)).to(device)
+    ids = torch.arange(8) // 4
+    expected = definition.token_signals(logits, token_ids, mask, ids, moments=True)
+    try:
+        options = {"temperature": 1.0, "reference": "group", "moments": True}
+        found = module.kernel_signals(logits, token_ids, mask, tuple(ids.tolist()), **options)
+        for name in expected.__dataclass_fields__:
+            error = float((getattr(found, name) - getattr(expected, name)).abs().max())
+            if not error <= 1e-4:
+                return f"{name} is off by {error:.3g}"
+    except Exception as error:  # whatever a compiler or driver raises: signals can still be computed
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 @torch.no_grad()

@@ -87,6 +87,26 @@ print(token_signals(torch.zeros(1, 1, 4), ones.long(), ones, torch.zeros(1)).ent
     assert float(run("-c", program, RLVR_SIGNALS="auto")) == pytest.approx(1.3862944, abs=1e-6)  # ln 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is built for Linux")
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        ("", ""),
+        ("module.LN2 = module.tl.constexpr(0.7)", "logprob is off by 0."),  # nats that are 1 % too long
+        ("del module.finish_kernel", "NameError: name 'finish_kernel' is not defined"),
+    ],
+)
+def test_auto_takes_a_kernel_only_if_it_agrees_with_the_definition(break_it, message):
+    program = f"""
+import torch
+from monitor.signals import dispatch, group_kernel as module
+{break_it}
+print("fault:", dispatch._fault(module, torch.device("cpu")))
+"""
+    report = run("-c", program, TRITON_INTERPRET="1")
+    assert report.strip() == "fault:" if not message else f"fault: {message}" in report
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [("kernel", "ModuleNotFoundError"), ("fast", "RLVR_SIGNALS is 'fast', expected one of auto, kernel, reference")],
