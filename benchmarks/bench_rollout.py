@@ -1,0 +1,154 @@
+"""Rollouts: response tokens per second of each backend, and how far its log-probabilities are from the trainer's.
+
+    python benchmarks/bench_rollout.py
+
+The built-in policy on `chain` and SmolLM2-135M on reasoning-gym's chain_sum, groups of 8 and 4. Arms in turn, each round
+with its own seed; "generate, prompts apart" draws the same tokens without sharing a group's prompt. "transformers" is
+its `generate` with a processor that draws from our generator: what it costs to have seeds and log-probabilities there.
+On CPU one thread's CPU time, which other work on the machine moves less than the clock on the wall; on CUDA the wall,
+after a first round that compiles and captures.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from harness import RESULTS, write_rows
+from torch import Tensor
+from transformers import LogitsProcessor
+from transformers.utils import logging
+
+from trainer import rollout
+from trainer.generate import Drawn, generate
+from trainer.models import ensure_model
+from trainer.policy import Policy, pick_device
+from trainer.rollout import encode_prompts, sample
+from trainer.tasks import make_task
+from trainer.tokens import Rollouts
+
+# model: task, prompts, rollouts of each, longest response, rounds
+WORK = {"builtin": ("chain", 16, 8, 56, 7), "smollm2-135m": ("reasoning_gym:chain_sum", 4, 4, 40, 3)}
+TEMPERATURE = 1.0
+Sampler = Callable[[Policy, list[list[int]], int, torch.Generator], Rollouts]
+
+
+def backend(name: str) -> Sampler:
+    def run(policy: Policy, prompts: list[list[int]], limit: int, generator: torch.Generator) -> Rollouts:
+        return sample(policy, prompts, max_new_tokens=limit, temperature=TEMPERATURE, generator=generator, backend=name)
+
+    return run
+
+
+@torch.no_grad()
+def apart(policy: Policy, prompts: list[list[int]], limit: int, generator: torch.Generator) -> Rollouts:
+    """Our loop with every copy of a prompt run by itself."""
+    ids, attention = rollout._left_padded(policy, prompts, max(map(len, prompts)))
+    index = torch.arange(len(ids), device=policy.device)
+    drawn = generate(policy, ids, attention, index, limit=limit, temperature=TEMPERATURE, generator=generator)
+    return rollout._assemble(ids, attention, policy.end_ids, drawn)
+
+
+class _Draw(LogitsProcessor):
+    """Draws by itself and leaves the token as the only possible one, which a greedy search then takes."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator, self.logprobs = generator, []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        logp = torch.log_softmax(scores.float() / TEMPERATURE, dim=-1)
+        token = torch.multinomial(logp.exp(), 1, generator=self.generator)
+        self.logprobs.append(logp.gather(1, token))
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+@torch.no_grad()
+def theirs(policy: Policy, prompts: list[list[int]], limit: int, generator: torch.Generator) -> Rollouts:
+    """transformers' `generate`, with seeds and log-probabilities through a processor."""
+    ids, attention = rollout._left_padded(policy, prompts, max(map(len, prompts)))
+    draw = _Draw(generator)
+    with policy.autocast():
+        out = policy.model.generate(
+            input_ids=ids, attention_mask=attention.long(), max_new_tokens=limit, do_sample=False,
+            logits_processor=[draw], pad_token_id=policy.pad_id, eos_token_id=policy.end_ids,
+        )  # fmt: skip
+    tokens = out[:, ids.shape[1] :]
+    ends = torch.isin(tokens, torch.tensor(policy.end_ids, device=tokens.device)).long()
+    ended = (ends.cumsum(1) - ends) > 0  # after the first end token
+    logprobs = torch.where(ended, 0.0, torch.cat(draw.logprobs, dim=1))
+    return rollout._assemble(ids, attention, policy.end_ids, Drawn(tokens, logprobs, ended))
+
+
+ARMS: dict[str, Sampler] = {
+    "generate": backend("generate"),
+    "generate, prompts apart": apart,
+    "paged": backend("paged"),
+    "transformers": theirs,
+}
+
+
+def seconds(policy: Policy, call: Callable[[], Rollouts]) -> tuple[float, Rollouts]:
+    """CPU time of all threads on CPU, the wall on CUDA."""
+    cuda = policy.device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    begin = clock()
+    rollouts = call()
+    if cuda:
+        torch.cuda.synchronize()
+    return clock() - begin, rollouts
+
+
+@torch.no_grad()
+def mismatch(policy: Policy, rollouts: Rollouts) -> Tensor:
+    """|ln p_trainer - ln p_sampler| of the sampled tokens."""
+    mask = rollouts.mask
+    logprob, _ = policy.logprobs(policy.hidden(rollouts)[mask], rollouts.token_ids[mask], TEMPERATURE)
+    return (logprob - rollouts.sampler_logprobs[mask]).abs()
+
+
+def measure(model: str) -> list[dict[str, Any]]:
+    task_name, n_prompts, group, limit, rounds = WORK[model]
+    policy, task = Policy.load(ensure_model(model)), make_task(task_name)
+    policy.model.eval()
+    chosen = [prompt for prompt in list(task.prompts("train"))[:n_prompts] for _ in range(group)]
+    prompts = encode_prompts(policy, chosen, task.system_prompt, limit)
+    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    tokens: dict[str, list[int]] = {arm: [] for arm in ARMS}
+    off: dict[str, Tensor] = {}
+    for seed in range(rounds + 1):  # the first is a warm-up
+        for arm, run in ARMS.items():
+            generator = torch.Generator(policy.device).manual_seed(seed)
+            took, found = seconds(policy, lambda run=run, g=generator: run(policy, prompts, limit, g))
+            times[arm].append(took)
+            tokens[arm].append(int(found.mask.sum()))
+            off[arm] = mismatch(policy, found)
+    rates = {arm: [n / s for n, s in zip(tokens[arm][1:], times[arm][1:], strict=True)] for arm in ARMS}
+    return [
+        {
+            "model": model, "backend": arm, "device": policy.device.type, "rollouts": len(prompts),
+            "prompt_tokens": sum(map(len, prompts)), "response_tokens": round(statistics.mean(tokens[arm][1:])),
+            "tokens_per_s": round(statistics.median(rates[arm]), 1),
+            "against_generate": round(
+                statistics.median(a / b for a, b in zip(rates[arm], rates["generate"], strict=True)), 3
+            ),
+            "first_call_s": round(times[arm][0], 2),
+            "mismatch_mean": f"{float(off[arm].mean()):.1e}", "mismatch_max": f"{float(off[arm].max()):.1e}",
+            "threads": torch.get_num_threads(),
+        }
+        for arm in ARMS
+    ]  # fmt: skip
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    rows = [row for model in WORK for row in measure(model)]
+    name = "gpu_rollout.csv" if pick_device().type == "cuda" else "rollout.csv"
+    write_rows(RESULTS / name, rows, ("torch", "transformers"))
+
+
+if __name__ == "__main__":
+    main()
