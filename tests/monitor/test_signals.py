@@ -99,13 +99,40 @@ def test_bf16_logits_are_taken_as_exact_inputs():
     assert_matches(token_signals(logits, ids, mask, groups), oracle(logits.float(), ids, mask, groups))
 
 
-def test_chunks_of_positions_change_nothing(monkeypatch):
-    logits, ids, mask, groups = ragged([9, 5, 7, 9], [0, 1, 0, 1], 23)
+def assert_same_bits(a, b, rows=slice(None)):
+    for name in a.__dataclass_fields__:
+        assert torch.equal(getattr(a, name)[rows], getattr(b, name)), name
+
+
+@pytest.mark.parametrize("kind", ["group", "leave_one_out"])
+@pytest.mark.parametrize("vocabulary", [23, 1500])
+def test_chunks_of_rows_and_positions_change_nothing(monkeypatch, vocabulary, kind):
+    # groups of 2, 5 and 1 rows, out of order; chunks from one group at one position to everything
+    inputs = ragged([9, 5, 7, 9, 3, 8, 2, 6], [0, 1, 0, 1, 1, 7, 1, 1], vocabulary)
+    whole = token_signals(*inputs, reference=kind, moments=True)
+    for elements in (1, 3 * 5 * vocabulary, 7 * 2 * vocabulary + 1):
+        monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
+        assert_same_bits(whole, token_signals(*inputs, reference=kind, moments=True))
+
+
+@pytest.mark.parametrize("vocabulary", [23, 1500])
+def test_signals_of_a_group_do_not_depend_on_other_groups(vocabulary):
+    logits, ids, mask, groups = ragged([4, 9, 7, 9, 3, 8, 2, 6, 5], [4, 4, 4, 0, 0, 0, 2, 2, 2], vocabulary)
     whole = token_signals(logits, ids, mask, groups, moments=True)
-    monkeypatch.setattr(reference, "SLAB_ELEMENTS", 2 * 4 * 23)  # two positions at a time
-    chunked = token_signals(logits, ids, mask, groups, moments=True)
-    for name in whole.__dataclass_fields__:
-        assert torch.equal(getattr(whole, name), getattr(chunked, name)), name
+    for rows in (slice(0, 3), slice(3, 9)):
+        assert_same_bits(whole, token_signals(logits[rows], ids[rows], mask[rows], groups[rows], moments=True), rows)
+
+
+def test_a_nan_shows_in_its_own_group_and_nowhere_else():
+    logits, ids, mask, groups = ragged([3, 3, 3, 3], [0, 0, 1, 1], 7)
+    logits[0, 1, 2] = torch.nan
+    found = token_signals(logits, ids, mask, groups)
+    clean = token_signals(logits[2:], ids[2:], mask[2:], groups[2:])
+    for name in ("logprob", "entropy", "renyi2", "deviation"):
+        assert getattr(found, name)[0].isnan().tolist() == [False, True, False], name
+    assert found.deviation[1].isnan().tolist() == [False, True, False]
+    assert torch.isfinite(found.entropy[1]).all()
+    assert torch.equal(found.deviation[2:], clean.deviation) and torch.isfinite(clean.deviation).all()
 
 
 def test_identical_rollouts_deviate_by_exactly_zero():
