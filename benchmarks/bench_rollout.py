@@ -2,8 +2,8 @@
 
     python benchmarks/bench_rollout.py
 
-The built-in policy on `chain` and SmolLM2-135M on reasoning-gym's chain_sum, groups of 8 and 4. Arms in turn, each round
-with its own seed; "generate, prompts apart" draws the same tokens without sharing a group's prompt. "transformers" is
+The built-in policy on `chain` and SmolLM2-135M on reasoning-gym's chain_sum, groups of 8 and 4. Arms in turn, a seed for
+each round; "generate, prompts apart" draws the same tokens without sharing a group's prompt. "transformers" is
 its `generate` with a processor that draws from our generator: what it costs to have seeds and log-probabilities there.
 On CPU one thread's CPU time, which other work on the machine moves less than the clock on the wall; on CUDA the wall,
 after a first round that compiles and captures.
@@ -31,7 +31,7 @@ from trainer.tasks import make_task
 from trainer.tokens import Rollouts
 
 # model: task, prompts, rollouts of each, longest response, rounds
-WORK = {"builtin": ("chain", 16, 8, 56, 7), "smollm2-135m": ("reasoning_gym:chain_sum", 4, 4, 40, 3)}
+WORK = {"builtin": ("chain", 16, 8, 56, 5), "smollm2-135m": ("reasoning_gym:chain_sum", 4, 4, 40, 2)}
 TEMPERATURE = 1.0
 Sampler = Callable[[Policy, list[list[int]], int, torch.Generator], Rollouts]
 
