@@ -2,11 +2,11 @@
 
     python benchmarks/bench_rollout.py
 
-The built-in policy on `chain` and SmolLM2-135M on reasoning-gym's chain_sum, groups of 8 and 4. Arms in turn, a seed for
-each round; "generate, prompts apart" draws the same tokens without sharing a group's prompt. "transformers" is
-its `generate` with a processor that draws from our generator: what it costs to have seeds and log-probabilities there.
-On CPU one thread's CPU time, which other work on the machine moves less than the clock on the wall; on CUDA the wall,
-after a first round that compiles and captures.
+The built-in policy on `chain`, groups of 8, and SmolLM2-135M on reasoning-gym's chain_sum, groups of 4. Arms in turn,
+a seed for each round; "generate, prompts apart" draws the same tokens without sharing a group's prompt. "transformers"
+is its `generate` with a processor that draws from our generator: what seeds and log-probabilities cost there. On CPU
+one thread's CPU time, which other work on the machine moves less than the clock on the wall; on CUDA the wall, after a
+first round that compiles and captures.
 """
 
 from __future__ import annotations
