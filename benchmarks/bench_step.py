@@ -78,7 +78,8 @@ def comparison() -> None:
                    for key in ("update", "trained", "step")}
                 | {"peak_mib": round(float(child.stdout.split()[-1])), "threads": torch.get_num_threads()}
             )  # fmt: skip
-    write_rows(RESULTS / "step_trl.csv", rows, ("torch", "transformers", "trl"))
+    name = "gpu_step.csv" if torch.cuda.is_available() else "step_trl.csv"
+    write_rows(RESULTS / name, rows, ("torch", "transformers", "trl"))
 
 
 if __name__ == "__main__":
