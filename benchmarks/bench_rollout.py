@@ -5,8 +5,8 @@
 The built-in policy on `chain`, groups of 8, and SmolLM2-135M on reasoning-gym's chain_sum, groups of 4. Arms in turn,
 a seed for each round; "generate, prompts apart" draws the same tokens without sharing a group's prompt. "transformers"
 is its `generate` with a processor that draws from our generator: what seeds and log-probabilities cost there. On CPU
-one thread's CPU time, which other work on the machine moves less than the clock on the wall; on CUDA the wall, after a
-first round that compiles and captures.
+one thread's CPU time, which other work on the machine moves less than the clock on the wall. On a GPU a Qwen2.5-0.5B
+shape with random weights and prompts, which needs no network, and the wall, after a first round that compiles.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from harness import RESULTS, write_rows
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
 from trainer import rollout
+from trainer.base_models.make_chain import build_tokenizer
 from trainer.generate import Drawn, generate
 from trainer.models import ensure_model
 from trainer.policy import Policy, pick_device
@@ -32,6 +33,11 @@ from trainer.tokens import Rollouts
 
 # model: task, prompts, rollouts of each, longest response, rounds
 WORK = {"builtin": ("chain", 16, 8, 56, 5), "smollm2-135m": ("reasoning_gym:chain_sum", 4, 4, 40, 2)}
+GPU_WORK = {"Qwen2.5-0.5B shape": ("", 8, 8, 256, 3)}  # prompts of 128 random tokens
+QWEN = {
+    "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
+}  # fmt: skip
 TEMPERATURE = 1.0
 Sampler = Callable[[Policy, list[list[int]], int, torch.Generator], Rollouts]
 
@@ -109,12 +115,23 @@ def mismatch(policy: Policy, rollouts: Rollouts) -> Tensor:
     return (logprob - rollouts.sampler_logprobs[mask]).abs()
 
 
-def measure(model: str) -> list[dict[str, Any]]:
-    task_name, n_prompts, group, limit, rounds = WORK[model]
-    policy, task = Policy.load(ensure_model(model)), make_task(task_name)
+def workload(model: str, task_name: str, count: int, limit: int) -> tuple[Policy, list[list[int]]]:
+    """The policy, and the token ids of `count` prompts."""
+    if task_name:
+        policy, task = Policy.load(ensure_model(model)), make_task(task_name)
+        return policy, encode_prompts(policy, list(task.prompts("train"))[:count], task.system_prompt, limit)
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    config = Qwen2Config(**QWEN, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    policy = Policy(Qwen2ForCausalLM(config), tokenizer, pick_device())
+    return policy, torch.randint(policy.vocabulary, (count, 128)).tolist()
+
+
+def measure(model: str, work: tuple[str, int, int, int, int]) -> list[dict[str, Any]]:
+    task_name, count, group, limit, rounds = work
+    policy, distinct = workload(model, task_name, count, limit)
     policy.model.eval()
-    chosen = [prompt for prompt in list(task.prompts("train"))[:n_prompts] for _ in range(group)]
-    prompts = encode_prompts(policy, chosen, task.system_prompt, limit)
+    prompts = [ids for ids in distinct for _ in range(group)]
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     tokens: dict[str, list[int]] = {arm: [] for arm in ARMS}
     off: dict[str, Tensor] = {}
@@ -145,9 +162,9 @@ def measure(model: str) -> list[dict[str, Any]]:
 def main() -> None:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    rows = [row for model in WORK for row in measure(model)]
-    name = "gpu_rollout.csv" if pick_device().type == "cuda" else "rollout.csv"
-    write_rows(RESULTS / name, rows, ("torch", "transformers"))
+    gpu = pick_device().type == "cuda"
+    rows = [row for model, work in (GPU_WORK if gpu else WORK).items() for row in measure(model, work)]
+    write_rows(RESULTS / ("gpu_rollout.csv" if gpu else "rollout.csv"), rows, ("torch", "transformers"))
 
 
 if __name__ == "__main__":
