@@ -166,19 +166,27 @@ class FixedCache:
     def __init__(
         self, prefill: Callable[..., Any], step: Callable[..., Any], config: Any, rows: int, columns: int
     ) -> None:
-        from transformers.cache_utils import StaticCache, StaticLayer
+        from transformers import StaticCache
+        from transformers.cache_utils import StaticLayer
 
-        self._prefill, self._step, self._rows = prefill, step, rows
+        class Layer(StaticLayer):
+            """Autocast leaves rotated keys in float32 beside bfloat16 values; attention would round them anyway."""
+
+            def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any) -> Any:
+                return super().update(key_states.to(self.dtype), value_states.to(self.dtype), *rest, **named)
+
+        self._prefill, self._step, self._rows, self._columns = prefill, step, rows, columns
         self._cache: Any = StaticCache(config=config, max_cache_len=columns)
-        self._columns = columns
         self.possible = all(type(layer) is StaticLayer for layer in self._cache.layers)
+        self._cache.layers = [Layer(max_cache_len=columns) for _ in self._cache.layers]
 
     def start(self, ids: Tensor, attention: Tensor, index: Tensor) -> Tensor:
         position, width = positions(attention), ids.shape[1]
         logits, prompt = self._prefill(input_ids=ids, attention_mask=attention.long(), position_ids=position)
         for layer, found in zip(self._cache.layers, prompt.layers, strict=True):
             if not layer.is_initialized:
-                layer.lazy_initialization(found.keys[:1].expand(self._rows, -1, -1, -1), found.values)
+                like = found.keys[:1].to(logits.dtype).expand(self._rows, -1, -1, -1)
+                layer.lazy_initialization(like, found.values)
             layer.keys[:, :, :width], layer.values[:, :, :width] = found.keys[index], found.values[index]
             layer.cumulative_length.fill_(width)
         self._mask = torch.zeros(self._rows, 1, 1, self._columns, dtype=torch.bool, device=ids.device)

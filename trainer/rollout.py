@@ -48,7 +48,7 @@ def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, ma
 def choose_backend(policy: Policy, rows: int, max_new_tokens: int, backend: str = "auto") -> str:
     """`generate` or `paged`, as asked; `auto` by device and size.
 
-    auto is `generate` on CPU, where paging was slower at every size measured, and for a sharded policy, whose own
+    auto is `generate` on CPU, where paging was slower at both sizes measured, and for a sharded policy, whose own
     modules must run in step. On CUDA it is `paged` for many long responses, if flash attention is installed: without
     it, paging computes each row's attention to all other rows and masks it. Raises ValueError for a sharded policy.
     """

@@ -201,3 +201,16 @@ def test_a_sharded_policy_is_not_paged():
     with pytest.raises(ConfigError, match=r"rollout\.backend is 'paged' with shard"):
         TrainConfig(shard=True, rollout={"backend": "paged"})
     assert tiny_policy().twins == {}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_fixed_shapes_under_autocast_are_the_trainers_to_bfloat16(policy, monkeypatch, compiled):
+    """As on CUDA: bfloat16 linear weights, keys and values; float32 norms, embedding and sums between layers."""
+    monkeypatch.setattr(policy, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    twin = Twin(policy, "linear")
+    step = torch.compile(twin.logits, backend="aot_eager", dynamic=False, fullgraph=True) if compiled else twin.logits
+    fixed = FixedCache(twin.logits, step, twin.model.config, rows=32, columns=40)
+    monkeypatch.setattr(generate_module, "decoder_for", lambda policy, rows, columns: fixed)
+    found = draw(policy, backend="generate")
+    assert {layer.keys.dtype for layer in fixed._cache.layers} == {torch.bfloat16}
+    assert mismatch(policy, found, 0.9) < 2e-3
