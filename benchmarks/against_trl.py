@@ -188,9 +188,9 @@ def timings(model: str, updates: int, steps: int) -> dict[str, dict[str, list[fl
             for arm, run in (*ours.items(), ("trl", theirs)):
                 calls[arm].append(partial(run.step, clock))
         found: dict[str, dict[str, list[float]]] = {arm: {} for arm in ARMS}
-        for turn, row in enumerate(zip(*calls.values(), strict=True)):
-            for arm, call in zip(ARMS, row, strict=True):
-                measured = call()
+        for turn in range(updates + steps):
+            for arm in (*ARMS[turn % 3 :], *ARMS[: turn % 3]):  # each arm is first, second and last as often
+                measured = calls[arm][turn]()
                 if turn not in (0, updates):  # the first of each kind warms up
                     for key, value in measured.items():
                         found[arm].setdefault(key, []).append(value)
