@@ -7,6 +7,9 @@ a seed for each round; "generate, prompts apart" draws the same tokens without s
 is its `generate` with a processor that draws from our generator: what seeds and log-probabilities cost there. On CPU
 one thread's CPU time, which other work on the machine moves less than the clock on the wall. On a GPU a Qwen2.5-0.5B
 shape with random weights and prompts, which needs no network, and the wall, after a first round that compiles.
+
+rollout_bfloat16.csv: what bfloat16 does to the log-probabilities of sampled tokens of SmolLM2-135M, on CPU: the
+trained module under autocast, and the twins whose linear or all weights are bfloat16, as samplers use them on CUDA.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ from transformers.utils import logging
 
 from trainer import rollout
 from trainer.base_models.make_chain import build_tokenizer
-from trainer.generate import Drawn, generate
+from trainer.generate import Drawn, generate, positions
 from trainer.models import ensure_model
 from trainer.policy import Policy, pick_device
 from trainer.rollout import encode_prompts, sample
 from trainer.tasks import make_task
 from trainer.tokens import Rollouts
+from trainer.twin import Twin
 
 # model: task, prompts, rollouts of each, longest response, rounds
 WORK = {"builtin": ("chain", 16, 8, 56, 5), "smollm2-135m": ("reasoning_gym:chain_sum", 4, 4, 40, 2)}
@@ -159,12 +163,46 @@ def measure(model: str, work: tuple[str, int, int, int, int]) -> list[dict[str, 
     ]  # fmt: skip
 
 
+@torch.no_grad()
+def bfloat16(model: str = "smollm2-135m") -> list[dict[str, Any]]:
+    """Mean and largest |ln p| and KL between two ways to compute the same distributions."""
+    policy, prompts = workload(model, WORK[model][0], 16, 48)
+    found = backend("generate")(policy, prompts, 48, torch.Generator().manual_seed(0))
+    mask, ids = found.mask, found.token_ids[found.mask].unsqueeze(1)
+
+    def logp(module: Any, autocast: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            position = positions(found.attention_mask)
+            inputs = {"attention_mask": found.attention_mask.long(), "position_ids": position, "use_cache": False}
+            states = module.get_decoder()(input_ids=found.input_ids, **inputs).last_hidden_state
+            logits = module.get_output_embeddings()(states[:, -mask.shape[1] - 1 : -1][mask])
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    trained, exact = logp(policy.model, True), logp(policy.model, False)
+    compared = {
+        "autocast, from float32": (trained, exact),
+        "linear weights bfloat16, from autocast": (logp(Twin(policy, "linear").model, True), trained),
+        "all weights bfloat16, from autocast": (logp(Twin(policy, "all").model, False), trained),
+    }
+    return [
+        {
+            "model": model, "what": what, "tokens": len(ids),
+            "mean": f"{float((a - b).gather(1, ids).abs().mean()):.4f}",
+            "largest": f"{float((a - b).gather(1, ids).abs().max()):.4f}",
+            "kl": f"{float((a.exp() * (a - b)).sum(1).mean()):.2e}",
+        }
+        for what, (a, b) in compared.items()
+    ]  # fmt: skip
+
+
 def main() -> None:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     gpu = pick_device().type == "cuda"
     rows = [row for model, work in (GPU_WORK if gpu else WORK).items() for row in measure(model, work)]
     write_rows(RESULTS / ("gpu_rollout.csv" if gpu else "rollout.csv"), rows, ("torch", "transformers"))
+    if not gpu:
+        write_rows(RESULTS / "rollout_bfloat16.csv", bfloat16(), ("torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -27,10 +27,8 @@ from monitor.store.reader import open_store
 PRESET = Path(__file__).parent.parent / "trainer" / "presets" / "demo.toml"
 QUERY = """SELECT name, median(value) FROM steps WHERE run = ? AND step > 8 AND (name IN ('response_length', 'tokens')
     OR (name LIKE 'perf/%' AND name NOT IN ('perf/queue', 'perf/memory_gib'))) GROUP BY name"""
-TURNS = {
-    "builtin": (7, 5),
-    "smollm2-135m": (4, 3),
-}  # updates on stored rollouts, whole steps; the first of each warms up
+# updates on stored rollouts, whole steps; the first of each warms up
+TURNS = {"builtin": (13, 7), "smollm2-135m": (5, 2)}
 
 
 def recording() -> None:

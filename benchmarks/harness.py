@@ -16,13 +16,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
-    """Columns that every row ends with: when, machine, cores, versions, commit ("+" marks uncommitted changes)."""
+    """Columns that every row ends with: when, machine, cores, versions, commit ("+" marks uncommitted changes, results aside)."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     return {
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {_cpu()}, {os.cpu_count()} cores",
         "versions": "; ".join([f"python {platform.python_version()}", *versions]),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+" if _git("status", "--porcelain", "-uno", "--", ":!results") else ""),
     }
 
 

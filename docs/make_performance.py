@@ -68,6 +68,10 @@ TABLES = {
         "bytes per token on disk": "bytes_per_token",
     }),
     "rollout": Table("rollout.csv", "bench_rollout.py", ROLLOUT),
+    "bfloat16": Table("rollout_bfloat16.csv", "bench_rollout.py", {
+        "model": "model", "log-probabilities of": "what", "tokens": "tokens", "mean difference, nats": "mean",
+        "largest": "largest", "KL, nats": "kl",
+    }),
     "gpu-kernels": Table("gpu_kernels.csv", "gpu.py", {
         "call": "call", "ms": "ms", "one read of the logits, ms (floor)": "one_read_ms",
         "times the read (target 1.8, stretch 1.3)": "times_one_read", "special functions, ms (floor)": "special_ms",

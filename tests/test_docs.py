@@ -26,7 +26,7 @@ def test_the_performance_page_is_what_the_rows_say():
     text = (ROOT / "docs/performance.md").read_text()
     assert text == make_performance.page(text), "Run: python -m docs.make_performance"
     assert re.findall(r"<!-- table ([\w-]+) -->", text) == [
-        "signals", "gpu-kernels", "step", "gpu-updates", "gpu-step", "recording", "rollout", "gpu-rollout",
+        "signals", "gpu-kernels", "step", "gpu-updates", "gpu-step", "recording", "bfloat16", "rollout", "gpu-rollout",
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ class Twin:
 
     cast: "linear" holds the weights of linear layers in bfloat16: under autocast its logits are those of the policy,
     bit for bit, without casting them at each token. "all" holds every weight so, for a sampler without autocast; the
-    sums between layers are then bfloat16 too (SmolLM2-135M: |ln p| differ by 0.04 in the mean). "none" shares all.
+    sums between layers are then bfloat16 too (benchmarks/results/rollout_bfloat16.csv). "none" shares all.
     """
 
     def __init__(self, policy: Policy, cast: str) -> None:
