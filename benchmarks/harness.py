@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
-    """Columns that every row ends with: when, machine, cores, versions, commit ("+": uncommitted changes but results)."""
+    """Columns that every row ends with: when, machine, cores, versions, commit ("+": with changes, results aside)."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     return {
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
