@@ -7,7 +7,8 @@ in CPU time of one thread, which other work on the machine moves less than the c
 over that of plain on the whole slab; "ratio_chunked_plain" over that of plain on as few positions at a time as we
 take, in memory that it uses again; "definition_ratio" is the time of the definitions written down one by one, in
 float32 on the whole slab, over that of plain; "moments_ratio" that of a call that also returns sum p^3 and
-sum p^2 ln p over one that does not.
+sum p^2 ln p over one that does not. `signals_operations.csv` has what single operations cost over 8 and over 512 rows
+of 32,000 values (1 and 64 MiB): the reasons for the shape of `reference.py`.
 """
 
 from __future__ import annotations
@@ -71,8 +72,34 @@ def seconds(*calls: Callable[[], object], rounds: int = 7) -> list[float]:
     return [statistics.median(found) for found in times]
 
 
+def operation_rows() -> list[dict[str, object]]:
+    """ns a value of single operations, on a chunk and on a whole slab."""
+    rows: list[dict[str, object]] = []
+    for n in (8, 512):
+        x, out, keep = torch.rand(n, 32_000), torch.empty(n, 32_000), torch.rand(n, 1) > 0.5
+        masked, bits = x.clone(), keep.int().neg()
+        operations: dict[str, Callable[[], object]] = {
+            "exp": lambda x=x: torch.exp(x),
+            "exp into memory in use": lambda x=x, out=out: torch.exp(x, out=out),
+            "log into memory in use": lambda x=x, out=out: torch.log(x, out=out),
+            "xlogy": lambda x=x: torch.xlogy(x, x),
+            "product": lambda x=x: x * x,
+            "product into memory in use": lambda x=x, out=out: torch.mul(x, x, out=out),
+            "where": lambda x=x, keep=keep: torch.where(keep, x, 0.0),
+            "bitwise and in place": lambda x=masked, bits=bits: x.view(torch.int32).bitwise_and_(bits),
+            "sum": lambda x=x: x.sum(-1),
+            "sum in float64": lambda x=x: x.sum(-1, dtype=torch.float64),
+            "log_softmax": lambda x=x: torch.log_softmax(x, -1),
+        }
+        times = seconds(*operations.values(), rounds=200 if n == 8 else 7)
+        for name, found in zip(operations, times, strict=True):
+            rows.append({"operation": name, "values": x.numel(), "ns_per_value": round(found / x.numel() * 1e9, 2)})
+    return rows
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    write_rows(RESULTS / "signals_operations.csv", operation_rows(), ("torch",))
     rows = []
     for name, (n, t, v) in CASES.items():
         generator = torch.Generator().manual_seed(0)

@@ -4,9 +4,10 @@ All logarithms are natural. Everything is computed in float32 whatever the logit
 divergence was reported 15 % off in its gradient.
 
 Fast on a CPU without leaving the definition: whole groups at a few positions at a time, in three scratch tensors that
-every chunk overwrites (one exp over 64 MiB costs 1.0 ns a value into memory in use, 3.6 into fresh memory), and only
-operations that PyTorch vectorises (xlogy takes 4.1 ns a value, log 1.2; torch.where 0.7, a bitwise and 0.1; a float64
-sum four times a float32 one). A token's signals are the same bits whatever the chunks and whichever other groups.
+every chunk overwrites (fresh memory costs more than most operations), and only operations that PyTorch vectorises (not
+xlogy, not torch.where); what each costs is in benchmarks/results/signals_operations.csv. On one machine and number of
+threads a token's signals are the same bits whatever the chunks and whichever other groups (but for a lone row of over
+32,768 values, which several threads sum in parts).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from monitor.signals.types import TokenSignals
 Reference = Literal["group", "leave_one_out"]
 CHUNK_ELEMENTS = 1 << 18  # float32 values in one [rows, positions, V] chunk per CPU thread: the scratch stays in cache
 CHUNK_ELEMENTS_GPU = 1 << 24  # fewer, larger launches; 64 MiB for each of the scratch tensors
-LONG_VOCABULARY = 1024  # above it log_softmax's normaliser, summed one after the other, is off by up to 1e-5
 SMALLEST = 1e-30  # added to a mean probability: its logarithm is finite, and nothing else changes in float32
 RESOLUTION = 1e-6  # deviations below this are rounding of float32 logits and are reported as 0
 
@@ -163,17 +163,17 @@ def _signals(
 
 
 def _softmax(z: Tensor, tau: float, logp: Tensor, p: Tensor) -> None:
-    """Writes ln softmax(z / tau) and softmax(z / tau) over the last axis to logp and p."""
-    if z.shape[-1] <= LONG_VOCABULARY:
-        torch.log_softmax(z if tau == 1 else z / tau, -1, out=logp)
-        torch.exp(logp, out=p)
-        return
+    """Writes ln softmax(z / tau) and softmax(z / tau) over the last axis to logp and p.
+
+    torch.log_softmax sums in float32: off by 1e-5 over a large vocabulary, and a decided token (p > 1 - 1e-7) gets
+    ln p = 0. The float64 sum of this one quantity keeps both.
+    """
     torch.sub(z, z.amax(-1, keepdim=True), out=logp)
     if tau != 1:
         logp.div_(tau)
-    normaliser = torch.exp(logp, out=p).sum(-1, keepdim=True)  # summed in pairs: good to 4e-7
-    logp.sub_(normaliser.log())
-    p.div_(normaliser)
+    normaliser = torch.exp(logp, out=p).sum(-1, keepdim=True, dtype=torch.float64)
+    logp.sub_(normaliser.log().float())
+    p.div_(normaliser.float())
 
 
 def _js(p: Tensor, p_logp: Tensor, q: Tensor, spare: Tensor) -> Tensor:

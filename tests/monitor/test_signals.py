@@ -93,6 +93,16 @@ def test_moments_of_forbidden_tokens_and_decided_ones_are_finite():
     assert found.sum_p2_logp[0].tolist() == pytest.approx([-LN2 / 2, 0.0], abs=1e-6)
 
 
+def test_a_decided_token_keeps_its_digits():
+    # p = (1 - 2e, e, e), e = e^-25 = 1.39e-11: ln p = -2e, H = 2e (1 + 25), sum p^2 ln p = -2e, all to order e^2
+    e = math.exp(-25)
+    logits = torch.tensor([[[25.0, 0.0, 0.0]]])
+    ids, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    found = token_signals(logits, ids, mask, torch.zeros(1), moments=True)
+    for name, value in (("logprob", -2 * e), ("entropy", 52 * e), ("sum_p2_logp", -2 * e)):
+        assert float(getattr(found, name)) == pytest.approx(value, rel=1e-5), name
+
+
 def test_bf16_logits_are_taken_as_exact_inputs():
     logits, ids, mask, groups = ragged([6, 4, 5], [0, 0, 0], 151)
     logits = logits.bfloat16()
