@@ -145,7 +145,8 @@ def measure(model: str, work: tuple[str, int, int, int, int]) -> list[dict[str, 
             took, found = seconds(policy, lambda run=run, g=generator: run(policy, prompts, limit, g))
             times[arm].append(took)
             tokens[arm].append(int(found.mask.sum()))
-            off[arm] = mismatch(policy, found)
+            if seed == rounds:
+                off[arm] = mismatch(policy, found)
     rates = {arm: [n / s for n, s in zip(tokens[arm][1:], times[arm][1:], strict=True)] for arm in ARMS}
     return [
         {
