@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from docs import make_performance
 from docs.make_method import page
 from docs.make_reproduction import page as reproduction_page
 from monitor.store.reader import open_store
@@ -20,6 +21,28 @@ def blocks(page: str, language: str = "python") -> list[str]:
 
 def test_the_method_page_is_what_the_code_says():
     assert (ROOT / "docs/method.md").read_text() == page(), "Run: python -m docs.make_method"
+
+
+def test_the_performance_page_is_what_the_rows_say():
+    text = (ROOT / "docs/performance.md").read_text()
+    assert text == make_performance.page(text), "Run: python -m docs.make_performance"
+    assert re.findall(r"<!-- table ([\w-]+) -->", text) == [
+        "signals", "gpu-kernels", "step", "gpu-updates", "gpu-step", "recording", "bfloat16", "rollout", "gpu-rollout",
+    ]  # fmt: skip
+
+
+def test_figures_that_are_not_there_are_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_performance, "RESULTS", tmp_path)
+    table = make_performance.Table(
+        "x.csv", "gpu.py", {"arm": "arm", "s": "s", "of it": make_performance.share("r", "s")}
+    )
+    assert make_performance.lines(table) == [
+        "Not measured yet: `benchmarks/gpu.py` writes these rows on a machine with a GPU."
+    ]
+    (tmp_path / "x.csv").write_text("arm,s,r,machine,versions,commit\nict,1234.5,12.345,M,V,c1\n")
+    assert make_performance.lines(table) == [
+        "| arm | s | of it |", "|---|---|---|", "| ict | 1,234 | 1.0% |", "", "M; V; commit c1; `benchmarks/gpu.py`.",
+    ]  # fmt: skip
 
 
 def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):

@@ -22,6 +22,10 @@ class RolloutConfig(_Group):
     max_new_tokens: int = Field(56, ge=1, description="longest response, tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss uses the same")
     max_batch: int = Field(1024, ge=1, description="rollouts sampled at once")
+    backend: Literal["auto", "generate", "paged"] = Field(
+        "auto", description="generate: a token for all rollouts at a time (on CUDA fixed shapes and a compiled step); "
+        "paged: transformers' continuous batching; auto: by device and size"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _has_a_group(self) -> RolloutConfig:
@@ -201,6 +205,15 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"shard is true and lora.rank is {self.lora.rank}: adapters are small, so they are trained in whole "
                 "copies. Leave out --shard, or set lora.rank to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_sample_in_step(self) -> TrainConfig:
+        if self.shard and self.rollout.backend == "paged":
+            raise ValueError(
+                "rollout.backend is 'paged' with shard, whose ranks run every pass in step. Leave out --shard, or set "
+                "rollout.backend to generate."
             )
         return self
 

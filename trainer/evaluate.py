@@ -106,6 +106,7 @@ def sample_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Gener
         temperature=rollout.temperature,
         generator=generator,
         max_batch=rollout.max_batch,
+        backend=rollout.backend,
     )
     scored = score(parts.policy, rollouts, repeated, parts.reward)
     correct = (np.array(scored.rewards) >= parts.task.correct_at).reshape(len(prompts), samples)

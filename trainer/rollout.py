@@ -1,23 +1,24 @@
-"""Sampling: groups of responses from the policy, reproducible from a generator.
+"""Sampling: groups of responses from the policy, reproducible from a generator, by one of two backends.
 
-A plain loop over the model's own key-value cache instead of `generate`, which takes no generator and returns the
-sampled tokens' log-probabilities only by keeping every step's logits. Finished rows leave the batch in passing.
+`generate` (generate.py) draws a token for all rows at a time; `paged` (paged.py) is transformers' continuous batching.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from trainer.generate import Drawn, NonFiniteError, generate
+from trainer.paged import paged
 from trainer.policy import Policy
 from trainer.tasks import Prompt
 from trainer.tokens import Rollouts
 
-COMPACT_EVERY = 8  # tokens between looks at which rows have ended: each look is a host sync
+__all__ = ["NonFiniteError", "choose_backend", "encode_prompts", "sample"]
 
-
-class NonFiniteError(RuntimeError):
-    """Logits, loss or gradient became NaN or infinite; training cannot go on from these weights."""
+PAGED_FROM_ROWS, PAGED_FROM_TOKENS = 32, 512  # below, few rows wait for few others: paging's work is not repaid
 
 
 def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, max_new_tokens: int) -> list[list[int]]:
@@ -44,6 +45,30 @@ def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, ma
     return encoded
 
 
+def choose_backend(policy: Policy, rows: int, max_new_tokens: int, backend: str = "auto") -> str:
+    """`generate` or `paged`, as asked; `auto` by device and size.
+
+    auto is `generate` on CPU, where paging was slower at both sizes measured, and for a sharded policy, whose own
+    modules must run in step. On CUDA it is `paged` for many long responses, if flash attention is installed: without
+    it, paging computes each row's attention to all other rows and masks it. Raises ValueError for a sharded policy.
+    """
+    sharded = policy.in_step.world > 1
+    if backend == "paged" and sharded:
+        raise ValueError(
+            "rollout.backend is 'paged' with shard, whose ranks run every pass in step. Set it to generate."
+        )
+    if backend != "auto":
+        return backend
+    large = rows >= PAGED_FROM_ROWS and max_new_tokens >= PAGED_FROM_TOKENS
+    return "paged" if policy.device.type == "cuda" and large and not sharded and _flash_attention() else "generate"
+
+
+def _flash_attention() -> bool:
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    return is_flash_attn_2_available() or is_flash_attn_3_available()
+
+
 @torch.no_grad()
 def sample(
     policy: Policy,
@@ -53,6 +78,7 @@ def sample(
     temperature: float,
     generator: torch.Generator,
     max_batch: int = 1024,
+    backend: str = "auto",
 ) -> Rollouts:
     """One response for each prompt (repeat a prompt for a group); row i answers prompts[i].
 
@@ -60,85 +86,48 @@ def sample(
     Raises NonFiniteError if the policy's logits are not finite.
     """
     width = max(len(ids) for ids in prompts)
+    left, attention = _left_padded(policy, prompts, width)
+    if choose_backend(policy, len(prompts), max_new_tokens, backend) == "paged":
+        drawn = paged(
+            policy, prompts, limit=max_new_tokens, temperature=temperature, generator=generator, max_batch=max_batch
+        )
+        return _assemble(left, attention, policy.end_ids, drawn)
+    was_training = policy.model.training
+    policy.model.eval()
+    parts = []
+    for start in range(0, len(prompts), max_batch):
+        places: dict[tuple[int, ...], int] = {}  # of each distinct prompt of the chunk
+        index = [places.setdefault(tuple(ids), len(places)) for ids in prompts[start : start + max_batch]]
+        distinct, columns = _left_padded(policy, list(places), width)
+        part = torch.tensor(index, device=policy.device)
+        parts.append(
+            generate(
+                policy, distinct, columns, part, limit=max_new_tokens, temperature=temperature, generator=generator
+            )
+        )
+    policy.model.train(was_training)
+    return _assemble(left, attention, policy.end_ids, Drawn(*map(torch.cat, zip(*parts, strict=True))))
+
+
+def _left_padded(policy: Policy, prompts: Sequence[Sequence[int]], width: int) -> tuple[Tensor, Tensor]:
+    """(token ids, attention mask) [rows, width] on the policy's device."""
     left = torch.full((len(prompts), width), policy.pad_id, dtype=torch.long)
     for row, ids in enumerate(prompts):
         left[row, width - len(ids) :] = torch.tensor(ids)
     lengths = torch.tensor([len(ids) for ids in prompts])
     attention = torch.arange(width) >= (width - lengths).unsqueeze(1)
-    left, attention = left.to(policy.device), attention.to(policy.device)
-    was_training = policy.model.training
-    policy.model.eval()
-    parts = [
-        _sample_chunk(
-            policy, left[i : i + max_batch], attention[i : i + max_batch], max_new_tokens, temperature, generator
-        )
-        for i in range(0, len(prompts), max_batch)
-    ]
-    policy.model.train(was_training)
-    return _assemble(left, attention, policy.end_ids, *(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return left.to(policy.device), attention.to(policy.device)
 
 
-def _sample_chunk(
-    policy: Policy, ids: Tensor, attention: Tensor, limit: int, temperature: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens [B, limit], logprobs [B, limit], ended [B, limit]); `ended` is True after the end token."""
-    n = len(ids)
-    tokens = torch.full((n, limit), policy.pad_id, device=ids.device)
-    logprobs = torch.zeros(n, limit, device=ids.device)
-    ended = torch.ones(n, limit, dtype=torch.bool, device=ids.device)
-    ends = torch.tensor(policy.end_ids, device=ids.device)
-    rows = torch.arange(n, device=ids.device)  # rows of the chunk that are still in the batch
-    done = torch.zeros(n, dtype=torch.bool, device=ids.device)
-    position = attention.long().cumsum(1).sub(1).clamp(min=0)
-    cache = None
-    for t in range(limit):
-        with policy.autocast():
-            out = policy.body(
-                input_ids=ids,
-                attention_mask=attention.long(),
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            )
-        cache = out.past_key_values
-        logp = torch.log_softmax(policy.project(out.last_hidden_state[:, -1]).float() / temperature, dim=-1)
-        token = _draw(logp, generator)
-        tokens[rows, t] = torch.where(done, policy.pad_id, token)
-        logprobs[rows, t] = torch.where(done, 0.0, logp.gather(1, token.unsqueeze(1)).squeeze(1))
-        ended[rows, t] = done
-        done = done | torch.isin(token, ends)
-        if (t + 1) % COMPACT_EVERY == 0:
-            keep = (~done).nonzero().squeeze(1)
-            if not policy.in_step.any(len(keep) > 0):
-                break
-            if 0 < len(keep) < 0.75 * len(rows):
-                cache.batch_select_indices(keep)
-                rows, done, token = rows[keep], done[keep], token[keep]
-                attention, position = attention[keep], position[keep]
-        ids = token.unsqueeze(1)
-        attention = torch.cat([attention, torch.ones_like(attention[:, :1])], dim=1)
-        position = position[:, -1:] + 1
-    return tokens, logprobs, ended
-
-
-def _draw(logp: Tensor, generator: torch.Generator) -> Tensor:
-    try:
-        return torch.multinomial(logp.exp(), 1, generator=generator).squeeze(1)
-    except RuntimeError as error:
-        raise NonFiniteError("The policy's logits are not finite, so no token can be sampled.") from error
-
-
-def _assemble(
-    left: Tensor, attention: Tensor, end_ids: list[int], tokens: Tensor, logprobs: Tensor, ended: Tensor
-) -> Rollouts:
-    mask = ~ended
+def _assemble(left: Tensor, attention: Tensor, end_ids: list[int], drawn: Drawn) -> Rollouts:
+    mask = ~drawn.ended
     width = int(mask.sum(1).max())
-    mask, tokens = mask[:, :width], tokens[:, :width]
+    mask, tokens = mask[:, :width], drawn.tokens[:, :width]
     has_end = (torch.isin(tokens, torch.tensor(end_ids, device=tokens.device)) & mask).any(1)
     return Rollouts(
         input_ids=torch.cat([left, tokens], dim=1),
         attention_mask=torch.cat([attention, mask], dim=1),
         mask=mask,
-        sampler_logprobs=logprobs[:, :width],
+        sampler_logprobs=drawn.logprobs[:, :width],
         truncated=~has_end,
     )

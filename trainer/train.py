@@ -85,6 +85,7 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
         temperature=parts.updater.control.temperature,
         generator=parts.generator,
         max_batch=rollout.max_batch,
+        backend=rollout.backend,
     )
     return rollouts, score(parts.policy, rollouts, prompts, parts.reward)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer import rollout
+from trainer import generate
 from trainer.rollout import NonFiniteError, encode_prompts, sample
 from trainer.tasks import Prompt
 
@@ -54,7 +54,7 @@ def test_each_response_ends_at_its_first_end_token_or_at_the_limit(policy):
 @pytest.mark.parametrize(("every", "max_batch"), [(1, 1024), (3, 5), (10**6, 7)])
 def test_rows_that_end_early_and_chunks_keep_each_response_with_its_cache(policy, monkeypatch, every, max_batch):
     """A row that got another row's keys and values would be far from its own log-probabilities."""
-    monkeypatch.setattr(rollout, "COMPACT_EVERY", every)
+    monkeypatch.setattr(generate, "COMPACT_EVERY", every)
     rollouts = draw(policy, TEXTS, limit=30, max_batch=max_batch)
     with torch.no_grad():
         hidden = policy.hidden(rollouts)

@@ -1,0 +1,115 @@
+"""Fills the tables of docs/performance.md from the rows in benchmarks/results: python -m docs.make_performance"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("performance.md")
+RESULTS = PAGE.parent.parent / "benchmarks" / "results"
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of a CSV by their heading: the row's key, or what makes the cell of a row."""
+
+    file: str
+    script: str
+    columns: dict[str, str | Callable[[Row], str]]
+
+
+def number(text: str) -> str:
+    """Three significant digits and no more than there are; text as it is."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def share(part: str, whole: str) -> Callable[[Row], str]:
+    return lambda row: f"{float(row[part]) / float(row[whole]):.1%}"
+
+
+def percent(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{float(row[key]):.1%}"
+
+
+def mib(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{float(row[key]):,.0f} MiB"
+
+
+STEP: dict[str, str | Callable[[Row], str]] = {
+    "model": "model", "arm": "arm", "response tokens": "response_tokens", "update, s": "update_s",
+    "of uniform's": "update_against_uniform", "of TRL's (target 1)": "update_against_trl",
+    "with recording, of TRL's (target 1)": "trained_against_trl", "whole step, s": "step_s",
+    "of TRL's step (target 1)": "step_against_trl", "recording, of the step (target 3 %)": share("record_s", "step_s"),
+    "memory": mib("peak_mib"),
+}  # fmt: skip
+ROLLOUT: dict[str, str | Callable[[Row], str]] = {
+    "model": "model", "backend": "backend", "rollouts": "rollouts", "prompt tokens": "prompt_tokens",
+    "response tokens": "response_tokens", "response tokens per s": "tokens_per_s", "of `generate`": "against_generate",
+    "mismatch with the trainer, nats (mean)": "mismatch_mean", "(largest)": "mismatch_max",
+}  # fmt: skip
+TABLES = {
+    "signals": Table("signals.csv", "bench_signals.py", {
+        "case": "case", "rows": "rows", "positions": "positions", "vocabulary": "vocabulary", "signals, s": "signals_s",
+        "plain, s": "plain_s", "ratio (target 2.5)": "ratio", "to plain in chunks": "ratio_chunked_plain",
+        "the definition's": "definition_ratio", "largest error of the deviation, nats": "error_deviation",
+    }),
+    "step": Table("step_trl.csv", "bench_step.py", STEP),
+    "recording": Table("step.csv", "bench_step.py", {
+        "weighting": "weighting", "step, s": "step_s", "rollouts, s": "rollout_s", "update, s": "update_s",
+        "recording, s": "record_s", "share of the step (target 3 %)": percent("recording_share"),
+        "bytes per token on disk": "bytes_per_token",
+    }),
+    "rollout": Table("rollout.csv", "bench_rollout.py", ROLLOUT),
+    "bfloat16": Table("rollout_bfloat16.csv", "bench_rollout.py", {
+        "model": "model", "log-probabilities of": "what", "tokens": "tokens", "mean difference, nats": "mean",
+        "largest": "largest", "KL, nats": "kl",
+    }),
+    "gpu-kernels": Table("gpu_kernels.csv", "gpu.py", {
+        "call": "call", "ms": "ms", "one read of the logits, ms (floor)": "one_read_ms",
+        "times the read (target 1.8, stretch 1.3)": "times_one_read", "special functions, ms (floor)": "special_ms",
+        "extra memory, MiB": "extra_mib",
+    }),
+    "gpu-updates": Table("gpu_updates.csv", "gpu.py", {
+        "weighting": "weighting", "rollouts": "rollouts", "tokens": "tokens", "update, ms": "update_ms",
+        "of uniform's (target 0.85)": "times_uniform", "recording, of the update (target 1 %)": percent("record_share"),
+        "peak memory, GiB": "peak_gib",
+    }),
+    "gpu-step": Table("gpu_step.csv", "bench_step.py", STEP),
+    "gpu-rollout": Table("gpu_rollout.csv", "bench_rollout.py", ROLLOUT),
+}  # fmt: skip
+
+
+def lines(table: Table) -> list[str]:
+    """The table in Markdown and where its rows come from; one sentence where there are none."""
+    path = RESULTS / table.file
+    if not path.exists():
+        return [f"Not measured yet: `benchmarks/{table.script}` writes these rows on a machine with a GPU."]
+    with path.open(newline="", encoding="utf-8") as source:
+        rows = list(csv.DictReader(source))
+    made = [f"| {' | '.join(table.columns)} |", "|---|" + "---|" * (len(table.columns) - 1)]
+    for row in rows:
+        cells = [number(row[key]) if isinstance(key, str) else key(row) for key in table.columns.values()]
+        made.append(f"| {' | '.join(cells)} |")
+    origin = {f"{row['machine']}; {row['versions']}; commit {row['commit']}" for row in rows}
+    return [*made, "", f"{' / '.join(sorted(origin))}; `benchmarks/{table.script}`."]
+
+
+def page(text: str) -> str:
+    """The page with every table between its marks made anew."""
+
+    def fill(found: re.Match[str]) -> str:
+        return "\n".join([f"<!-- table {found[1]} -->", *lines(TABLES[found[1]]), "<!-- end -->"])
+
+    return re.sub(r"<!-- table ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
