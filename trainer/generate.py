@@ -8,6 +8,7 @@ launching kernels costs more than running them, shapes are fixed and the step is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -110,12 +111,19 @@ def decoder_for(policy: Policy, rows: int, columns: int) -> Decoder:
 
 
 def _graphed(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step compiled into a CUDA graph, whose outputs are overwritten by the next call."""
-    compiled = torch.compile(step, mode="reduce-overhead", dynamic=False)
+    """The step compiled into a CUDA graph, whose outputs are overwritten by the next call; as it is if that fails."""
+    chosen = torch.compile(step, mode="reduce-overhead", dynamic=False)
 
     def run(**inputs: Any) -> Any:
+        nonlocal chosen
         torch.compiler.cudagraph_mark_step_begin()
-        return compiled(**inputs)
+        try:
+            return chosen(**inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:  # no C compiler, or a model that it cannot take
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"The sampling step is not compiled and slower: {reason}", RuntimeWarning, stacklevel=2)
+            chosen = step
+            return step(**inputs)
 
     return run
 

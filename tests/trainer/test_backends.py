@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from tiny import tiny_policy
 from trainer import generate as generate_module
 from trainer import rollout as rollout_module
 from trainer.config import ConfigError, TrainConfig
-from trainer.generate import FixedCache, GrowingCache, NonFiniteError, generate
+from trainer.generate import FixedCache, GrowingCache, NonFiniteError, _graphed, generate
 from trainer.parallel import Ranks
 from trainer.rollout import choose_backend, encode_prompts, sample
 from trainer.tasks import Prompt
@@ -214,3 +215,16 @@ def test_fixed_shapes_under_autocast_are_the_trainers_to_bfloat16(policy, monkey
     found = draw(policy, backend="generate")
     assert {layer.keys.dtype for layer in fixed._cache.layers} == {torch.bfloat16}
     assert mismatch(policy, found, 0.9) < 2e-3
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    def backend(module, inputs):
+        raise RuntimeError("no C compiler")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, **_: compile_(step, backend=backend))
+    step = _graphed(lambda x: x + 1)
+    with warnings.catch_warnings(record=True) as found:  # the compiler's own deprecations among them
+        assert step(x=torch.zeros(2)).tolist() == [1, 1]
+    assert any("not compiled and slower: " in (text := str(w.message)) and "no C compiler" in text for w in found)
+    assert step(x=torch.ones(2)).tolist() == [2, 2]  # without a second attempt
