@@ -224,7 +224,8 @@ def test_a_step_that_cannot_be_compiled_runs_as_it_is(monkeypatch):
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda step, **_: compile_(step, backend=backend))
     step = _graphed(lambda x: x + 1)
-    with warnings.catch_warnings(record=True) as found:  # the compiler's own deprecations among them
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")  # the compiler warns of its own deprecations
         assert step(x=torch.zeros(2)).tolist() == [1, 1]
     assert any("not compiled and slower: " in (text := str(w.message)) and "no C compiler" in text for w in found)
     assert step(x=torch.ones(2)).tolist() == [2, 2]  # without a second attempt
