@@ -208,9 +208,10 @@ def tune(out: Path, until: float) -> list[str]:
 
 
 def updates(out: Path, until: float) -> list[str]:
-    from gpu_updates import measured
+    import updates as work
 
-    rows = [measured(kind, DEVICE, SMALL) for kind in ("uniform", "ict", "uniform", "ict")]
+    size = work.SMALL if SMALL else work.ON_GPU
+    rows = [work.measured(kind, DEVICE, size) for kind in ("uniform", "ict", "uniform", "ict")]
     uniform = min(float(row["update_ms"]) for row in rows if row["weighting"] == "uniform")
     for row in rows:
         row["times_uniform"] = f"{float(row['update_ms']) / uniform:.3f}"
@@ -222,7 +223,7 @@ def updates(out: Path, until: float) -> list[str]:
 def pair(out: Path, until: float) -> list[str]:
     for name in ("duckdb", "pydantic", "tyro"):
         importlib.import_module(name)
-    from gpu_updates import pair_row
+    from updates import pair_row
 
     store, rows, wrong = out / "gpu_pair", [], []
     for index, kind in enumerate(("uniform", "ict")):

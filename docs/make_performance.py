@@ -50,6 +50,11 @@ STEP: dict[str, str | Callable[[Row], str]] = {
     "of TRL's step (target 1)": "step_against_trl", "recording, of the step (target 3 %)": share("record_s", "step_s"),
     "memory": mib("peak_mib"),
 }  # fmt: skip
+UPDATES: dict[str, str | Callable[[Row], str]] = {
+    "weighting": "weighting", "rollouts": "rollouts", "tokens": "tokens", "update, ms": "update_ms",
+    "of uniform's (target 0.85)": "times_uniform", "recording, of the update (target 1 %)": percent("record_share"),
+    "peak memory, GiB": "peak_gib",
+}  # fmt: skip
 ROLLOUT: dict[str, str | Callable[[Row], str]] = {
     "model": "model", "backend": "backend", "rollouts": "rollouts", "prompt tokens": "prompt_tokens",
     "response tokens": "response_tokens", "response tokens per s": "tokens_per_s", "of `generate`": "against_generate",
@@ -77,11 +82,8 @@ TABLES = {
         "times the read (target 1.8, stretch 1.3)": "times_one_read", "special functions, ms (floor)": "special_ms",
         "extra memory, MiB": "extra_mib",
     }),
-    "gpu-updates": Table("gpu_updates.csv", "gpu.py", {
-        "weighting": "weighting", "rollouts": "rollouts", "tokens": "tokens", "update, ms": "update_ms",
-        "of uniform's (target 0.85)": "times_uniform", "recording, of the update (target 1 %)": percent("record_share"),
-        "peak memory, GiB": "peak_gib",
-    }),
+    "updates": Table("updates.csv", "bench_updates.py", UPDATES),
+    "gpu-updates": Table("gpu_updates.csv", "gpu.py", UPDATES),
     "gpu-step": Table("gpu_step.csv", "bench_step.py", STEP),
     "gpu-rollout": Table("gpu_rollout.csv", "bench_rollout.py", ROLLOUT),
 }  # fmt: skip

@@ -1,12 +1,13 @@
-"""Updates of benchmarks/gpu.py: our Updater on fixed rollouts of a Qwen2.5-0.5B shape, and the rows of its pair."""
+"""Our Updater on fixed random rollouts, for gpu.py and bench_updates.py; and the rows of gpu.py's pair."""
 
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -26,6 +27,20 @@ TINY = QWEN | {
     "vocab_size": 401, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
 }  # fmt: skip
 GROUP = 8
+
+
+class Work(NamedTuple):
+    """A model's shape, groups of GROUP rollouts, tokens of a prompt and of the longest response; updates, warm-up."""
+
+    shape: dict[str, Any]
+    groups: int
+    prompt: int
+    width: int
+    updates: int
+    warmup: int
+
+
+ON_GPU, ON_CPU, SMALL = Work(QWEN, 4, 64, 256, 15, 3), Work(QWEN, 2, 16, 32, 3, 1), Work(TINY, 1, 4, 4, 2, 1)
 
 
 def random_policy(shape: dict[str, Any], device: torch.device) -> Policy:
@@ -48,15 +63,16 @@ def random_batch(policy: Policy, groups: int, prompt: int, width: int) -> TokenB
     return TokenBatch(*(x.to(policy.device) for x in (*columns, rewards, rewards > 0.5, advantages, mask)))
 
 
-def measured(kind: str, device: torch.device, small: bool) -> dict[str, Any]:
-    """Medians over the updates after the first three: one optimizer step on 32 rollouts, signals of every token.
+def measured(kind: str, device: torch.device, work: Work) -> dict[str, Any]:
+    """Medians over the updates after the warm-up: one optimizer step on all rollouts, signals of every token.
 
     record_ms: statistics and the copy to the host, which the training thread does; the store is written by another.
+    On a CPU: CPU time, and the largest resident size of the process, which is to measure one kind only.
     """
     gc.collect()  # the policy before, whose hooks hold it in a cycle
     torch.cuda.empty_cache()
-    policy = random_policy(TINY if small else QWEN, device)
-    batch = random_batch(policy, *((1, 4, 4) if small else (4, 64, 256)))
+    policy = random_policy(work.shape, device)
+    batch = random_batch(policy, work.groups, work.prompt, work.width)
     config = TrainConfig.model_validate(
         {
             "weighting": {"kind": kind, "warmup_steps": 0} | ({"keep": 0.1} if kind == "ict" else {}),
@@ -66,13 +82,13 @@ def measured(kind: str, device: torch.device, small: bool) -> dict[str, Any]:
         }
     )
     updater = Updater(policy, None, config)
-    if not small:
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times, records = [], []
-    for step in range(1, 3 if small else 16):
-        marks = [clock(small)]
+    for step in range(1, work.updates + 1):
+        marks = [clock(device)]
         update = updater.update(batch, step)
-        marks.append(clock(small))
+        marks.append(clock(device))
         found = signal_statistics(
             update.signals, batch.mask, update.weights, batch.correct, advantages=batch.advantages
         )
@@ -80,11 +96,12 @@ def measured(kind: str, device: torch.device, small: bool) -> dict[str, Any]:
         step_record(
             step, update.signals, batch.token_ids, batch.mask, update.weights, found, update.loss_stats, scalars=scalars
         )
-        marks.append(clock(small))
+        marks.append(clock(device))
         times.append(marks[1] - marks[0])
         records.append(marks[2] - marks[1])
-    update_s, record_s = (statistics.median(values[1 if small else 3 :]) for values in (times, records))
-    peak = 0 if small else torch.cuda.max_memory_allocated()
+    update_s, record_s = (statistics.median(values[work.warmup :]) for values in (times, records))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident
     return {
         "weighting": kind, "rollouts": len(batch), "tokens": int(batch.mask.sum()), "vocabulary": policy.vocabulary,
         "update_ms": f"{1e3 * update_s:.2f}", "record_ms": f"{1e3 * record_s:.2f}",
@@ -93,9 +110,11 @@ def measured(kind: str, device: torch.device, small: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def clock(small: bool) -> float:
-    if not small:
-        torch.cuda.synchronize()
+def clock(device: torch.device) -> float:
+    """Seconds: CPU time of all threads on a CPU, else the wall's once the device has finished."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
