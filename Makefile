@@ -11,8 +11,9 @@ setup: .venv/ready  ## .venv with the rlvr command
 demo: setup  ## two monitored runs, uniform and ict, and the live dashboard
 	$(BIN)/rlvr demo
 
-test: setup  ## all tests, a real headless browser among them
-	RLVR_CHROMIUM="$$(bash .ci/browser | tail -n 1)" $(BIN)/python -m pytest
+test: setup  ## all tests, a real headless browser among them, on at most four cores with one thread each
+	RLVR_CHROMIUM="$$(bash .ci/browser | tail -n 1)" OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: setup  ## formatting, lint and types
 	$(BIN)/ruff check .
