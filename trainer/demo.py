@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from monitor.comparisons import final_figures
 from monitor.queries import alert_log, alert_spans, latest_scalars, scalar_series, series_of, value_at
 from monitor.store.tail import Tail
-from trainer.processes import RLVR, ending, interrupts_raise, start_trainer
+from trainer.processes import RLVR, ending, interrupts_raise, run_bars, start_trainer
 
 ARMS = ("uniform", "ict")
 PRESET = Path(__file__).parent / "presets" / "demo.toml"
@@ -117,14 +117,7 @@ def _trainer(store: Path, name: str, arm: str, options: argparse.Namespace) -> I
 def _follow(store: Path, runs: dict[str, subprocess.Popen[str]], console: Console) -> list[str]:
     """Progress bars from the store until every process ended; returns the runs whose process failed."""
     tail, told = Tail(store), set[tuple[Any, ...]]()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
-    with Progress(*columns, console=console) as bars:
+    with run_bars(console) as bars:
         tasks = {run: bars.add_task(run, total=None, now="starting") for run in runs}
         while True:
             alive = any(process.poll() is None for process in runs.values())

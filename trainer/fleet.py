@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from monitor.comparisons import config_difference
 from monitor.queries import latest_scalars, value_at
 from monitor.store.runs import RunState, run_state
 from monitor.store.tail import Tail
 from trainer.config import ConfigError, TrainConfig
-from trainer.processes import end_all, start_trainer
+from trainer.processes import end_all, run_bars, start_trainer
 
 # where a run is stored and on what it computes: no part of what is compared
 INCIDENTAL = ("run", "store", "save", "wandb", "threads", "comparison")
@@ -97,7 +97,7 @@ def run_jobs(store: Path, jobs: Sequence[Job], at_once: int, cuda: Sequence[str]
     failed: list[str] = []
     total, began = len(waiting), time.monotonic()
     tail = Tail(store)
-    with _bars(console) as bars:
+    with run_bars(console, disable=not console.is_terminal) as bars:
         overall = bars.add_task("all runs", total=sum(job.config.steps for job in jobs), now="")
         tasks: dict[str, Any] = {}
         try:
@@ -155,17 +155,6 @@ def _start(store: Path, job: Job, device: str) -> _Active:
 def _least_used(cuda: Sequence[str], active: Sequence[_Active]) -> str:
     in_use = [each.device for each in active]
     return min(cuda, key=in_use.count) if cuda else ""
-
-
-def _bars(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def _advance(tail: Tail, bars: Progress, overall: Any, tasks: dict[str, Any], jobs: Sequence[Job]) -> None:

@@ -1,4 +1,4 @@
-"""Child processes of the commands that start others: `rlvr train` with a log, and a clean end for all of them."""
+"""Child processes of the commands that start others: `rlvr train` with a log, its progress, and a clean end for all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 RLVR = (sys.executable, "-m", "monitor.cli")
 TRAINER_PATIENCE_S = 30.0  # a trainer answers SIGTERM by saving its policy and closing its run
@@ -35,6 +38,18 @@ def start_trainer(
             start_new_session=True,
             env=os.environ | dict(environment or {}),
         )
+
+
+def run_bars(console: Console, disable: bool = False) -> Progress:
+    """Progress bars of runs; a task's field `now` is the text behind its bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    return Progress(*columns, console=console, disable=disable)
 
 
 def end_all(processes: Sequence[subprocess.Popen[str]], patience_s: float = TRAINER_PATIENCE_S) -> None:
