@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from harness import RESULTS, write_rows
 from torch import Tensor
-from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM
+from transformers import LogitsProcessor
 from transformers.utils import logging
+from updates import QWEN, random_policy
 
 from trainer import rollout
-from trainer.base_models.make_chain import build_tokenizer
 from trainer.generate import Drawn, generate, positions
 from trainer.models import ensure_model
 from trainer.policy import Policy, pick_device
@@ -38,10 +38,6 @@ from trainer.twin import Twin
 # model: task, prompts, rollouts of each, longest response, rounds
 WORK = {"builtin": ("chain", 16, 8, 56, 5), "smollm2-135m": ("reasoning_gym:chain_sum", 4, 4, 40, 2)}
 GPU_WORK = {"Qwen2.5-0.5B shape": ("", 8, 8, 256, 3)}  # prompts of 128 random tokens
-QWEN = {
-    "vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-    "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
-}  # fmt: skip
 TEMPERATURE = 1.0
 Sampler = Callable[[Policy, list[list[int]], int, torch.Generator], Rollouts]
 
@@ -124,10 +120,7 @@ def workload(model: str, task_name: str, count: int, limit: int) -> tuple[Policy
     if task_name:
         policy, task = Policy.load(ensure_model(model)), make_task(task_name)
         return policy, encode_prompts(policy, list(task.prompts("train"))[:count], task.system_prompt, limit)
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    config = Qwen2Config(**QWEN, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    policy = Policy(Qwen2ForCausalLM(config), tokenizer, pick_device())
+    policy = random_policy(QWEN, pick_device())
     return policy, torch.randint(policy.vocabulary, (count, 128)).tolist()
 
 

@@ -156,14 +156,13 @@ def kernels(out: Path, until: float) -> list[str]:
         finally:
             group_kernel._lag = lag
 
-    on_device = groups.to(DEVICE)
     calls: dict[str, tuple[float, Callable[[], object]]] = {  # name -> special operations a logit, call
         "signals": (3.125, lambda: token_signals(logits, ids, mask, groups)),
         "signals with moments": (3.125, lambda: token_signals(logits, ids, mask, groups, moments=True)),
         "signals, leave_one_out": (4.0, lambda: token_signals(logits, ids, mask, groups, reference="leave_one_out")),
         "signals, all folds first": (3.125, unordered),
         "logprob and entropy alone, ours": (1.0, lambda: logprob_entropy(logits, ids)),
-        "plain PyTorch": (0.0, lambda: reference.token_signals(logits, ids, mask, on_device)),
+        "plain PyTorch": (0.0, lambda: reference.token_signals(logits, ids, mask, groups)),
     }
     try:
         theirs = importlib.import_module("trl.kernels.logprob_entropy").selective_log_softmax_and_entropy

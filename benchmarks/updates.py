@@ -59,8 +59,9 @@ def random_batch(policy: Policy, groups: int, prompt: int, width: int) -> TokenB
     mask = torch.arange(width) < torch.randint(width // 2, width + 1, (n, 1), generator=generator)
     there = torch.cat([torch.ones(n, prompt, dtype=torch.bool), mask], 1)
     rewards, advantages = torch.rand(n, generator=generator).round(), torch.randn(n, generator=generator)
-    columns = (ids, there, mask, torch.zeros(n, width), rewards > 1, torch.arange(n) // GROUP)
-    return TokenBatch(*(x.to(policy.device) for x in (*columns, rewards, rewards > 0.5, advantages, mask)))
+    rollouts = (x.to(policy.device) for x in (ids, there, mask, torch.zeros(n, width), rewards > 1))
+    outcome = (x.to(policy.device) for x in (rewards, rewards > 0.5, advantages, mask))
+    return TokenBatch(*rollouts, torch.arange(n) // GROUP, *outcome)  # groups stay on the host
 
 
 def measured(kind: str, device: torch.device, work: Work) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -41,10 +40,12 @@ class EntropyLaw:
         mean -+ t spread sqrt(1 + 1/n + (x - mean_x)^2 / sxx), x = exp(entropy), t of n - 2 degrees of freedom. Steps of
         one run are not independent, so the true band is wider; float64 [m] each.
         """
+        from scipy.stats import t  # imported here: a second that only a forecast needs
+
         x = np.exp(np.asarray(entropy, np.float64))
         mean = self.b - self.a * x
         leverage = 1 + 1 / self.n + (x - self.mean_x) ** 2 / self.sxx
-        half = student_quantile(0.5 + level / 2, self.n - 2) * self.spread * np.sqrt(leverage)
+        half = t.ppf(0.5 + level / 2, self.n - 2) * self.spread * np.sqrt(leverage)
         return mean, mean - half, mean + half
 
 
@@ -74,19 +75,3 @@ def fit_entropy_law(entropy: np.ndarray, reward: np.ndarray) -> EntropyLaw:
         mean_x=float(x.mean()),
         sxx=sxx,
     )
-
-
-def student_quantile(level: float, freedom: int) -> float:
-    """Quantile of Student's t: the normal's, expanded in 1 / freedom (Abramowitz and Stegun 26.7.5).
-
-    At level 0.975 off by 0.8 % with 2 degrees of freedom, by 0.12 % with 3, by less than 0.03 % from 4.
-    """
-    z = NormalDist().inv_cdf(level)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))

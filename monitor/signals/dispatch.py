@@ -81,8 +81,8 @@ def token_signals(
     """Log-probability, Shannon and Renyi-2 entropy and group deviation of each response token, without gradient.
 
     Formulas, arguments, results and errors: `monitor.signals.reference.token_signals`, the definition; on a CUDA device
-    `monitor.signals.group_kernel` computes the same from one streaming read of the logits in the dtype they have. There
-    group_ids are best given on the CPU: from the device they are fetched, which waits for it.
+    `monitor.signals.group_kernel` computes the same from one streaming read of the logits in the dtype they have. Give
+    group_ids on the CPU there: from the device they are fetched, which waits for it.
     """
     module, device = _kernel()
     if module is not None and device in ("", logits.device.type):
@@ -97,7 +97,7 @@ def token_signals(
         logits,
         token_ids,
         mask,
-        group_ids.to(logits.device),
+        group_ids,
         temperature=temperature,
         reference=reference,
         moments=moments,

@@ -97,7 +97,7 @@ def token_signals(
     token_ids = (token_ids * mask).long()
     keep = mask.int().neg()  # all bits set or none
     most = CHUNK_ELEMENTS_GPU if logits.is_cuda else CHUNK_ELEMENTS * torch.get_num_threads()
-    for rows, n_rows, size in _row_blocks(group_ids, max(1, most // max(1, v))):
+    for rows, n_rows, size in _row_blocks(group_ids.tolist(), max(1, most // max(1, v))):
         span = min(t, max(1, most // max(1, n_rows * v)))
         scratch = torch.empty(3, n_rows * span * v, device=logits.device)
         for start in range(0, t, span):
@@ -109,13 +109,13 @@ def token_signals(
     return TokenSignals(logprob, entropy, renyi2, deviation, alive.int(), *powers)
 
 
-def _row_blocks(group_ids: Tensor, most: int) -> Iterator[tuple[slice | Tensor, int, int]]:
+def _row_blocks(group_ids: list[float], most: int) -> Iterator[tuple[slice | Tensor, int, int]]:
     """(rows, their number, group size) of blocks of whole groups of one size: at most `most` rows or one group.
 
     The rows of a group follow each other; they are a slice, which needs no copy, if the block is one in the batch.
     """
     members: dict[float, list[int]] = {}
-    for row, group in enumerate(group_ids.tolist()):
+    for row, group in enumerate(group_ids):
         members.setdefault(group, []).append(row)
     sizes: dict[int, list[list[int]]] = {}
     for group_rows in members.values():
@@ -125,7 +125,7 @@ def _row_blocks(group_ids: Tensor, most: int) -> Iterator[tuple[slice | Tensor, 
         for start in range(0, len(groups), count):
             block = [row for group_rows in groups[start : start + count] for row in group_rows]
             in_order = block == list(range(block[0], block[0] + len(block)))
-            rows = slice(block[0], block[-1] + 1) if in_order else torch.tensor(block, device=group_ids.device)
+            rows = slice(block[0], block[-1] + 1) if in_order else torch.tensor(block)
             yield rows, len(block), size
 
 

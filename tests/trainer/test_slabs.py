@@ -22,7 +22,7 @@ def batch_of(policy, rows: int, width: int) -> TokenBatch:
     there = torch.ones_like(ids, dtype=torch.bool)
     zeros = torch.zeros(rows, device=policy.device)
     mask = there[:, 2:]
-    groups = torch.arange(rows, device=policy.device) // (rows // 2)
+    groups = torch.arange(rows) // (rows // 2)
     return TokenBatch(ids, there, mask, zeros.unsqueeze(1) * mask, zeros, groups, zeros, zeros > 1, zeros, mask)
 
 
