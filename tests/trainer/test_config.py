@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from trainer.cli import main, parse_config
+from trainer.commands.train import main, parse_config
 from trainer.config import ConfigError, TrainConfig
 
 
@@ -71,7 +71,7 @@ def test_a_bad_file_ends_with_code_2(tmp_path, capsys):
 
 def test_help_documents_every_setting_and_loads_no_torch():
     code = (
-        "import sys\nfrom trainer.cli import main\n"
+        "import sys\nfrom trainer.commands.train import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )

@@ -11,9 +11,8 @@ import torch
 from weighting_inputs import KINDS, REQUIRED, config_of, inputs_of, mask_of, random_inputs, signals_of, weights
 
 from monitor.signals import TokenSignals, deviation_cap
-from trainer.config import WEIGHTINGS, ConfigError, TrainConfig, WeightingConfig
-from trainer.config_weighting import OFF_POLICY
-from trainer.weighting import WEIGHT_FUNCTIONS, capped_deviation, token_penalty
+from trainer.config import OFF_POLICY, WEIGHTINGS, ConfigError, TrainConfig, WeightingConfig
+from trainer.learning.weightings import WEIGHT_FUNCTIONS, capped_deviation, token_penalty
 
 PER_RESPONSE = ("uniform", "ict", "ict_frequent", "ict_soft", "rsi", "advantage_reweight", "divergence", "attention")
 BINARY = ("uniform", "ict", "ict_frequent", "random", "top_entropy", "stapo", "rsi", "clip_cov", "kl_cov")

@@ -8,9 +8,9 @@ import torch
 from weighting_inputs import KINDS, inputs_of, signals_of
 
 from monitor.store.reader import open_store
-from trainer.cli import main
+from trainer.commands.train import main
 from trainer.config import WEIGHTINGS, WeightingConfig
-from trainer.weighting import WeightInputs, token_weights
+from trainer.learning.weightings import WeightInputs, token_weights
 
 SMALL = (
     "--threads 1 --steps 3 --eval.every 0 --rollout.prompts 2 --rollout.group-size 4 --weighting.warmup-steps 0 "

@@ -6,7 +6,7 @@ import torch
 
 from monitor.signals import TokenSignals
 from trainer.config import WEIGHTINGS, WeightingConfig
-from trainer.weighting import WeightInputs, token_weights
+from trainer.learning.weightings import WeightInputs, token_weights
 
 REQUIRED = {"rsi": {"low": -1.0, "high": 0.5}}  # settings without which a kind does not start
 
