@@ -90,7 +90,7 @@ def subject(name: str, store: Path) -> tuple[bool, str, TrainConfig]:
     """(whether it is a run, the model to load, how to sample). Raises MonitorError or ConfigError."""
     if (store / "runs" / name / "run.json").is_file():
         stored = dict(get_run(store, name).info.get("config") or {})
-        config = TrainConfig(**stored)
+        config = TrainConfig.of_run(stored)
         folder = Path(config.save) if config.save else store / "policies" / name
         if not (folder / "config.json").is_file():
             raise UnknownRunError(

@@ -6,16 +6,18 @@ import argparse
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
+from pydantic import create_model
 
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
-from trainer.config import ConfigError, TrainConfig
+from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting
+from trainer.config.weighting import weightings_help
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,12 +31,16 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parents[1] / "presets"
 TOKEN_BYTES, SAMPLE_BYTES, STEP_BYTES = 20, 150, 15_000  # on disk, measured by benchmarks/bench_recorder.py
 
-HELP = """Train a policy with group-relative policy optimisation, recording every token.
+HELP = f"""Train a policy with group-relative policy optimisation, recording every token.
 
 rlvr train [CONFIG.toml or preset] [--dotted.options]: the defaults, then the file, then the options. Presets: demo,
 smollm2-chain-sum, paper-gsm8k, paper-math.
+
 rlvr train --resume RUN [--store STORE] [--steps N]: go on from the run's newest checkpoint, as if it had never
-stopped; only --steps may be raised."""
+stopped; only --steps may be raised.
+
+Weightings (--weighting.kind) and their own parameters (--weighting.NAME); below are those of the chosen kind:
+{weightings_help()}"""
 
 
 class Interrupted(BaseException):
@@ -50,7 +56,35 @@ def parse_config(argv: list[str]) -> TrainConfig:
     settings: dict[str, Any] = {}
     if argv and not argv[0].startswith("-"):
         settings, argv = _read_toml(_config_path(argv[0])), argv[1:]
-    return tyro.cli(TrainConfig, args=argv, default=TrainConfig(**settings), prog="rlvr train", description=HELP)
+    options = _weighting_options(argv)
+    settings["weighting"] = make_weighting(changed_weighting(settings.get("weighting", {}), options))
+    kind = type(settings["weighting"])
+    # The options of the chosen kind, and no others, are those of the command line.
+    of_kind = create_model("TrainConfig", __base__=TrainConfig, weighting=(kind, settings["weighting"]))
+    parsed = tyro.cli(of_kind, args=argv, default=_unchecked(of_kind, settings), prog="rlvr train", description=HELP)
+    return TrainConfig(**parsed.model_dump())
+
+
+def _unchecked(model: type[TrainConfig], settings: Mapping[str, Any]) -> TrainConfig:
+    """The defaults with a file's settings over them; groups are judged together only once the options have come."""
+    known = model.model_construct()
+    if unknown := settings.keys() - model.model_fields.keys():
+        model(**{name: settings[name] for name in unknown})  # refuses them
+    given = {
+        name: type(getattr(known, name))(**value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
+    return known.model_copy(update=given)
+
+
+def _weighting_options(argv: Sequence[str]) -> dict[str, str]:
+    """{name: value} of `--weighting.NAME VALUE` and `--weighting.NAME=VALUE`: they decide which other options exist."""
+    found = {}
+    for text, following in zip(argv, [*argv, ""][1:], strict=True):
+        if text.startswith("--weighting."):
+            name, equals, value = text.removeprefix("--weighting.").partition("=")
+            found[name.replace("-", "_")] = value if equals else following
+    return found
 
 
 def _config_path(text: str) -> Path:
@@ -97,7 +131,7 @@ def resumed_config(argv: list[str]) -> TrainConfig | None:
     steps = options.steps or stored["steps"]
     if steps < stored["steps"]:
         raise ConfigError(f"--steps is {steps} but the run is to have {stored['steps']}: it may only be raised.")
-    return TrainConfig(**stored | {"run": options.resume, "store": options.store, "steps": steps})
+    return TrainConfig.of_run(stored, run=options.resume, store=options.store, steps=steps)
 
 
 def main(argv: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from monitor.errors import nearest
-from trainer.config import WEIGHTINGS, ConfigError, TrainConfig, WeightingConfig
+from trainer.config import WEIGHTINGS, ConfigError, TrainConfig, changed_weighting
 
 GRAMMAR = "Expected WEIGHTING or WEIGHTING:key=value,key=value, e.g. ict:keep=0.3,lr=3e-4."
 SHARED_GROUPS = ("rollout", "eval", "record", "checkpoint")  # equal for all arms
@@ -36,8 +36,13 @@ class Arm:
         return re.sub(r"[^A-Za-z0-9._-]", "-", text)
 
     def options(self) -> list[str]:
-        """The arm as options of `rlvr train`."""
-        pairs = (("weighting.kind", self.kind), *self.settings)
+        """The arm as options of `rlvr train`; a weighting's `none` is written as the kind's default."""
+        fields = WEIGHTINGS[self.kind].model_fields
+        pairs = [("weighting.kind", self.kind)]
+        for key, value in self.settings:
+            group, _, name = key.partition(".")
+            default = group == "weighting" and value.lower() == "none" and name in fields
+            pairs.append((key, str(fields[name].default) if default else value))
         return [text for key, value in pairs for text in (f"--{key}", value)]
 
 
@@ -79,9 +84,15 @@ def parse_arms(texts: Sequence[str]) -> list[Arm]:
 def arm_config(base: TrainConfig, arm: Arm, **top: Any) -> TrainConfig:
     """The configuration of an arm's run: `base` with the arm's settings and top-level fields. Raises ConfigError."""
     tree: dict[str, Any] = base.model_dump() | top
-    for option, value in (("weighting.kind", arm.kind), *arm.settings):
+    weighting: dict[str, Any] = {"kind": arm.kind}
+    for option, value in arm.settings:
         group, name = option.split(".")
-        tree[group] = tree[group] | {name: None if value.lower() == "none" else value}
+        if group == "weighting":
+            weighting[name] = None if value.lower() == "none" else value
+        else:
+            tree[group] = tree[group] | {name: None if value.lower() == "none" else value}
+    weighting = changed_weighting(tree["weighting"], weighting)
+    tree["weighting"] = {name: value for name, value in weighting.items() if value is not None}
     try:
         return TrainConfig(**tree)
     except ConfigError as error:
@@ -109,7 +120,8 @@ def both_normalisations(arms: Sequence[Arm], base: TrainConfig) -> list[Arm]:
 def _option(arm: str, key: str) -> str:
     """The dotted option that a key of an arm means."""
     groups = {name: set(type(group).model_fields) for name, group in TrainConfig() if isinstance(group, BaseModel)}
-    short = {name: f"weighting.{name}" for name in WeightingConfig.model_fields if name != "kind"} | {"lr": "optim.lr"}
+    fields = {name: None for model in WEIGHTINGS.values() for name in model.model_fields if name != "kind"}
+    short = {name: f"weighting.{name}" for name in fields} | {"lr": "optim.lr"}
     if key in short:
         return short[key]
     group, dot, _ = key.partition(".")
@@ -118,8 +130,8 @@ def _option(arm: str, key: str) -> str:
         raise ConfigError(
             f"Arm {arm!r}: {key} is the same for all arms. Give it once, as an option: --{key} VALUE (seeds: --seeds)."
         )
+    allowed["weighting"] = set(fields)
     known = [*short, *(f"{name}.{field}" for name, fields in allowed.items() for field in sorted(fields))]
-    known.remove("weighting.kind")
     if key not in known:
         raise ConfigError(
             f"Arm {arm!r}: unknown key {key!r}.{nearest(key, known)} Known: {', '.join(short)}, and dotted options "

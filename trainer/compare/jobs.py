@@ -134,7 +134,7 @@ def _check_same(store: Path, state: RunState, config: TrainConfig) -> None:
     if not stored:
         return
     try:
-        known: dict[str, Any] = TrainConfig(**stored).model_dump(mode="json", exclude=set(INCIDENTAL))
+        known: dict[str, Any] = TrainConfig.of_run(stored).model_dump(mode="json", exclude=set(INCIDENTAL))
     except ConfigError:  # written by another version
         known = {key: value for key, value in stored.items() if key not in INCIDENTAL}
     asked = config.model_dump(mode="json", exclude=set(INCIDENTAL))

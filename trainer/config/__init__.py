@@ -2,7 +2,7 @@
 
 from trainer.config.base import ConfigError, SettingsGroup
 from trainer.config.settings import CheckpointConfig, LoraConfig, LossConfig, TrainConfig
-from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, WeightingConfig
+from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, WeightingConfig, changed_weighting, make_weighting
 
 __all__ = [
     "OFF_POLICY",
@@ -14,4 +14,6 @@ __all__ = [
     "SettingsGroup",
     "TrainConfig",
     "WeightingConfig",
+    "changed_weighting",
+    "make_weighting",
 ]

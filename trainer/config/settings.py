@@ -5,15 +5,13 @@ A configuration comes from the defaults, then a TOML file, then dotted options: 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from trainer.config.base import ConfigError
 from trainer.config.base import SettingsGroup as _Group
-from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, WeightingConfig
-
-__all__ = ["WEIGHTINGS", "ConfigError", "TrainConfig", "WeightingConfig"]
+from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, Ict, Weighting, make_weighting
 
 
 class RolloutConfig(_Group):
@@ -180,7 +178,7 @@ class TrainConfig(_Group):
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice")
     save: str | None = Field(None, description="folder for the final policy; none: STORE/policies/RUN")
     rollout: RolloutConfig = RolloutConfig()
-    weighting: WeightingConfig = WeightingConfig()
+    weighting: Weighting = Ict()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig = LoraConfig()
@@ -188,6 +186,23 @@ class TrainConfig(_Group):
     record: RecordConfig = RecordConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     signals: SignalsConfig = SignalsConfig()
+
+    @classmethod
+    def of_run(cls, stored: Mapping[str, Any], **changed: Any) -> TrainConfig:
+        """The configuration that a run's record holds, with top-level fields changed. Raises ConfigError.
+
+        Earlier versions stored the parameters of every weighting with each run; those of other kinds are left out.
+        """
+        tree = dict(stored) | changed
+        weighting = tree.get("weighting", {})
+        fields = WEIGHTINGS[weighting["kind"]].model_fields if weighting.get("kind") in WEIGHTINGS else weighting
+        tree["weighting"] = {name: value for name, value in weighting.items() if name in fields and value is not None}
+        return cls(**tree)
+
+    @field_validator("weighting", mode="before")
+    @classmethod
+    def _one_kind(cls, given: Any) -> Any:
+        return make_weighting(given) if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def _leaves_the_policy(self) -> TrainConfig:
