@@ -171,7 +171,7 @@ class TrainConfig(_Group):
     task: str = Field("chain", description="chain, reasoning_gym:<dataset> or jsonl:<path>")
     reward: str | None = Field(None, description="package.module:function with TRL's signature; none: the task's own")
     steps: int = Field(200, ge=1, description="training steps")
-    seed: int = Field(0, ge=0, description="seed of prompts and sampling; a CPU run is bit-reproducible")
+    seed: int = Field(0, ge=0, description="seed of prompts and sampling; on one CPU a run is bit-reproducible")
     store: str = Field("runs", description="folder of the store")
     run: str | None = Field(None, description="name of the run; none: made from weighting and seed")
     comparison: str = Field("", description="runs with equal comparison and seed are paired on the Compare page")

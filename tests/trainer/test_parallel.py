@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parallel_child import GROUP, replay
+from parallel_child import GROUP, STEPS, replay
+from rounding import gradient_rounding
+from transformers import AutoConfig
 
 from monitor.metrics import METRICS
 from monitor.signals.histograms import device_histograms
 from monitor.store.reader import open_store
 from trainer.cli import parse_config
+from trainer.models import BUILTIN
 from trainer.parallel import Ranks
 from trainer.scoring import token_batch
 from trainer.setup import prepare
@@ -73,14 +76,16 @@ def test_two_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"out.{rank}", weights_only=False) for rank in (0, 1)]
     single = replay(made, Ranks(), loss, 256, False)
+    tokens = int(made.mask.sum())
+    allowed = gradient_rounding(AutoConfig.from_pretrained(BUILTIN), made.input_ids.shape[1], tokens)
     for rank in ranks:
-        assert difference(rank["gradients"], single["gradients"]) < 1e-6
-        assert difference(rank["parameters"], single["parameters"]) < 1e-6
+        assert difference(rank["gradients"], single["gradients"]) < allowed
+        assert difference(rank["parameters"], single["parameters"]) < allowed
     assert all(torch.equal(a, b) for a, b in zip(ranks[0]["parameters"], ranks[1]["parameters"], strict=True))
     both = [rank["record"] for rank in ranks]
     assert both[0].scalars == both[1].scalars  # means and shares are those of all ranks
     for key, value in single["record"].scalars.items():
-        assert both[0].scalars[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+        assert both[0].scalars[key] == pytest.approx(value, rel=STEPS * allowed, abs=1e-6), key
     merged_are_those_of_the_concatenated_tokens(ranks)
 
 

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rounding import rounding, summed_terms
+from torch import float32
+from transformers import AutoConfig
 
 from monitor.store.reader import open_store
 from trainer.cli import main
+from trainer.models import BUILTIN
 
 SMALL = (
     "--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.prompts 2 --eval.samples 4 "
@@ -189,7 +193,8 @@ def test_entropy_control_moves_its_value_and_the_whole_step_follows(tmp_path, ac
     moving = {"temperature": [1.0, factors[0], factors[0] * factors[1]], "coefficient": [0.0, 0.001, 0.002]}
     assert series("temperature") == pytest.approx(moving[actuator] if actuator == "temperature" else [1.0] * 3)
     assert series("entropy_coef") == pytest.approx(moving[actuator] if actuator == "coefficient" else [0.0] * 3)
-    assert max(series("sampler_mismatch")) < 1e-5 and max(series("log_ratio_abs")) < 1e-5
+    allowed = rounding(float32, summed_terms(AutoConfig.from_pretrained(BUILTIN), 80), scale=10)  # |ln p| is below 10
+    assert max(series("sampler_mismatch")) < allowed and max(series("log_ratio_abs")) < allowed < 1e-3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from rounding import LARGEST, gradient_rounding, rounding
+from test_backends import assert_agree
 from tiny import tiny_policy
 from weighting_inputs import REQUIRED
 
@@ -53,6 +56,12 @@ def gradients(policy):
     return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
 
+def assert_same_gradient(found, expected, policy, batch):
+    """But for rounding: two passes whose products have other shapes add in another order."""
+    allowed = gradient_rounding(policy.model.config, batch.input_ids.shape[1], int(batch.mask.sum()))
+    assert (found - expected).norm() < allowed * expected.norm()
+
+
 def gradient_of(config, *, slab=None, monkeypatch=None, reference=None):
     """The gradient that the configured update hands to the optimizer, and the policy it belongs to."""
     policy = tiny_policy()
@@ -96,7 +105,7 @@ def test_gradient_of_the_selected_positions_equals_the_dense_one(kind, normalise
     config = config_of(weighting=settings, loss={"entropy_coef": 0.01})
     (found,), update, batch, policy = gradient_of(config)
     expected = dense_gradient(policy, batch, update.weights, config)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert_same_gradient(found, expected, policy, batch)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
@@ -104,8 +113,9 @@ def test_the_loss_uses_the_sampling_temperature(temperature):
     config = config_of(rollout={"temperature": temperature})
     (found,), update, batch, policy = gradient_of(config)
     expected = dense_gradient(policy, batch, update.weights, config)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
-    assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
+    assert_same_gradient(found, expected, policy, batch)
+    for logprobs in (update.signals.logprob, batch.sampler_logprobs):
+        assert_agree(policy, replace(batch, sampler_logprobs=logprobs), temperature)
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -115,7 +125,7 @@ def test_every_loss_with_kl_at_the_positions_it_needs(kind, outside):
     config, reference = config_of(loss=loss), tiny_policy(seed=1)
     (found,), update, batch, policy = gradient_of(config, reference=reference)
     expected = dense_gradient(policy, batch, update.weights, config, reference)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert_same_gradient(found, expected, policy, batch)
     assert 0 < int((update.weights > 0).sum()) < int(batch.loss_mask.sum()) < int(batch.mask.sum())
 
 
@@ -133,7 +143,7 @@ def test_left_out_responses_have_no_weight_and_leave_the_others_as_if_alone():
     rows = (logprobs[kept], logprobs[kept].detach(), batch.advantages[kept], batch.mask[kept], batch.mask[kept].float())
     policy_loss(*rows, LossConfig()).loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-    assert (found - gradients(policy)).norm() < 1e-5 * found.norm()
+    assert_same_gradient(found, gradients(policy), policy, batch)
 
 
 def test_a_step_whose_responses_are_all_left_out_has_gradient_0():
@@ -166,23 +176,23 @@ def test_one_controlled_value_serves_signals_and_loss(actuator):
     tau = math.exp(0.2) if actuator == "temperature" else 1.0
     fixed = config_of(rollout={"temperature": tau}, loss={"entropy_coef": 0.3 if actuator == "coefficient" else 0.0})
     expected = dense_gradient(policy, batch, update.weights, fixed)
-    assert (seen[0] - expected).norm() < 1e-5 * expected.norm()
-    _, logprobs = dense_logp(policy, batch, fixed)
-    torch.testing.assert_close(update.signals.logprob, torch.where(batch.mask, logprobs, 0.0).detach())
+    assert_same_gradient(seen[0], expected, policy, batch)
+    assert_agree(policy, replace(batch, sampler_logprobs=update.signals.logprob), tau)
 
 
 @pytest.mark.parametrize("loss", [kind for kind in LOSSES if kind != "bnpo"])
 def test_micro_batches_change_memory_and_not_gradients(loss):
-    whole, split = (gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size}))[0][0] for size in (256, 4))
-    assert (whole - split).norm() < 1e-5 * whole.norm()
+    whole, split = (gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size})) for size in (256, 4))
+    assert_same_gradient(split[0][0], whole[0][0], whole[3], whole[2])
 
 
 def test_slabs_of_logits_change_memory_and_not_gradients(monkeypatch):
     config = config_of()
-    (whole,), first, *_ = gradient_of(config)
+    (whole,), first, batch, policy = gradient_of(config)
     (slabs,), second, *_ = gradient_of(config, slab=19 * 20, monkeypatch=monkeypatch)  # 20 logit rows at a time
-    assert (whole - slabs).norm() < 1e-5 * whole.norm()
-    assert torch.allclose(first.signals.deviation, second.signals.deviation, atol=1e-6)
+    assert_same_gradient(slabs, whole, policy, batch)
+    scale = LARGEST * rounding(torch.float32, policy.model.config.hidden_size)  # the head's product, in slabs
+    assert (first.signals.deviation - second.signals.deviation).abs().max() < scale
 
 
 def test_mini_batches_and_epochs_update_from_the_old_signals():
@@ -196,7 +206,7 @@ def test_mini_batches_and_epochs_update_from_the_old_signals():
     assert len(steps) == 4
     # on the first mini-batch ratios are 1; later ones have moved, and the old log-probabilities have not
     assert float(update.loss_stats.sums["log_ratio_abs"]) > 0
-    assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
+    assert_agree(tiny_policy(), replace(batch, sampler_logprobs=update.signals.logprob), 1.0)
     assert int(update.loss_stats.histograms["log_ratio"].n[0]) == 2 * int((update.weights > 0).sum())
 
 
@@ -206,8 +216,7 @@ def test_kl_to_the_reference_starts_at_zero_and_then_pulls_back():
     updater = Updater(policy, reference, config)
     first = updater.update(batch_of(policy, config), step=1)
     second = updater.update(batch_of(policy, config, seed=1), step=2)
-    assert float(first.loss_stats.sums["kl"]) == pytest.approx(0.0, abs=1e-5)
-    assert float(second.loss_stats.sums["kl"]) > 0
+    assert 0 <= float(first.loss_stats.sums["kl"]) < 1e-3 * float(second.loss_stats.sums["kl"])
 
 
 def test_a_non_finite_gradient_never_reaches_the_weights():
