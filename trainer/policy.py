@@ -109,12 +109,18 @@ class Policy:
         return states[:, -width - 1 : -1]
 
     @torch.no_grad()
-    def attention_received(self, batch: TokenBatch) -> Tensor:
+    def states(self, batch: TokenBatch, micro_batch: int, *, full_precision: bool = False) -> Tensor:
+        """`hidden` without gradient, at most `micro_batch` rows in a pass through the model."""
+        parts = [batch.rows(start, start + micro_batch) for start in range(0, len(batch), micro_batch)]
+        return torch.cat([self.hidden(part, full_precision=full_precision) for part in parts])
+
+    @torch.no_grad()
+    def attention_received(self, batch: TokenBatch, micro_batch: int) -> Tensor:
         """Attention that each response token gets from the later tokens of its response, float32 [N, T], in [0, 1].
 
         a_t = 1 / (T_i - t) sum_{q > t} mean_h alpha_h[q, t], alpha_h the last layer's attention; 0 for the last token.
-        A forward pass of its own with eager attention, in chunks of rows: [rows, heads, P + T, P + T] exists for one
-        layer at a time. Raises ValueError for a model that does not return attention.
+        A forward pass of its own with eager attention, in chunks of at most `micro_batch` rows: [rows, heads, P + T,
+        P + T] exists for one layer at a time. Raises ValueError for a model that does not return attention.
         """
         implementation = self.model.config._attn_implementation
         layer = [m for m in self.model.modules() if type(m).__name__.endswith("Attention")][-1]
@@ -124,7 +130,7 @@ class Policy:
             lambda module, inputs, output: seen.append(output[1] if isinstance(output, tuple) else None)
         )
         self.model.set_attn_implementation("eager")
-        size = max(1, SLAB_ELEMENTS // (heads * batch.input_ids.shape[1] ** 2))
+        size = max(1, min(micro_batch, SLAB_ELEMENTS // (heads * batch.input_ids.shape[1] ** 2)))
         found = []
         try:
             for start in range(0, len(batch), size):
@@ -168,9 +174,12 @@ class Policy:
         return TokenSignals.concat(parts, dim=1)
 
     @torch.no_grad()
-    def logits_at(self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    def logits_at(
+        self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro_batch: int
+    ) -> Tensor:
         """Logits over the temperature of M response positions, [M, V], without autocast: the caller bounds M."""
-        return self._halves(_Slab(self.hidden(batch, full_precision=True)[rows, columns])).float() / temperature
+        states = self.states(batch, micro_batch, full_precision=True)[rows, columns]
+        return self._halves(_Slab(states)).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.

@@ -67,7 +67,7 @@ def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 
 @pytest.mark.parametrize(
     ("loss", "micro_batch", "mode"),
-    [("grpo", 256, "replicate"), ("dapo", GROUP, "replicate"), ("gspo", 256, "replicate"), ("grpo", 256, "shard")],
+    [("grpo", 256, "replicate"), ("dapo", GROUP, "replicate"), ("gspo", GROUP - 1, "replicate"), ("grpo", 3, "shard")],
 )
 def test_two_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch, mode):
     """Denominators are those of the step, gradients are summed: splits over ranks and micro-batches change nothing."""
@@ -125,5 +125,9 @@ def test_a_sharded_run_records_every_rank_and_resumes(tmp_path):
 
 def test_prompts_that_do_not_divide_are_refused():
     config = parse_config(["--rollout.prompts", "5"])
-    with pytest.raises(ValueError, match=r"rollout.prompts is 5 for 2 processes .* multiple of 2"):
+    with pytest.raises(ValueError, match=r"prompts is 5 for 2 processes.* to 4 or 6, or another multiple of 2"):
         prepare(config, Ranks(0, 2))
+    config = parse_config(["--rollout.prompts", "6", "--optim.mini-batches", "4"])
+    with pytest.raises(ValueError, match=r"batches is 4 .* has 3 of the 6 groups.* to 3 or less, or .* to 8 or more"):
+        prepare(config, Ranks(0, 2))
+    prepare(parse_config(["--rollout.prompts", "6", "--optim.mini-batches", "2"]), Ranks(0, 2))
