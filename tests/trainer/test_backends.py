@@ -14,9 +14,9 @@ from tiny import tiny_policy
 
 from trainer.config import ConfigError, TrainConfig
 from trainer.errors import NonFiniteError
+from trainer.rollout import generate as generate_module
 from trainer.rollout import sampling as rollout_module
 from trainer.rollout.generate import FixedCache, GrowingCache, _graphed, generate
-from trainer.rollout.generate import generate as generate_module
 from trainer.rollout.prompts import encode_prompts
 from trainer.rollout.sampler_copy import Twin, twin_of
 from trainer.rollout.sampling import choose_backend, sample

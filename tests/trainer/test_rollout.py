@@ -7,7 +7,7 @@ import torch
 from test_backends import assert_agree
 
 from trainer.errors import NonFiniteError
-from trainer.rollout.generate import generate
+from trainer.rollout import generate
 from trainer.rollout.prompts import encode_prompts
 from trainer.rollout.sampling import sample
 from trainer.tasks import Prompt

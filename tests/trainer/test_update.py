@@ -13,7 +13,7 @@ from tiny import tiny_policy
 from weighting_inputs import REQUIRED
 
 from monitor.signals import deviation_cap
-from trainer.config import OFF_POLICY, WEIGHTINGS, ConfigError, LossConfig, TrainConfig
+from trainer.config import OFF_POLICY, WEIGHTINGS, ConfigError, LossConfig, TrainConfig, changed_weighting
 from trainer.errors import NonFiniteError
 from trainer.flow import Scored
 from trainer.learning.batch import token_batch
@@ -30,11 +30,13 @@ from trainer.update import Updater, mini_batch_groups
 def config_of(**changes) -> TrainConfig:
     settings = {
         "rollout": {"prompts": 4, "group_size": 4, "max_new_tokens": 16},
-        "weighting": {"kind": "ict", "keep": 0.3, "warmup_steps": 0},
         "optim": {"lr": 1e-2},
     }
     for key, value in changes.items():
         settings[key] = {**settings.get(key, {}), **value}
+    settings["weighting"] = changed_weighting(
+        {"kind": "ict", "keep": 0.3, "warmup_steps": 0}, changes.get("weighting", {})
+    )
     return TrainConfig(**settings)
 
 
