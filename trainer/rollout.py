@@ -38,8 +38,9 @@ def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, ma
             ids = tokenizer(f"{system}\n\n{prompt.text}" if system else prompt.text, verbose=False)["input_ids"]
         if not ids or len(ids) + max_new_tokens > policy.context:
             raise ValueError(
-                f"Prompt {prompt.id!r} has {len(ids)} tokens and rollout.max_new_tokens is {max_new_tokens}, but the "
-                f"model's context is {policy.context} tokens. Lower rollout.max_new_tokens or shorten the prompt."
+                f"Prompt {prompt.id!r} of split {prompt.split!r} has {len(ids)} tokens and rollout.max_new_tokens is "
+                f"{max_new_tokens}, but the model's context is {policy.context} tokens. Lower rollout.max_new_tokens "
+                "or shorten the prompt."
             )
         encoded.append(ids)
     return encoded

@@ -12,7 +12,7 @@ from monitor.records import SampleTable
 from trainer.advantages import group_advantages, zero_variance
 from trainer.config import TrainConfig
 from trainer.policy import Policy
-from trainer.tasks import Prompt
+from trainer.tasks import Prompt, Task
 from trainer.tokens import Rollouts, Scored, TokenBatch, to_device
 
 RewardFunction = Callable[..., list[float | None]]
@@ -53,6 +53,12 @@ class PromptStream:
         """Continue from `state_dict()`. Raises ValueError as `check` does."""
         self.check(state)
         self._queue, self._rng.bit_generator.state = list(state["queue"]), state["rng"]
+
+
+def evaluation_prompts(config: TrainConfig, task: Task) -> dict[str, list[Prompt]]:
+    """The prompts that an evaluation of the run samples, for each configured split that the task has."""
+    found = {split: list(task.prompts(split))[: config.eval.prompts] for split in config.eval.splits}
+    return {split: prompts for split, prompts in found.items() if prompts}
 
 
 def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], reward: RewardFunction) -> Scored:

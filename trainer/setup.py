@@ -21,7 +21,7 @@ from trainer.parallel import Ranks
 from trainer.policy import Policy, pick_device
 from trainer.rewards import checked_rewards, load_reward
 from trainer.rollout import encode_prompts
-from trainer.scoring import PromptStream, RewardFunction, TokenTexts
+from trainer.scoring import PromptStream, RewardFunction, TokenTexts, evaluation_prompts
 from trainer.tasks import Task, make_task
 from trainer.update import Updater
 
@@ -99,7 +99,9 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     source = ensure_model(config.model)
     device = pick_device()
     policy = Policy.load(source, device, config.lora)
-    encode_prompts(policy, train_prompts, task.system_prompt, config.rollout.max_new_tokens)
+    evaluated = evaluation_prompts(config, task) if config.eval.every else {}
+    for prompts in (train_prompts, *evaluated.values()):
+        encode_prompts(policy, prompts, task.system_prompt, config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
     reference = Policy.load(source, device) if kl_to_initial else None
     if config.shard and ranks.world > 1:
