@@ -136,6 +136,20 @@ def test_bad_input_is_refused_before_work_starts(tmp_path, capsys, options, mess
     assert not (tmp_path / "store" / "runs").exists()
 
 
+@pytest.mark.parametrize("split", ["train", "heldout", "ood"])
+def test_a_prompt_too_long_for_the_context_is_refused_in_any_split_before_work_starts(tmp_path, capsys, split):
+    splits = ("train", "train", "heldout", "ood")
+    rows = [{"prompt": f"{n}:\\boxed", "answer": n, "split": s} for n, s in enumerate(splits)]
+    rows.append({"prompt": "7" * 70 + ":\\boxed", "answer": 1, "split": split})
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--task", f"jsonl:{tmp_path / 'p.jsonl'}", "--rollout.prompts", "2", "--rollout.max-new-tokens", "20"]
+    assert run(tmp_path / "store", *options) == 2
+    told = capsys.readouterr().err
+    assert f"Prompt 'line-5' of split '{split}' has 77 tokens and rollout.max_new_tokens is 20" in told
+    assert "context is 80 tokens" in told
+    assert not (tmp_path / "store" / "runs").exists()
+
+
 def test_a_store_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "store").write_text("")
     assert run(tmp_path / "store", "--steps", "1") == 2

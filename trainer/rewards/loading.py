@@ -81,6 +81,7 @@ def function_name(function: RewardFunction) -> str:
 
 def checked_rewards(
     function: RewardFunction,
+    /,  # a task may have a column called function
     prompts: list[str],
     completions: list[str],
     completion_ids: list[list[int]],
