@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from dashboard.escape import html
 from dashboard.figures.theme import Theme, label
-from monitor.queries import Frame
+from monitor.queries.frames import Frame
 
 LEVELS = 8
 COLOUR_BY = ("entropy", "deviation", "weight")

@@ -11,7 +11,7 @@ from dashboard.escape import html, markdown
 from dashboard.figures.theme import label
 from dashboard.views import shared
 from monitor.metrics import metric
-from monitor.queries import Frame, n_rows, select
+from monitor.queries.frames import Frame, n_rows, select
 from monitor.store.tail import RunEntry
 
 PAGE_TOKENS = 4000  # tokens drawn at once
