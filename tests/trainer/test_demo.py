@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 
 import pytest
 from rich.console import Console
 
+from monitor.children import RLVR
 from monitor.recorder import Recorder
 from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
@@ -49,10 +49,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     return told
 
 
-def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path):
-    command = [sys.executable, "-m", "monitor.cli", "demo", "--no-browser", "--store", str(tmp_path), "--steps", "2"]
+def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path, crowded_folder):
+    command = [*RLVR, "demo", "--no-browser", "--store", str(tmp_path), "--steps", "2"]
     environment = os.environ | {"COLUMNS": "80"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=crowded_folder)
     try:
         url = read_until(process, "Dashboard: ").split("Dashboard: ")[1].split()[0]
         told = read_until(process, "until Ctrl-C")
@@ -78,7 +78,7 @@ def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path)
 
 def test_a_store_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "store").write_text("")
-    command = [sys.executable, "-m", "monitor.cli", "demo", "--store", str(tmp_path / "store")]
+    command = [*RLVR, "demo", "--store", str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "is a file, expected a folder" in done.stderr
 

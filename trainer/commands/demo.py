@@ -21,11 +21,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from monitor.children import RLVR, child_environment
 from monitor.queries.alerts import alert_log, alert_spans
 from monitor.queries.differences import final_figures
 from monitor.queries.series import latest_scalars, scalar_series, series_of, value_at
 from monitor.store.tail import Tail
-from trainer.runtime.children import RLVR, ending, interrupts_raise, run_bars, start_trainer
+from trainer.runtime.children import ending, interrupts_raise, run_bars, start_trainer
 
 ARMS = ("uniform", "ict")
 PRESET = Path(__file__).parents[1] / "presets" / "demo.toml"
@@ -89,7 +90,9 @@ def _free_comparison(store: Path) -> str:
 def _dashboard(store: Path, *, browser: bool) -> Iterator[str]:
     """Starts `rlvr dashboard` and yields its address."""
     command = [*RLVR, "dashboard", str(store), *([] if browser else ["--no-browser"])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=child_environment()
+    )
     with ending(process, 8):
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -88,16 +88,16 @@ def _weighting_options(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _config_path(text: str) -> Path:
-    """The file that CONFIG means: a path, or the name of a preset."""
+    """The file that CONFIG means: the name of a preset, whatever lies here under that name, or a path."""
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+    if text in known:
+        return known[text]
     if text.endswith(".toml") or Path(text).exists():
         return Path(text)
-    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
-    if text not in known:
-        raise ConfigError(
-            f"No preset {text!r}.{nearest(text, known)} Known presets: {', '.join(known)}. A configuration of your own "
-            "is a file that ends in .toml."
-        )
-    return known[text]
+    raise ConfigError(
+        f"No preset {text!r}.{nearest(text, known)} Known presets: {', '.join(known)}. A configuration of your own "
+        "is a file that ends in .toml."
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
