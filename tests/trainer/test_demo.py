@@ -31,7 +31,7 @@ def alerts_at(step: int) -> list[Alert]:
         return []
     state, first = EPISODES[step]
     severity = "critical" if step == 8 else "warning"
-    return [Alert("entropy_collapse", severity, state, step, first, 0.1, 1.0, 0.3, f"m{step}", "")]
+    return [Alert("entropy_collapse", severity, state, step, first, 0.1, 1.0, 0.3, f"m{step} [/red] :smile:", "")]
 
 
 class Scripted:
@@ -87,20 +87,21 @@ def test_the_terminal_tells_firing_and_the_end_of_what_fired_once(tmp_path):
     with Recorder(tmp_path, "r", engine=Scripted()) as recorder:
         for step in range(1, 11):
             recorder.record(StepRecord(step, {"entropy": 1.0}))
-    console, told = Console(file=io.StringIO(), width=200), set()
+    console, told = Console(file=io.StringIO(), width=200, emoji=False), set()
     tail = Tail(tmp_path)
     tail.poll()
     for _ in range(2):
         demo._tell_alerts(tail, ["r"], told, console)
     tail.close()
     assert console.file.getvalue().splitlines() == [
-        "r: entropy_collapse firing at step 6. m6",
-        "r: entropy_collapse firing at step 8. m8",
-        "r: entropy_collapse resolved at step 9. m9",
+        "r: entropy_collapse firing at step 6. m6 [/red] :smile:",
+        "r: entropy_collapse firing at step 8. m8 [/red] :smile:",
+        "r: entropy_collapse resolved at step 9. m9 [/red] :smile:",
     ]
-    console, fired = Console(file=io.StringIO(), width=200), set()
+    console, fired = Console(file=io.StringIO(), width=200, emoji=False), set()
     for step in EPISODES:
         for alert in alerts_at(step):
             runs._print_alert(console, fired, alert)
+    assert console.file.getvalue().count("[/red] :smile:") == 3  # text of an alert is no markup
     told_lines = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in told_lines] == ["ALERT", "ALERT", "RESOLVED"] and "m4" not in str(told_lines)

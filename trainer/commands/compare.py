@@ -44,7 +44,7 @@ gradient's scale out again: there the two differ only through gradient clipping,
 def main(argv: list[str]) -> int:
     """Exit codes: 0 every run finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C."""
     options, extras = _parse(argv)
-    console = Console(highlight=False, stderr=True, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, stderr=True, soft_wrap=True)
     try:
         if options.show:
             comparison = load_comparison(Path(options.store or "runs"), options.show)

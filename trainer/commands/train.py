@@ -142,12 +142,14 @@ def main(argv: list[str]) -> int:
     except (ConfigError, MonitorError) as error:
         return _refuse(error)
     from rich.console import Console
+    from rich.text import Text
 
     from trainer.runtime.ranks import join_ranks, leave_ranks
 
     ranks = join_ranks()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
-    with console.status(f"Loading {config.model} and {config.task}"):
+    quiet = ranks.rank > 0
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+    with console.status(Text(f"Loading {config.model} and {config.task}")):
         from trainer.runtime.build import prepare
         from trainer.runtime.runs import open_run
 

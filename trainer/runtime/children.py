@@ -42,7 +42,7 @@ def start_trainer(
 def run_bars(console: Console, disable: bool = False) -> Progress:
     """Progress bars of runs; a task's field `now` is the text behind its bar."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
