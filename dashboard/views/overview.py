@@ -94,6 +94,6 @@ def _together(entries: list[RunEntry], series: Frame) -> None:
 def _progress(entry: RunEntry, series: Frame) -> str:
     steps, _ = series_of(series, entry.name, SHOWN[0])
     planned = entry.info.get("config", {}).get("steps")
-    text = "no steps yet" if not len(steps) else f"step {steps[-1]}" + (f" of {planned}" if planned else "")
+    text = shared.no_steps(entry) if not len(steps) else f"step {steps[-1]}" + (f" of {planned}" if planned else "")
     created = entry.info.get("created")
     return " · ".join([shared.describe(entry), text] + ([f"started {shared.age(float(created))}"] if created else []))

@@ -32,6 +32,11 @@ DIAGNOSTICS = (
     (("probe_predicted_change", "probe_true_change"), "Change of H2: predicted and true", False),
     (("sampler_mismatch_k3",), "", False),
 )
+WHAT_NOW = {  # shared.no_steps -> what a reader can do
+    "no steps yet": "They appear here by themselves as soon as the first one is written.",
+    "no steps": "It ended before the first one was written.",
+    "no steps that can be read": "Their files are damaged: rlvr store check names them.",
+}
 HEADLINE = ("reward", "correct_share", "eval/heldout/pass@1", "entropy", "renyi2", "deviation", "perf/step_s")
 
 
@@ -47,7 +52,7 @@ def page() -> None:
     _header(entry)
     if not len(data.sample_steps(entry.name)) and not data.scalar_names([entry.name]):
         st.info(
-            "This run has no steps yet. They appear here by themselves as soon as the first one is written.",
+            markdown("This run has {}. {}", shared.no_steps(entry), WHAT_NOW[shared.no_steps(entry)]),
             icon=":material/hourglass_empty:",
         )
         return

@@ -27,6 +27,7 @@ STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
     "crashed": ("red", ":material/error:", "No heartbeat any more: the process died without a last word."),
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
+ENDED = ("finished", "stopped", "crashed", "failed")
 SEVERITY: dict[str, Any] = {"info": "gray", "warning": "orange", "critical": "red"}
 PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
 
@@ -102,8 +103,17 @@ def alert_badges(spans: Frame, run: str) -> None:
 def describe(entry: RunEntry) -> str:
     """One line of what a run is: task, weighting, seed, model."""
     info = entry.info
+    if not info:
+        return "its run.json is missing or cannot be read"
     parts = [info.get("task"), info.get("weighting"), f"seed {info.get('seed', 0)}", info.get("model")]
     return " · ".join(str(part) for part in parts if part)
+
+
+def no_steps(entry: RunEntry) -> str:
+    """Why a run shows no steps, in a word or two."""
+    if any(name.startswith("steps/") for name in entry.quarantined):
+        return "no steps that can be read"
+    return "no steps" if entry.status in ENDED else "no steps yet"
 
 
 def age(ts: float) -> str:

@@ -66,10 +66,23 @@ def test_an_empty_store_says_what_to_do(monkeypatch, tmp_path: Path, page: str) 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_run_without_steps(monkeypatch, tmp_path: Path, page: str) -> None:
-    Recorder(tmp_path, simulated.info("waiting", "ict", 0, 10)).close()
-    app = open_page(monkeypatch, tmp_path, page)
     expected = {"overview": "no steps yet", "run": "no steps yet", "compare": "needs two runs", "tokens": "no rollouts"}
-    assert expected[page] in words(app)
+    with Recorder(tmp_path, simulated.info("waiting", "ict", 0, 10)):
+        assert expected[page] in words(open_page(monkeypatch, tmp_path, page))
+    over = {"overview": "no steps ·", "run": "It ended before the first one was written"}
+    assert over.get(page, expected[page]) in words(open_page(monkeypatch, tmp_path, page))
+
+
+@pytest.mark.parametrize("page", ["overview", "run"])
+def test_a_run_whose_steps_and_description_cannot_be_read(monkeypatch, store: Path, tmp_path: Path, page: str) -> None:
+    shutil.copytree(store, tmp_path / "torn", symlinks=True)
+    run = tmp_path / "torn/runs/ict-s0"
+    for segment in (run / "data/steps").glob("*.parquet"):
+        segment.write_bytes(segment.read_bytes()[:100])
+    (run / "run.json").write_text('{"name": "ic')
+    shown = words(open_page(monkeypatch, tmp_path / "torn", page, run="ict-s0"))
+    assert "no steps that can be read" in shown and "its run.json is missing or cannot be read" in shown
+    assert "no steps yet" not in shown and ("seed 0" in shown) == (page == "overview")  # of the other run
 
 
 @pytest.mark.parametrize("page", PAGES)
