@@ -12,10 +12,9 @@ import numpy as np
 
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
 from monitor.alerts.window import BASELINE_ROWS, TREND_ROWS, Window, baseline_noise
-from monitor.records import Alert, AlertState
+from monitor.records import SEVERITY_RANK, Alert, AlertState, finite
 
 SERIES = ("entropy", "reward", "response_length")  # the keys that rules may look at
-SEVERITY_RANK = {"info": 0, "warning": 1, "critical": 2}
 
 
 @dataclass(slots=True)
@@ -55,25 +54,28 @@ class AlertEngine:
     def observe(self, step: int, scalars: Mapping[str, float]) -> list[Alert]:
         """The transitions that this row causes, in the order of the rules.
 
-        scalars: keys of METRICS; a row without "entropy" is ignored, one with nan or inf counts as non-finite and
-        leaves the series alone. A step at or before an earlier one (a resumed run) replaces the rows from there on.
+        scalars: keys of METRICS; a row without "entropy" is ignored, one with nan or inf counts as non-finite, adds
+        nothing to the series, and is judged by rules with `broken_rows` alone. A step at or before an earlier one (a
+        resumed run) replaces the rows from there on.
         """
         entropy = scalars.get("entropy")
         if entropy is None:
             return []
         if self._first_step is None:
             self._first_step = step
-        if math.isfinite(entropy):
+        while self._rows and self._rows[-1][0] >= step:
+            self._rows.pop()
+        finite = math.isfinite(entropy)
+        if finite:
             self._append(step, {key: float(scalars[key]) for key in SERIES if scalars.get(key) is not None})
         else:
             self._nonfinite_rows += 1
         window = self._window()
-        return [alert for rule in self.rules for alert in self._advance(rule, step, rule.check(window))]
+        asked = [rule for rule in self.rules if finite or rule.broken_rows]
+        return [alert for rule in asked for alert in self._advance(rule, step, rule.check(window))]
 
     def _append(self, step: int, row: dict[str, float]) -> None:
         self._nonfinite_rows = 0
-        while self._rows and self._rows[-1][0] >= step:
-            self._rows.pop()
         self._rows.append((step, row))
         first = self._first_step if self._first_step is not None else step
         if len(self._first_entropies) < BASELINE_ROWS and step >= first + self.warmup_steps:
@@ -132,7 +134,7 @@ class AlertEngine:
         return {
             "warmup_steps": self.warmup_steps,
             "first_step": self._first_step,
-            "rows": [[step, {k: v if math.isfinite(v) else None for k, v in row.items()}] for step, row in self._rows],
+            "rows": [[step, finite(row)] for step, row in self._rows],
             "first_entropies": list(self._first_entropies),
             "nonfinite_rows": self._nonfinite_rows,
             "rules": {name: asdict(state) for name, state in self._states.items()},

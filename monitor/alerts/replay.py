@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from monitor.alerts.engine import SERIES, SEVERITY_RANK, AlertEngine
+from monitor.alerts.engine import SERIES, AlertEngine
+from monitor.alerts.episodes import episodes
 from monitor.alerts.rules import DEFAULT_RULES, Rule
-from monitor.records import Alert
+from monitor.records import Alert, finite
 
 
 def replay(series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[Rule] = DEFAULT_RULES) -> list[Alert]:
@@ -44,27 +44,18 @@ def fired(alerts: Sequence[Alert]) -> list[dict[str, Any]]:
     "severity" and "message" are those of its worst transition, "step" that of its first firing, "value", "baseline"
     and "threshold" those at the first firing, "resolved_step" None while it still fires at the end.
     """
-    episodes: dict[tuple[str, int], dict[str, Any]] = {}
-    for alert in alerts:
-        key = (alert.rule, alert.first_step)
-        if alert.state == "firing" and key not in episodes:
-            episodes[key] = {
-                "rule": alert.rule,
-                "severity": alert.severity,
-                "step": alert.first_step,
-                "value": _finite(alert.value),
-                "baseline": _finite(alert.baseline),
-                "threshold": _finite(alert.threshold),
-                "message": alert.message,
-                "action": alert.action,
-                "resolved_step": None,
-            }
-        elif alert.state == "firing" and SEVERITY_RANK[alert.severity] > SEVERITY_RANK[episodes[key]["severity"]]:
-            episodes[key] |= {"severity": alert.severity, "message": f"{alert.message} (step {alert.step})"}
-        elif alert.state == "resolved" and key in episodes:
-            episodes[key]["resolved_step"] = alert.step
-    return sorted(episodes.values(), key=lambda episode: episode["step"])
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return [
+        {
+            "rule": episode.first.rule,
+            "severity": episode.worst.severity,
+            "step": episode.first.first_step,
+            "value": finite(episode.first.value),
+            "baseline": finite(episode.first.baseline),
+            "threshold": finite(episode.first.threshold),
+            "message": episode.worst.message
+            + (f" (step {episode.worst.step})" if episode.worst is not episode.first else ""),
+            "action": episode.first.action,
+            "resolved_step": episode.resolved_step,
+        }
+        for episode in episodes(alerts)
+    ]

@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from monitor.alerts.replay import fired, replay
 from monitor.alerts.rules import FOR_ROWS
 from monitor.alerts.series import Series, read_series
 from monitor.alerts.window import BASELINE_ROWS
+from monitor.commands.output import DEFAULT_STORE, print_json
+from monitor.commands.parsing import call
 from monitor.errors import MonitorError
 
 
 def main(argv: list[str]) -> int:
-    """`rlvr check`: 0 if no alert fired, 1 if one did, 2 for wrong use."""
-    parser = argparse.ArgumentParser(
-        prog="rlvr check",
-        description="Replay the alert rules on a series: columns step, entropy and, where known, reward, "
-        "response_length. Exits 1 if an alert fired.",
-    )
-    parser.add_argument("series", metavar="SERIES.csv|.jsonl|.parquet|RUN", help="a file, or a run of the store")
-    parser.add_argument("--store", default="runs", help="folder of the store that holds RUN (default: runs)")
-    parser.add_argument(
-        "--warmup", type=int, metavar="N", help="steps to leave out of the baseline (default: the run's)"
-    )
-    parser.add_argument("--json", action="store_true", help='print {"alerts": [...]}')
-    args = parser.parse_args(argv)
-    try:
-        if args.warmup is not None and args.warmup < 0:
-            raise MonitorError(f"--warmup is {args.warmup}, expected 0 or more steps.")
-        series = read_series(args.series, args.store)
-    except MonitorError as error:
-        print(f"rlvr check: {error}", file=sys.stderr)
-        return 2
+    """`rlvr check`."""
+    return call(check, argv, "check")
+
+
+def check(
+    source: Annotated[str, tyro.conf.arg(metavar="SERIES.csv|.jsonl|.parquet|RUN")],
+    /,
+    *,
+    store: str = DEFAULT_STORE,
+    warmup: int | None = None,
+    json: bool = False,
+) -> int:
+    """Replay the alert rules on a series: columns step, entropy and, where known, reward, response_length.
+
+    Exits with 1 if an alert fired, 0 if none did, 2 for wrong use.
+
+    Args:
+        source: a file, or a run of the store
+        store: folder of the store that holds RUN
+        warmup: steps to leave out of the baseline; none: the run's
+        json: print {"alerts": [...]}
+    """
+    if warmup is not None and warmup < 0:
+        raise MonitorError(f"--warmup is {warmup}, expected 0 or more steps.")
+    series = read_series(source, store)
     for note in series.notes:
         print(f"rlvr check: {note}", file=sys.stderr)
-    warmup = series.warmup_steps if args.warmup is None else args.warmup
+    warmup = series.warmup_steps if warmup is None else warmup
     found = fired(replay(series.columns, warmup_steps=warmup))
     usable = _finite_rows(series, warmup)
     if usable < BASELINE_ROWS + FOR_ROWS:
@@ -47,10 +54,10 @@ def main(argv: list[str]) -> int:
             f"a baseline takes {BASELINE_ROWS} and an alert {FOR_ROWS} more.",
             file=sys.stderr,
         )
-    if args.json:
-        print(json.dumps({"alerts": found}, indent=2))
+    if json:
+        print_json({"alerts": found})
     else:
-        _print(args.series, series, found)
+        _print(source, series, found)
     return 1 if found else 0
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
 
+from monitor.alerts.episodes import episodes
 from monitor.queries.frames import Frame, frame, n_rows
 
 
@@ -26,23 +27,15 @@ def alert_spans(log: Frame) -> Frame:
 
     severity, value and message are those of the worst firing transition; pending transitions never show.
     """
-    spans: dict[tuple[Any, ...], dict[str, Any]] = {}
-    ranks = {"info": 0, "warning": 1, "critical": 2}
-    for i in range(n_rows(log)):
-        row = {name: column[i] for name, column in log.items()}
-        key = (row["run"], row["rule"], row["first_step"])
-        if row["state"] == "firing":
-            known = spans.get(key)
-            if known is None or ranks.get(row["severity"], 0) > ranks.get(known["severity"], 0):
-                spans[key] = row | {"end_step": np.nan}
-            else:
-                known["end_step"] = np.nan
-        elif row["state"] == "resolved" and key in spans:
-            spans[key]["end_step"] = float(row["step"])
+    rows = [SimpleNamespace(**{name: column[i] for name, column in log.items()}) for i in range(n_rows(log))]
+    spans = [
+        vars(episode.worst) | {"end_step": np.nan if episode.resolved_step is None else float(episode.resolved_step)}
+        for run in dict.fromkeys(row.run for row in rows)
+        for episode in episodes(row for row in rows if row.run == run)
+    ]
     names = ("run", "rule", "severity", "first_step", "end_step", "value", "baseline", "threshold", "message", "action")
     kinds = {"first_step": int, "end_step": float, "value": float, "baseline": float, "threshold": float}
-    ordered = sorted(spans.values(), key=lambda span: (span["run"], span["first_step"]))
-    return {name: np.array([span[name] for span in ordered], kinds.get(name, object)) for name in names}
+    return {name: np.array([span[name] for span in spans], kinds.get(name, object)) for name in names}
 
 
 def events(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:

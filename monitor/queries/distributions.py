@@ -6,13 +6,12 @@ counts, which is exact, because all histograms of a metric share their cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import duckdb
 import numpy as np
 
-from monitor.metrics import cell_bounds, n_cells
+from monitor.metrics import n_cells
 from monitor.queries.frames import MAX_POINTS, Frame, frame, n_rows
+from monitor.records import quantiles_from_counts
 
 QUANTILES = (0.05, 0.25, 0.50, 0.75, 0.95, 0.99)
 
@@ -60,23 +59,6 @@ def count_matrix(
     }
 
 
-def quantile_rows(
-    counts: np.ndarray, edges_id: str, qs: Sequence[float], low: np.ndarray, high: np.ndarray
-) -> np.ndarray:
-    """`monitor.records.quantiles_from_counts` of many rows at once: counts [S, cells] -> float64 [S, len(qs)]."""
-    lows, highs = cell_bounds(edges_id)
-    total, cumulative, row = counts.sum(1), counts.cumsum(1), np.arange(len(counts))
-    out = np.full((len(counts), len(qs)), np.nan)
-    for column, q in enumerate(qs):
-        rank = q * total
-        cell = np.minimum((cumulative < rank[:, None]).sum(1), counts.shape[1] - 1)
-        cell = np.where(counts[row, cell] == 0, np.argmax(counts > 0, axis=1), cell)
-        inside = (rank - (cumulative[row, cell] - counts[row, cell])) / np.maximum(counts[row, cell], 1)
-        bottom, top = np.clip(lows[cell], low, high), np.clip(highs[cell], low, high)
-        out[:, column] = np.where(total > 0, bottom + np.clip(inside, 0.0, 1.0) * (top - bottom), np.nan)
-    return out
-
-
 def quantile_series(
     con: duckdb.DuckDBPyConnection, run: str, metric: str, split: str = "all", max_columns: int = MAX_POINTS
 ) -> Frame:
@@ -85,7 +67,7 @@ def quantile_series(
     if not len(matrix["step"]):
         return {name: np.zeros(0) for name in ("step", "mean", "n", *(f"p{round(q * 100)}" for q in QUANTILES))}
     edges_id = str(matrix["edges_id"][0])
-    values = quantile_rows(matrix["counts"], edges_id, QUANTILES, matrix["min"], matrix["max"])
+    values = quantiles_from_counts(matrix["counts"], edges_id, QUANTILES, low=matrix["min"], high=matrix["max"])
     mean = np.where(matrix["n"] > 0, matrix["sum"] / np.maximum(matrix["n"], 1), np.nan)
     result = {"step": matrix["step"], "mean": mean, "n": matrix["n"]}
     return result | {f"p{round(q * 100)}": values[:, i] for i, q in enumerate(QUANTILES)}

@@ -22,6 +22,7 @@ from monitor.metrics import metric
 from monitor.queries.alerts import alert_log, alert_spans
 from monitor.queries.differences import config_difference, final_figures
 from monitor.queries.series import scalar_series, series_of
+from monitor.records import finite
 from monitor.stats.paired import paired_difference
 
 Runs = Mapping[str, Mapping[int, str]]  # arm -> seed -> run
@@ -93,7 +94,7 @@ def paired_comparison(
         "rows": rows,
         "configuration": {o: row for o, row in differing.items() if o not in ("run", "seed", "save", "comparison")},
     }
-    return cast(dict[str, Any], _finite(found))
+    return cast(dict[str, Any], finite(found))
 
 
 def whole_run_figures(
@@ -211,12 +212,3 @@ def load_comparison(store: Path, name: str) -> dict[str, Any]:
         raise StoreError(f"No comparison {name!r} in store {str(store)!r}.{nearest(name, known)}{listed}") from None
     except ValueError as error:
         raise StoreError(f"{str(path)!r} is no comparison: {error}. Run `rlvr compare` again.") from None
-
-
-def _finite(value: Any) -> Any:
-    """nan becomes null: JSON has no other."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value

@@ -52,6 +52,8 @@ class EntropyLaw:
 def fit_entropy_law(entropy: np.ndarray, reward: np.ndarray) -> EntropyLaw:
     """Least squares of reward [n] on exp(entropy [n], nats); points with a non-finite value are left out.
 
+    Source: scipy.stats.linregress.
+
     Raises: ValueError with fewer than 4 points, or when all entropies are equal.
     """
     entropy, reward = np.asarray(entropy, np.float64), np.asarray(reward, np.float64)
@@ -59,18 +61,17 @@ def fit_entropy_law(entropy: np.ndarray, reward: np.ndarray) -> EntropyLaw:
     x, y = np.exp(entropy[keep]), reward[keep]
     if len(x) < 4:
         raise ValueError(f"The entropy-reward law got {len(x)} finite points, expected at least 4 steps.")
-    dx, dy = x - x.mean(), y - y.mean()
-    sxx, syy = float(dx @ dx), float(dy @ dy)
-    if sxx <= 1e-24 * len(x) * x.mean() ** 2:
+    if np.ptp(x) <= 1e-12 * x.mean():
         raise ValueError(f"All {len(x)} entropies are {entropy[keep][0]:.4g}: no law can be fitted to one entropy.")
-    slope = float(dx @ dy) / sxx
-    residual = dy - slope * dx
-    error = float(residual @ residual)
+    from scipy.stats import linregress  # imported here: a second that only a fit needs
+
+    line = linregress(x, y)
+    sxx = float(((x - x.mean()) ** 2).sum())
     return EntropyLaw(
-        a=-slope,
-        b=float(y.mean() - slope * x.mean()),
-        r2=1 - error / syy if syy > 0 else 0.0,
-        spread=math.sqrt(error / (len(x) - 2)),
+        a=-float(line.slope),
+        b=float(line.intercept),
+        r2=float(line.rvalue**2) if np.ptp(y) > 0 else 0.0,
+        spread=float(line.stderr) * math.sqrt(sxx),  # stderr of a slope is the residuals' deviation over sqrt(sxx)
         n=len(x),
         mean_x=float(x.mean()),
         sxx=sxx,

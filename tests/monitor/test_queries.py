@@ -11,7 +11,7 @@ from store_data import histogram, samples, tokens
 from monitor.metrics import EDGES_IDS, inner_edges, n_cells
 from monitor.queries.alerts import alert_log, alert_spans, events
 from monitor.queries.differences import config_difference, difference_matrix, final_figures
-from monitor.queries.distributions import count_matrix, joint_counts, quantile_rows, quantile_series
+from monitor.queries.distributions import count_matrix, joint_counts, quantile_series
 from monitor.queries.frames import MAX_POINTS, n_rows, select
 from monitor.queries.rollouts import samples_of_step, tokens_of_step
 from monitor.queries.series import latest_scalars, run_spans, scalar_names, scalar_series, series_of, value_at
@@ -114,7 +114,7 @@ def test_quantiles_of_many_rows_equal_those_of_one(edges_id: str) -> None:
     low = np.full(20, float(inner_edges(edges_id)[0]) - 0.5)
     high = np.full(20, float(inner_edges(edges_id)[-1]) + 0.5)
     qs = [0.0, 0.05, 0.5, 0.99, 1.0]
-    many = quantile_rows(counts, edges_id, qs, low, high)
+    many = quantiles_from_counts(counts, edges_id, qs, low=low, high=high)
     for row in range(20):
         one = quantiles_from_counts(counts[row], edges_id, qs, low=low[row], high=high[row])
         np.testing.assert_allclose(many[row], one, rtol=1e-12)

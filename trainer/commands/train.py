@@ -16,8 +16,7 @@ from pydantic import create_model
 
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
-from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting
-from trainer.config.weighting import weightings_help
+from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting, weightings_help
 
 if TYPE_CHECKING:
     from rich.console import Console

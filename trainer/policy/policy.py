@@ -108,6 +108,12 @@ class Policy:
         width = batch.mask.shape[1]
         return states[:, -width - 1 : -1]
 
+    @torch.no_grad()
+    def states(self, batch: TokenBatch, micro_batch: int, *, full_precision: bool = False) -> Tensor:
+        """`hidden` without gradient, at most `micro_batch` rows in a pass through the model."""
+        parts = [batch.rows(start, start + micro_batch) for start in range(0, len(batch), micro_batch)]
+        return torch.cat([self.hidden(part, full_precision=full_precision) for part in parts])
+
     def project(self, slab: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
         with self.autocast():
@@ -140,9 +146,12 @@ class Policy:
         return TokenSignals.concat(parts, dim=1)
 
     @torch.no_grad()
-    def logits_at(self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    def logits_at(
+        self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro_batch: int
+    ) -> Tensor:
         """Logits over the temperature of M response positions, [M, V], without autocast: the caller bounds M."""
-        return self._halves(_Slab(self.hidden(batch, full_precision=True)[rows, columns])).float() / temperature
+        states = self.states(batch, micro_batch, full_precision=True)[rows, columns]
+        return self._halves(_Slab(states)).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.
@@ -161,7 +170,7 @@ class Policy:
 
     def _slab_logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logp = torch.log_softmax(self.project(hidden).float() / temperature, dim=-1)
-        entropy = -torch.where(torch.isfinite(logp), logp.exp() * logp, 0.0).sum(-1)
+        entropy = -(logp.exp() * logp.clamp(min=-104)).sum(-1)  # e^-104 is 0 in float32; 0 * -inf is NaN, its slope too
         return logp.gather(1, token_ids.unsqueeze(1)).squeeze(1), entropy
 
     def save(self, folder: Path) -> None:
@@ -183,8 +192,8 @@ class Policy:
         with self.autocast():
             expected = self.model(input_ids=ids).logits.float()
             ours = self.project(self.body(input_ids=ids).last_hidden_state).float()
-        error = (expected - ours).abs().max()
-        if not error < 1e-2 * expected.abs().max().clamp(min=1.0):
+        error = torch.where(expected == ours, 0.0, expected - ours).abs().max()  # -inf forbids a token in both
+        if not error < 1e-2 * expected.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0):
             raise ValueError(
                 f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
                 f"{error:.3g}); expected logits = head(body(ids)). Use a model without logit scaling or soft-capping."

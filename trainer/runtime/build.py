@@ -79,12 +79,20 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
-    mine, left = divmod(config.rollout.prompts, ranks.world)
-    if left or config.optim.mini_batches > mine:
+    """Every process takes as many whole groups, and every mini-batch one or more of each process."""
+    prompts, mini_batches = config.rollout.prompts, config.optim.mini_batches
+    mine, left = divmod(prompts, ranks.world)
+    if left:
+        nearest = " or ".join(str(n * ranks.world) for n in (mine, mine + 1) if n)
         raise ValueError(
-            f"rollout.prompts is {config.rollout.prompts} for {ranks.world} processes and {config.optim.mini_batches} "
-            "mini-batches: every process takes as many whole groups, and a mini-batch at least one. Set it "
-            f"to a multiple of {ranks.world * config.optim.mini_batches}."
+            f"rollout.prompts is {prompts} for {ranks.world} processes, of which each takes as many whole groups. "
+            f"Set it to {nearest}, or another multiple of {ranks.world}."
+        )
+    if mini_batches > mine:
+        raise ValueError(
+            f"optim.mini_batches is {mini_batches} but each of the {ranks.world} processes has {mine} of the "
+            f"{prompts} groups of a step, and a mini-batch needs at least one whole group of each. Set "
+            f"optim.mini_batches to {mine} or less, or rollout.prompts to {mini_batches * ranks.world} or more."
         )
 
 
