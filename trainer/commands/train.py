@@ -87,16 +87,16 @@ def _weighting_options(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _config_path(text: str) -> Path:
-    """The file that CONFIG means: a path, or the name of a preset."""
+    """The file that CONFIG means: the name of a preset, whatever lies here under that name, or a path."""
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+    if text in known:
+        return known[text]
     if text.endswith(".toml") or Path(text).exists():
         return Path(text)
-    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
-    if text not in known:
-        raise ConfigError(
-            f"No preset {text!r}.{nearest(text, known)} Known presets: {', '.join(known)}. A configuration of your own "
-            "is a file that ends in .toml."
-        )
-    return known[text]
+    raise ConfigError(
+        f"No preset {text!r}.{nearest(text, known)} Known presets: {', '.join(known)}. A configuration of your own "
+        "is a file that ends in .toml."
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -141,12 +141,14 @@ def main(argv: list[str]) -> int:
     except (ConfigError, MonitorError) as error:
         return _refuse(error)
     from rich.console import Console
+    from rich.text import Text
 
     from trainer.runtime.ranks import join_ranks, leave_ranks
 
     ranks = join_ranks()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
-    with console.status(f"Loading {config.model} and {config.task}"):
+    quiet = ranks.rank > 0
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+    with console.status(Text(f"Loading {config.model} and {config.task}")):
         from trainer.runtime.build import prepare
         from trainer.runtime.runs import open_run
 

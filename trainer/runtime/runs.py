@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from monitor.alerts.engine import AlertEngine
 from monitor.errors import StoreError
@@ -87,6 +88,8 @@ def _print_alert(console: Console, fired: set[tuple[str, int]], alert: Alert) ->
     if alert.state == "firing":
         fired.add((alert.rule, alert.first_step))
         colour = {"critical": "bold red", "warning": "yellow"}.get(alert.severity, "cyan")
-        console.print(f"[{colour}]ALERT {alert.rule}[/] ({alert.severity}) at step {alert.step}: {alert.message}")
+        told = f" ({alert.severity}) at step {alert.step}: {alert.message}"
+        console.print(Text.assemble((f"ALERT {alert.rule}", colour), told))
     elif alert.state == "resolved" and (alert.rule, alert.first_step) in fired:
-        console.print(f"[green]RESOLVED {alert.rule}[/] at step {alert.step}: {alert.message}")
+        told = f" at step {alert.step}: {alert.message}"
+        console.print(Text.assemble((f"RESOLVED {alert.rule}", "green"), told))
