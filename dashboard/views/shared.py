@@ -14,8 +14,8 @@ import streamlit as st
 from dashboard import data
 from dashboard.components.chart import live_chart
 from dashboard.figures.theme import DARK, LIGHT, Theme
-from monitor.metrics import nearest
-from monitor.queries import Frame, n_rows, select
+from monitor.errors import nearest
+from monitor.queries.frames import Frame, n_rows, select
 from monitor.store.tail import RunEntry
 
 STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge

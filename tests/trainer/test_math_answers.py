@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from math_gold import GOLD
 
-from trainer.math_answers import final_answer, is_right, same_answer
+from trainer.tasks.math_answers import final_answer, is_right, same_answer
 
 FORMS = (r"So the answer is \boxed{%s}.", "<answer>%s</answer>", "<answer>$%s$</answer>")
 
