@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from monitor.recorder import Recorder
     from monitor.records import StepRecord
-    from trainer.parallel import Ranks
     from trainer.runs import Run
     from trainer.setup import Parts
 
@@ -36,14 +34,6 @@ rlvr train [CONFIG.toml or preset] [--dotted.options]: the defaults, then the fi
 smollm2-chain-sum, paper-gsm8k, paper-math.
 rlvr train --resume RUN [--store STORE] [--steps N]: go on from the run's newest checkpoint, as if it had never
 stopped; only --steps may be raised."""
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived. Like KeyboardInterrupt no Exception, so that no handler on the way keeps it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def parse_config(argv: list[str]) -> TrainConfig:
@@ -137,12 +127,13 @@ def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
     """(status, exit code) of the training; only unforeseen errors propagate, recorded like the foreseen ones."""
     from trainer.rewards import RewardError
     from trainer.rollout import NonFiniteError
+    from trainer.stops import Interrupted, Stops
     from trainer.train import train
 
-    recorder = run.recorder
+    recorder, stops = run.recorder, Stops(parts.ranks)
     try:
-        with _stops(parts.ranks) as check, _progress(console, parts.config.steps, recorder) as progress:
-            train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after, check))
+        with stops.installed(), _progress(console, parts.config.steps, recorder) as progress:
+            train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after,), stops=stops)
         return "finished", 0
     except Interrupted as stop:
         console.print(
@@ -182,34 +173,6 @@ def _what_starts(parts: Parts, run: Run) -> str:
         f"{config.steps} steps of {rollout.prompts} x {rollout.group_size} rollouts. "
         f"Store {config.store}: at most about {upper / 1e3:.0f} kB a step, {upper * config.steps / 1e6:.0f} MB in all."
     )
-
-
-@contextmanager
-def _stops(ranks: Ranks) -> Iterator[Callable[[int], None]]:
-    """Inside, SIGINT and SIGTERM raise Interrupted between two bytecodes; a second one kills as usual.
-
-    With several ranks they raise at the end of the step, in the check that is yielded, on all of them: a rank that left
-    alone would leave the others waiting.
-    """
-    met: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        met.append(number)
-        if ranks.world == 1:
-            raise Interrupted(number)
-
-    def check(step: int) -> None:
-        if ranks.any(bool(met)):
-            raise Interrupted(met[0] if met else signal.SIGTERM)
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield check
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,17 +54,18 @@ class SplitOutcome:
     response_length: np.ndarray
 
 
-def evaluate(parts: Parts, step: int) -> dict[str, float]:
+def evaluate(parts: Parts, step: int, check: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Scalars "eval/<split>/<name>" of every configured split that the task has.
 
     Sampled at rollout.temperature from a generator of (seed, step), so runs with equal seeds draw alike. With several
-    ranks each takes a share of the prompts.
+    ranks each takes a share of the prompts. `check` is called before each split and may end it (`Stops.check`).
     """
     config = parts.config
     scalars: dict[str, float] = {}
     generator = torch.Generator(parts.policy.device)
     generator.manual_seed(1_000_003 * (config.seed + 1) + step + 7_919 * parts.ranks.rank)
     for split in config.eval.splits:
+        check()
         prompts = list(parts.task.prompts(split))[: config.eval.prompts]
         if prompts:
             found = split_scalars(sample_over_ranks(parts, prompts, generator), config.eval.k)
