@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,18 +110,34 @@ def main(argv: list[str]) -> int:
         from trainer.setup import prepare
 
         try:
+            _check_save(config)
             parts = prepare(config, ranks)
             run = open_run(config, parts, console, resume=resumed is not None)
         except (ValueError, MonitorError, OSError) as error:  # OSError: a hub id that cannot be loaded
             return _refuse(error)
     console.print(_what_starts(parts, run))
     status, code = _guarded_run(parts, run, console)
-    if status != "failed":
-        parts.policy.save(folder := _policy_folder(config, run.name))
-        console.print(f"Run {run.name} {status}. Policy: {folder}  Look at it: rlvr dashboard {config.store}")
+    if status != "failed" and not _saved(parts, run, console, status):
+        status, code = "failed", 1
     run.recorder.close(status)
     leave_ranks()
     return code
+
+
+def _saved(parts: Parts, run: Run, console: Console, status: str) -> bool:
+    """Saves the policy; says where, or why not."""
+    from trainer.disk import attempt
+
+    folder, store = _policy_folder(parts.config, run.name), parts.config.store
+    error = attempt(lambda: parts.policy.save(folder))
+    if not parts.ranks.any(error is not None):
+        console.print(f"Run {run.name} {status}. Policy: {folder}  Look at it: rlvr dashboard {store}")
+        return True
+    message = f"The policy cannot be written to {folder}: {error}. What was there before is as it was."
+    run.recorder.event("failed", message)
+    again = f"Make room, then: rlvr train --resume {run.name} --store {store}"
+    console.print(f"Run {run.name} failed. {message} {again}", style="red")
+    return False
 
 
 def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
@@ -154,6 +171,20 @@ def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
 def _refuse(error: Exception) -> int:
     print(f"rlvr train: {error}", file=sys.stderr)
     return 2
+
+
+def _check_save(config: TrainConfig) -> None:
+    """Raises ConfigError, before the hours of training, for a folder that cannot be made or written to."""
+    if config.save:
+        try:
+            Path(config.save).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=config.save):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"save is {config.save!r}, where nothing can be written: {error.strerror}. Expected a folder for the "
+                "final policy that can be made or written to; none: STORE/policies/RUN."
+            ) from None
 
 
 def _policy_folder(config: TrainConfig, name: str) -> Path:
