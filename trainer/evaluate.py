@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,17 +57,18 @@ class SplitOutcome:
     truncated: np.ndarray
 
 
-def evaluate(parts: Parts, step: int) -> dict[str, float]:
+def evaluate(parts: Parts, step: int, check: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Scalars "eval/<split>/<name>" of every configured split that the task has.
 
     Sampled at rollout.temperature from a generator of (seed, step), so runs with equal seeds draw alike. With several
-    ranks each takes a share of the prompts.
+    ranks each takes a share of the prompts. `check` is called before each split and may end it (`Stops.check`).
     """
     config = parts.config
     scalars: dict[str, float] = {}
     generator = torch.Generator(parts.policy.device)
     generator.manual_seed(1_000_003 * (config.seed + 1) + step + 7_919 * parts.ranks.rank)
     for split, prompts in evaluation_prompts(config, parts.task).items():
+        check()
         found = split_scalars(sample_over_ranks(parts, prompts, generator), config.eval.k)
         scalars |= {f"eval/{split}/{name}": value for name, value in found.items()}
     return scalars

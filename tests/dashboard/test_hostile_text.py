@@ -15,13 +15,13 @@ from urllib.parse import quote
 
 import pytest
 import simulated
-from monitor.paired import paired_comparison, save_comparison
 from test_browser import PATIENCE_S, opened, scroll_through, until
 
 from dashboard import report
 from dashboard.launch import start, stop
 from monitor.recorder import Recorder
 from monitor.records import Alert
+from monitor.stats.comparison import paired_comparison, save_comparison
 from monitor.store.tail import Tail
 
 MARKUP = (

@@ -22,6 +22,7 @@ from trainer.flow import Rollouts, TokenBatch
 from trainer.policy.gguf import unpacked
 from trainer.policy.lora import merged_copy, with_adapters
 from trainer.policy.sources import ModelSource
+from trainer.runtime.disk import write_whole
 from trainer.runtime.ranks import Ranks, shard, whole
 
 SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
@@ -176,14 +177,19 @@ class Policy:
     def save(self, folder: Path) -> None:
         """The policy as a normal Hugging Face folder: AutoModelForCausalLM.from_pretrained(folder) loads it.
 
-        With several ranks all of them call it, and rank 0 writes.
+        With several ranks all of them call it, and rank 0 writes. An older policy in the folder is replaced once the
+        new one is whole. Raises OSError, on rank 0, if the disk refuses; the older one then stays.
         """
         self._reshard()
         state = {name: whole(value) for name, value in self.model.state_dict().items()}
         if int(os.environ.get("RANK", "0")) == 0:
             merged = merged_copy(self.model) if hasattr(self.model, "merge_and_unload") else None
-            (merged or self.model).save_pretrained(folder, state_dict=None if merged else state)
-            self.tokenizer.save_pretrained(folder)
+
+            def write(half: Path) -> None:
+                (merged or self.model).save_pretrained(half, state_dict=None if merged else state)
+                self.tokenizer.save_pretrained(half)
+
+            write_whole(folder, write)
 
     @torch.no_grad()
     def _check_head(self) -> None:

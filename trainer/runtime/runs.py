@@ -16,6 +16,7 @@ from monitor.alerts.engine import AlertEngine
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import Alert
+from monitor.store.runs import get_run
 from trainer.config import ConfigError, TrainConfig
 from trainer.runtime import checkpoint
 from trainer.runtime.build import Parts, run_info
@@ -39,7 +40,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
     folder = checkpoint.checkpoint_folder(config.store, name)
     engine = AlertEngine(warmup_steps=config.weighting.warmup_steps)
     done = checkpoint.resume(folder, parts, engine) if resume else 0
-    if done >= config.steps:
+    if done >= config.steps and get_run(config.store, name).status != "failed":  # else its policy is still to be saved
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
     sinks: list[Any] = []
     if config.wandb != "off" and ranks.rank == 0:
