@@ -17,7 +17,7 @@ from monitor.store.segments import memory_connection, quote, write_seeds
 
 CATALOG = "store.duckdb"
 _FORMAT = "v1.2.0"  # DuckDB 1.2 and later can open it
-_CATALOG_VERSION = 1  # raise it when a view or macro changes: older catalogs are then built anew
+_CATALOG_VERSION = 2  # raise it when a view or macro changes: older catalogs are then built anew
 
 _RUN_COLUMNS = {
     "schema_version": "INTEGER",
@@ -45,6 +45,11 @@ _BEAT_COLUMNS = {
     "acknowledged": "INTEGER",
     "last_step_ts": "DOUBLE",
     "median_step_s": "DOUBLE",
+    "active_ts": "DOUBLE",
+    "busy": "VARCHAR",
+    "busy_since": "DOUBLE",
+    "lost_steps": "BIGINT",
+    "lost_why": "VARCHAR",
     "tokens_dropped": "BIGINT",
     "segments": "BIGINT",
     "bytes": "BIGINT",
@@ -52,13 +57,15 @@ _BEAT_COLUMNS = {
     "errors": "BIGINT",
 }
 
-# The status of a rank as far as SQL can see: a killed process of this machine shows only once its heartbeat is old.
+# The status of a rank as far as SQL can see: no locks, so a killed process shows only once its heartbeat is old.
+# Whether steps come is judged at the time of the heartbeat, by the writer's own clock.
 _RANK_STATUS = f"""CASE
     WHEN status <> 'running' THEN status
     WHEN epoch(now()) - ts > {DEAD_AFTER_S} THEN 'crashed'
-    WHEN last_step_ts IS NULL AND epoch(now()) - started > {FIRST_STEP_S} THEN 'stalled'
-    WHEN epoch(now()) - last_step_ts > greatest({STALL_MIN_S}, {STALL_STEPS} * coalesce(median_step_s, 0))
-        THEN 'stalled'
+    WHEN busy IS NOT NULL THEN 'running'
+    WHEN last_step_ts IS NULL AND ts - greatest(started, active_ts) > {FIRST_STEP_S} THEN 'stalled'
+    WHEN ts - greatest(last_step_ts, active_ts) > greatest({STALL_MIN_S}, {STALL_STEPS} * coalesce(median_step_s, 0))
+        AND last_step_ts IS NOT NULL THEN 'stalled'
     ELSE 'running' END"""
 
 _RUNS_VIEW = f"""CREATE OR REPLACE VIEW runs AS
@@ -67,7 +74,8 @@ SELECT r.name AS run, coalesce(b.status, 'crashed') AS status, r.* EXCLUDE (name
 FROM run_files r LEFT JOIN (
     SELECT run, {list(STATUS_ORDER)!r}[min(list_position({list(STATUS_ORDER)!r}, {_RANK_STATUS}))] AS status,
         max(attempt) AS attempt, max(acknowledged) AS acknowledged, max(last_step_ts) AS last_step_ts,
-        sum(tokens_dropped)::BIGINT AS tokens_dropped, sum(bytes)::BIGINT AS bytes, count(*) AS ranks
+        sum(tokens_dropped)::BIGINT AS tokens_dropped, sum(bytes)::BIGINT AS bytes,
+        count(*) AS ranks, coalesce(sum(lost_steps), 0)::BIGINT AS lost_steps, any_value(busy) AS busy
     FROM heartbeats WHERE (run, attempt) IN (SELECT run, max(attempt) FROM heartbeats GROUP BY run) GROUP BY run
 ) b ON b.run = r.name"""
 
