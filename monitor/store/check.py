@@ -81,9 +81,10 @@ def _check_run(root: Path, run: str) -> list[Finding]:
         files = _check_segments(root, run, live=state is not None and state.status in ("running", "stalled"))
         if generation_of(folder) == before:
             break
-    found = [*files.findings, *_check_folder(folder, run, state)]
     if state is None and not files.rows and not (folder / "run.json").exists():
-        return [*found, Finding("leftover", run, str(folder), "Folder of a run that never started.", False)]
+        files.findings.append(Finding("leftover", run, str(folder), "Folder of a run that never started.", False))
+        return [finding for finding in files.findings if finding.kind != "no_data"]
+    found = [*files.findings, *_check_folder(folder, run, state)]
     readable = [beat for _, beat in beats if beat is not None]
     found += _check_metadata(folder, run, [path for path, _ in beats], readable, files)
     found += _check_commits(root, run, state, files)

@@ -78,9 +78,7 @@ def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, 
             time.sleep(grace_s)
             _remove_generations(run_dir(root, run), old)
     except (OSError, duckdb.Error, pa.ArrowException) as error:
-        raise StoreError(
-            f"Cannot compact run {run!r}: {told(error)}. Free some space there; no row is lost."
-        ) from error
+        raise StoreError(f"Cannot compact run {run!r}: {told(error)}. No row is lost. Free some space.") from error
     return Compaction(run, before[0], after[0], before[1], after[1], steps)
 
 

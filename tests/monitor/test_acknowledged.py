@@ -11,8 +11,8 @@ from typing import Any
 
 import duckdb
 import pytest
+from disks import wait_for
 from store_data import N_SAMPLES, N_TOKENS, samples, step_record, tokens
-from test_store_full import wait_for
 
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from disks import fill, mounted, wait_for
 from store_data import N_TOKENS, samples, step_record, tokens
 
 from monitor.commands.store import main
@@ -25,36 +25,6 @@ from monitor.store.runs import get_run
 
 
 @contextmanager
-def mounted(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of so many MB, or a skip where mounting is not allowed."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    with mounted(tmp_path / "disk", 4) as disk:
-        yield disk
-
-
-def fill(disk: Path, leave: int = 0) -> Path:
-    """Take all space of a disk but `leave` bytes; the file that holds it."""
-    ballast = disk / "ballast"
-    with open(ballast, "ab", buffering=0) as file:
-        with pytest.raises(OSError, match="No space left"):
-            while True:
-                file.write(b"x" * 4096)
-        file.truncate(max(0, file.tell() - leave))
-    return ballast
-
-
-@contextmanager
 def file_size_limit(n_bytes: int) -> Iterator[None]:
     """No file may grow past n_bytes in this process: writes fail with EFBIG (Python ignores SIGXFSZ)."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -63,13 +33,6 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-def wait_for(condition: object, seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def assert_recovered(store: Path, last: int) -> None:

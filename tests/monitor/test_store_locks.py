@@ -16,8 +16,8 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from disks import fill, wait_for
 from store_data import record_run, step_record
-from test_store_full import fill, small_disk, wait_for  # noqa: F401
 
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
@@ -256,7 +256,7 @@ def test_a_start_that_fails_leaves_the_name_free(tmp_path: Path, monkeypatch: py
     assert check_store(tmp_path) == []
 
 
-def test_a_start_on_a_full_disk_leaves_the_name_free(small_disk: Path) -> None:  # noqa: F811
+def test_a_start_on_a_full_disk_leaves_the_name_free(small_disk: Path) -> None:
     store = small_disk / "store"
     record_run(store, "other", range(1, 2))
     ballast = fill(small_disk)
