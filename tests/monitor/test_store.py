@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -114,34 +113,6 @@ def test_the_catalog_follows_its_folder(tmp_path: Path) -> None:
     assert not list(new.glob("*.tmp*"))
 
 
-def test_a_torn_file_is_set_aside_and_the_rest_stays_readable(tmp_path: Path) -> None:
-    record_run(tmp_path, "whole", range(1, 4))
-    record_run(tmp_path, "torn", range(1, 4))
-    _, path = list_segments(tmp_path, "torn", "tokens")[0]
-    os.truncate(path, path.stat().st_size // 2)
-    with open_store(tmp_path) as store:
-        counts = dict(store.sql("SELECT run, count(DISTINCT step) FROM tokens GROUP BY run").rows)
-        assert counts["whole"] == 3 and counts.get("torn", 0) < 3
-        assert [quarantined.name for quarantined in store.quarantined()] == [f"{path.name}.quarantined"]
-    assert get_run(tmp_path, "torn").quarantined == 1
-    [finding] = [finding for finding in check_store(tmp_path) if finding.damage]
-    assert (finding.kind, finding.run) == ("quarantined", "torn")
-
-
-def test_empty_and_seed_files_that_are_damaged_are_repaired(tmp_path: Path) -> None:
-    record_run(tmp_path, steps=range(1, 4))
-    _, path = list_segments(tmp_path, "a", "histograms")[0]
-    os.truncate(path, 0)
-    os.truncate(tmp_path / "runs/_seed/data/alerts/seed.parquet", 5)
-    with open_store(tmp_path) as store:
-        assert store.sql("SELECT count(*) FROM alerts").rows == [(0,)]
-        assert store.sql("SELECT count(DISTINCT step) FROM histograms").rows[0][0] < 3
-        assert len(store.quarantined()) == 1
-    shutil.rmtree(tmp_path / "runs/_seed")
-    with open_store(tmp_path) as store:
-        assert store.sql("SELECT count(*) FROM alerts").rows == [(0,)]
-
-
 def test_check_finds_flipped_bytes(tmp_path: Path) -> None:
     record_run(tmp_path)
     assert [finding for finding in check_store(tmp_path) if finding.damage] == []
@@ -208,7 +179,7 @@ def test_status_from_a_heartbeat(tmp_path: Path, beat: dict, status: str) -> Non
     assert list_runs(tmp_path)[0].status == status
     with open_store(tmp_path) as store:
         in_sql = store.sql("SELECT status FROM runs").rows[0][0]
-    assert in_sql == ("running" if "pid" in beat else status)  # SQL cannot see whether a process lives
+    assert in_sql == status
 
 
 def test_quantiles_in_sql_are_those_of_the_records(tmp_path: Path) -> None:
@@ -223,34 +194,6 @@ def test_quantiles_in_sql_are_those_of_the_records(tmp_path: Path) -> None:
             np.testing.assert_allclose(next(iter(got.values())), truth, rtol=1e-12)
         [(lows, highs)] = store.sql("SELECT lows, highs FROM edges WHERE edges_id = 'weight'").rows
         np.testing.assert_array_equal([lows, highs], cell_bounds("weight"))
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "COPY (SELECT 1) TO 'STORE/x.csv'",
-        "SELECT 1; SELECT 2",
-        "SET threads = 1",
-        "ATTACH 'STORE/other.duckdb'",
-        "SELECT * FROM read_text('/etc/passwd')",
-        "SELECT * FROM read_text('STORE/../outside.txt')",
-        "SELECT * FROM read_csv('/etc/pass*')",
-        "INSTALL httpfs",
-        "DROP VIEW steps",
-        "",
-    ],
-)
-def test_a_locked_store_answers_selects_on_the_store_alone(tmp_path: Path, query: str) -> None:
-    store = tmp_path / "store"
-    record_run(store, steps=range(1, 3))
-    (tmp_path / "outside.txt").write_text("secret")
-    before = sorted(tmp_path.rglob("*"))
-    with open_store(store, locked=True) as locked:
-        assert locked.sql("SELECT count(*) FROM tokens").rows == [(2 * N_TOKENS,)]
-        assert locked.sql("WITH t AS (FROM steps) SELECT max(step) FROM t").rows == [(2,)]
-        with pytest.raises((StoreError, duckdb.Error)):
-            locked.sql(query.replace("STORE", str(store)))
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_results_have_plain_types(tmp_path: Path) -> None:
