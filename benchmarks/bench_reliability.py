@@ -190,7 +190,8 @@ def crowd(folder: Path, seconds: float) -> list[Row]:
         with open_store(store) as opened:
             while time.monotonic() < until:
                 query = (
-                    "SELECT run, step, count(*), (SELECT count(*) FROM steps s WHERE (s.run, s.step) = (t.run, t.step)) "
+                    "SELECT run, step, count(*), "
+                    "(SELECT count(*) FROM steps s WHERE (s.run, s.step) = (t.run, t.step)) "
                     "FROM tokens t GROUP BY run, step"
                 )
                 try:
