@@ -224,7 +224,13 @@ class Pipeline:
             if self._engine is not None and not item.again:
                 item.alerts = self._judge(item)
         if items or events:
-            self._append(self._build(items, events))
+            try:
+                self._append(self._build(items, events))
+            except Exception as error:
+                if items:
+                    steps = [item.record.step for item in items]
+                    self._lose(len(items), steps[0], steps[-1], f"their rows cannot be made ({error})")
+                raise
         if self._room.full and self._room.clear(closing=closing):
             self._try_everything()
         elif self._room.full:

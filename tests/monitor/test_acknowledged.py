@@ -147,6 +147,25 @@ def test_a_step_without_rows_is_given_up_and_not_acknowledged(tmp_path: Path, mo
     assert get_run(tmp_path, "a").status == "failed"
 
 
+def test_steps_whose_batch_cannot_be_made_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no room for rows")
+
+    with Recorder(tmp_path, RunInfo("a"), flush_s=0.0) as recorder:
+        record(recorder, 1)
+        assert recorder.flush(10)
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "batch_of", fail)
+            record(recorder, 2)
+            wait_for(lambda: recorder.lost_steps == 1)
+            assert (recorder.acknowledged, recorder.queue_depth) == (1, 0)
+        record(recorder, 3)
+        assert not recorder.flush(10)
+        assert recorder.acknowledged == 3
+    assert set(stored(tmp_path, "steps")) == {1, 3}
+    assert get_run(tmp_path, "a").status == "failed"
+
+
 class SlowlyCleared(deque[Any]):
     """A queue that is emptied a while before its thread gets to anything else."""
 
