@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from monitor.records import Alert
 from monitor.store.batch import Batch, Item, batch_of, joined
@@ -94,6 +95,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Start the threads. Raises OSError or RuntimeError, and leaves none running."""
+        pa.array([""])  # imports pandas, if there is one: too late for a first step when the interpreter is ending
         self._beat("running")
         self._heart.start()
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -164,6 +166,18 @@ def test_steps_whose_batch_cannot_be_made_are_given_up(tmp_path: Path, monkeypat
         assert recorder.acknowledged == 3
     assert set(stored(tmp_path, "steps")) == {1, 3}
     assert get_run(tmp_path, "a").status == "failed"
+
+
+def test_a_recorder_that_nobody_closes_loses_nothing_at_the_end_of_the_process(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom monitor.recorder import Recorder\nfrom monitor.records import StepRecord\n"
+        "recorder = Recorder(sys.argv[1], 'a', flush_s=10.0)\nrecorder.record(StepRecord(1, {'reward': 1.0}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert stored(tmp_path, "steps") == {1: 2} and get_run(tmp_path, "a").status == "stopped"
+    with open_store(tmp_path) as store:
+        assert store.sql("SELECT kind FROM events").rows == [("attempt",)]
 
 
 class SlowlyCleared(deque[Any]):
