@@ -55,7 +55,8 @@ def train(
     """
     config, clock = parts.config, parts.clock
     if config.eval.every and first == 1:
-        recorder.record(StepRecord(0, evaluate(parts, 0, stops.check)))
+        with recorder.busy("evaluation"):
+            recorder.record(StepRecord(0, evaluate(parts, 0, stops.check)))
     for step in range(first, config.steps + 1):
         with _named(step):
             clock.start()
@@ -71,7 +72,8 @@ def train(
                 clock.lap("record")
                 scalars = {**record.scalars, **clock.scalars(len(tokens))}
                 if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
-                    scalars |= stops.cut_short(partial(evaluate, parts, step, stops.check)) or {}
+                    with recorder.busy("evaluation"):
+                        scalars |= stops.cut_short(partial(evaluate, parts, step, stops.check)) or {}
                 clock.skip()
                 record = StepRecord(step, scalars, record.histograms)
                 recorder.record(record, tokens=tokens, samples=samples)

@@ -17,14 +17,19 @@ from dashboard.escape import html, markdown
 from dashboard.figures.theme import DARK, LIGHT, Theme
 from monitor.errors import nearest
 from monitor.queries.frames import Frame, n_rows, select
+from monitor.store.runs import busy_with
 from monitor.store.tail import RunEntry
 
 STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
-    "running": ("blue", ":material/play_arrow:", "A fresh heartbeat and new steps."),
+    "running": (
+        "blue",
+        ":material/play_arrow:",
+        "Its process lives; steps come, or it says what it does meanwhile.",
+    ),
     "finished": ("green", ":material/check:", "It ended as planned."),
     "stopped": ("gray", ":material/stop:", "Someone stopped it; all steps are written."),
     "stalled": ("orange", ":material/hourglass_empty:", "The process lives, but no new step comes."),
-    "crashed": ("red", ":material/error:", "No heartbeat any more: the process died without a last word."),
+    "crashed": ("red", ":material/error:", "Its process died without a last word."),
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
 ENDED = ("finished", "stopped", "crashed", "failed")
@@ -85,7 +90,9 @@ def unknown_run(wanted: str, names: Sequence[str]) -> None:
 
 def status_badge(entry: RunEntry) -> None:
     colour, icon, help_text = STATUS.get(entry.status, ("gray", ":material/help:", ""))
-    st.badge(markdown("{}", entry.status), color=colour, icon=icon, help=markdown("{}", help_text))
+    busy = busy_with(entry.heartbeats) if entry.status == "running" else None
+    status = f"{entry.status}: {busy}" if busy else entry.status
+    st.badge(markdown("{}", status), color=colour, icon=icon, help=markdown("{}", help_text))
 
 
 def alert_badges(spans: Frame, run: str) -> None:
@@ -111,7 +118,7 @@ def describe(entry: RunEntry) -> str:
 
 def no_steps(entry: RunEntry) -> str:
     """Why a run shows no steps, in a word or two."""
-    if any(name.startswith("steps/") for name in entry.quarantined):
+    if any(name.startswith("steps/") for name in data.tail().quarantined().get(entry.name, ())):
         return "no steps that can be read"
     return "no steps" if entry.status in ENDED else "no steps yet"
 

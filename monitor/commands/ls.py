@@ -36,7 +36,9 @@ def ls(store: str = DEFAULT_STORE, /, *, json: bool = False) -> int:
     else:
         shown = [
             [
-                *(row[key] for key in ("run", "status", "task", "weighting", "seed", "step", "reward", "entropy")),
+                row["run"],
+                row["status"] + (f" ({row['busy']})" if row["busy"] else ""),
+                *(row[key] for key in ("task", "weighting", "seed", "step", "reward", "entropy")),
                 row["firing"] or "-",
                 size(row["bytes"]),
                 ago(row["last_step_ts"]),
@@ -68,6 +70,7 @@ def rows(store: Store) -> list[dict[str, Any]]:
         {
             "run": state.name,
             "status": state.status,
+            "busy": state.busy,
             **{key: state.info.get(key) for key in ("model", "task", "weighting", "seed", "comparison")},
             "created": state.created,
             "attempt": state.attempt,
@@ -77,6 +80,7 @@ def rows(store: Store) -> list[dict[str, Any]]:
             "firing": firing.get(state.name, 0),
             "last_step_ts": state.last_step_ts,
             "tokens_dropped": state.tokens_dropped,
+            "lost_steps": state.lost_steps,
             "bytes": state.bytes,
             "quarantined": state.quarantined,
         }

@@ -46,6 +46,7 @@ def describe(store: Store, run: str) -> dict[str, Any]:
     return {
         "run": run,
         "status": state.status,
+        "busy": state.busy,
         **{key: state.info.get(key) for key in _IDENTITY},
         "created": state.created,
         "attempt": state.attempt,
@@ -58,6 +59,7 @@ def describe(store: Store, run: str) -> dict[str, Any]:
         "events": _dicts(store, _EVENTS, run)[::-1],
         "tokens": store.sql("SELECT count(*) FROM tokens WHERE run = ?", [run]).rows[0][0],
         "tokens_dropped": state.tokens_dropped,
+        "lost_steps": state.lost_steps,
         "bytes": state.bytes,
         "quarantined": state.quarantined,
     }
@@ -85,10 +87,13 @@ def _unit(name: str) -> str:
 
 def _print(report: dict[str, Any]) -> None:
     identity = ", ".join(f"{key} {report[key]}" for key in _IDENTITY if report[key] not in ("", None))
-    print(f"{report['run']}: {report['status']}, attempt {report['attempt']}; {identity}")
+    busy = f" ({report['busy']})" if report["busy"] else ""
+    print(f"{report['run']}: {report['status']}{busy}, attempt {report['attempt']}; {identity}")
     step = "no step yet" if report["step"] is None else f"step {report['step']}, {ago(report['last_step_ts'])}"
     dropped = f", {report['tokens_dropped']} more not recorded" if report["tokens_dropped"] else ""
     print(f"{step}; {size(report['bytes'])}, {report['tokens']} raw tokens{dropped}")
+    if report["lost_steps"]:
+        print(f"{report['lost_steps']} steps were handed over and could not be recorded.")
     if report["quarantined"]:
         print(f"{report['quarantined']} damaged files are set aside: `rlvr store check` lists them.")
     config = list(_flat(report["config"]))

@@ -1,29 +1,33 @@
-"""store.duckdb: views and macros over the segments, for any DuckDB client. Derived; replaced by rename."""
+"""The views and macros of a store: for our own readers over checked files, in store.duckdb for any other client.
+
+Both have the same names, columns and meaning. store.duckdb is derived and replaced by rename. A client that knows
+nothing of us reads through globs, so its views see new segments at once, but a damaged file stops the view of its
+table until the file is gone; the globs take nothing but names of segments.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 
 from monitor.metrics import EDGES_IDS, cell_bounds
 from monitor.store.runs import DEAD_AFTER_S, FIRST_STEP_S, STALL_MIN_S, STALL_STEPS, STATUS_ORDER
-from monitor.store.schema import SCHEMA_VERSION, TABLES
-from monitor.store.segments import memory_connection, quote, write_seeds
+from monitor.store.schema import FORMER_TYPES, SCHEMA_VERSION, TABLES
+from monitor.store.segments import SEED_RUN, escape_glob, memory_connection, quote, write_seeds
 
 CATALOG = "store.duckdb"
-_FORMAT = "v1.2.0"  # DuckDB 1.2 and later can open it
-_CATALOG_VERSION = 1  # raise it when a view or macro changes: older catalogs are then built anew
+_FORMAT = "v1.2.0"  # the oldest storage format; the views need DuckDB 1.3
+_CATALOG_VERSION = 2  # raise it when a view or macro changes: older catalogs are then built anew
 
-_RUN_COLUMNS = {
-    "schema_version": "INTEGER",
+RUN_COLUMNS = {
+    "run": "VARCHAR",
     "created": "DOUBLE",
     "attempts": "JSON",
-    "name": "VARCHAR",
     "model": "VARCHAR",
     "task": "VARCHAR",
     "weighting": "VARCHAR",
@@ -33,7 +37,7 @@ _RUN_COLUMNS = {
     "config": "JSON",
     "environment": "JSON",
 }
-_BEAT_COLUMNS = {
+BEAT_COLUMNS = {
     "run": "VARCHAR",
     "rank": "SMALLINT",
     "attempt": "SMALLINT",
@@ -42,9 +46,14 @@ _BEAT_COLUMNS = {
     "host": "VARCHAR",
     "ts": "DOUBLE",
     "started": "DOUBLE",
-    "acknowledged": "INTEGER",
+    "acknowledged": "BIGINT",
     "last_step_ts": "DOUBLE",
     "median_step_s": "DOUBLE",
+    "active_ts": "DOUBLE",
+    "busy": "VARCHAR",
+    "busy_since": "DOUBLE",
+    "lost_steps": "BIGINT",
+    "lost_why": "VARCHAR",
     "tokens_dropped": "BIGINT",
     "segments": "BIGINT",
     "bytes": "BIGINT",
@@ -52,24 +61,40 @@ _BEAT_COLUMNS = {
     "errors": "BIGINT",
 }
 
-# The status of a rank as far as SQL can see: a killed process of this machine shows only once its heartbeat is old.
+RUNS_COLUMNS = {
+    "run": "VARCHAR",
+    "status": "VARCHAR",
+    **{name: kind for name, kind in RUN_COLUMNS.items() if name != "run"},
+    "attempt": "BIGINT",
+    "acknowledged": "BIGINT",
+    "last_step_ts": "DOUBLE",
+    "tokens_dropped": "BIGINT",
+    "bytes": "BIGINT",
+    "ranks": "BIGINT",
+    "lost_steps": "BIGINT",
+    "busy": "VARCHAR",
+}
+
+# The status of a rank as far as SQL can see: no locks, so a killed process shows only once its heartbeat is old.
+# Whether steps come is judged at the time of the heartbeat, by the writer's own clock.
 _RANK_STATUS = f"""CASE
     WHEN status <> 'running' THEN status
     WHEN epoch(now()) - ts > {DEAD_AFTER_S} THEN 'crashed'
-    WHEN last_step_ts IS NULL AND epoch(now()) - started > {FIRST_STEP_S} THEN 'stalled'
-    WHEN epoch(now()) - last_step_ts > greatest({STALL_MIN_S}, {STALL_STEPS} * coalesce(median_step_s, 0))
-        THEN 'stalled'
+    WHEN busy IS NOT NULL THEN 'running'
+    WHEN last_step_ts IS NULL AND ts - greatest(started, active_ts) > {FIRST_STEP_S} THEN 'stalled'
+    WHEN ts - greatest(last_step_ts, active_ts) > greatest({STALL_MIN_S}, {STALL_STEPS} * coalesce(median_step_s, 0))
+        AND last_step_ts IS NOT NULL THEN 'stalled'
     ELSE 'running' END"""
 
 _RUNS_VIEW = f"""CREATE OR REPLACE VIEW runs AS
-SELECT r.name AS run, coalesce(b.status, 'crashed') AS status, r.* EXCLUDE (name, schema_version),
-    b.* EXCLUDE (run, status)
-FROM run_files r LEFT JOIN (
+SELECT run, coalesce(b.status, 'crashed') AS status, r.* EXCLUDE (run), b.* EXCLUDE (run, status)
+FROM run_files r FULL JOIN (
     SELECT run, {list(STATUS_ORDER)!r}[min(list_position({list(STATUS_ORDER)!r}, {_RANK_STATUS}))] AS status,
         max(attempt) AS attempt, max(acknowledged) AS acknowledged, max(last_step_ts) AS last_step_ts,
-        sum(tokens_dropped)::BIGINT AS tokens_dropped, sum(bytes)::BIGINT AS bytes, count(*) AS ranks
+        sum(tokens_dropped)::BIGINT AS tokens_dropped, sum(bytes)::BIGINT AS bytes,
+        count(*) AS ranks, coalesce(sum(lost_steps), 0)::BIGINT AS lost_steps, any_value(busy) AS busy
     FROM heartbeats WHERE (run, attempt) IN (SELECT run, max(attempt) FROM heartbeats GROUP BY run) GROUP BY run
-) b ON b.run = r.name"""
+) b USING (run)"""
 
 # Same rule as monitor.records.quantiles_from_counts: linear in the cell that holds rank q * n.
 _QUANTILE_MACROS = (
@@ -86,37 +111,38 @@ _QUANTILE_MACROS = (
 )
 
 
-def _escaped_glob(path: Path) -> str:
-    """A folder's path as the fixed start of a glob: its own *, ? and [ mean themselves."""
-    return re.sub(r"([*?\[])", r"[\1]", str(path))
+# One line of history: an attempt shows its committed steps below the first one of any later attempt. What an earlier
+# attempt had reached beyond the point where a later one went on is a branch that was left, and stays in TABLE_all.
+COMMITS = """SELECT run, step, rank, attempt FROM (
+    SELECT run, step, rank, attempt, min(step) OVER (
+        PARTITION BY run ORDER BY attempt RANGE BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING) AS left_at
+    FROM (SELECT DISTINCT run, step, rank, attempt FROM steps_all)
+) WHERE left_at IS NULL OR step < left_at"""
 
 
-def _json_view(name: str, glob: str, columns: dict[str, str]) -> str:
-    spec = ", ".join(f"{column}: '{kind}'" for column, kind in columns.items())
-    key = "name" if "name" in columns else "run"
-    source = f"read_json({quote(glob)}, columns = {{{spec}}}, format = 'auto', ignore_errors = false)"
-    return f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {source} WHERE {key} IS NOT NULL"
+def segments_query(table: str, sources: Sequence[str]) -> str:
+    """A query that reads segments: `sources` are SQL expressions, each a path or a list of paths.
+
+    All files have the table's columns; the first has the newest types of those that change between schemas. The
+    run is named by its folder, so that a copied or renamed run folder is a run of its own.
+    """
+    columns = {
+        name: f'"{name}"::{kind}' if name in FORMER_TYPES else f'"{name}"' for name, kind in TABLES[table].items()
+    }
+    columns["run"] = "split_part(filename, '/', -4)"
+    selected = ", ".join(f'{column} AS "{name}"' for name, column in columns.items())
+    reads = [f"read_parquet({source}, hive_partitioning = false, filename = true)" for source in sources]
+    return " UNION ALL ".join(f"SELECT {selected} FROM {read}" for read in reads) or no_rows(TABLES[table])
 
 
-def catalog_statements(store: Path) -> list[str]:
-    """The SQL that makes every view, macro and table of the catalog of a store, in order."""
-    runs = f"{_escaped_glob(store)}/runs/*"
-    made = [
-        f"CREATE OR REPLACE TABLE store_info AS SELECT {quote(str(store))} AS root, "
-        f"{SCHEMA_VERSION} AS schema_version, {_CATALOG_VERSION} AS catalog_version",
-        "CREATE OR REPLACE TABLE edges (edges_id VARCHAR, lows DOUBLE[], highs DOUBLE[])",
-        _json_view("run_files", f"{runs}/*run.json", _RUN_COLUMNS),
-        _json_view("heartbeats", f"{runs}/*heartbeat-r*.json", _BEAT_COLUMNS),
-        _RUNS_VIEW,
-    ]
-    for table in TABLES:
-        glob = quote(f"{runs}/data/{table}/*.parquet")
-        made.append(
-            f"CREATE OR REPLACE VIEW {table}_all AS SELECT * FROM read_parquet({glob}, hive_partitioning = false)"
-        )
-    made.append(
-        "CREATE OR REPLACE VIEW commits AS SELECT run, step, rank, max(attempt) AS attempt FROM steps_all GROUP BY ALL"
-    )
+def no_rows(columns: Mapping[str, str]) -> str:
+    """A query without rows that has the given columns."""
+    return "SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items()) + " WHERE false"
+
+
+def view_statements() -> list[str]:
+    """The SQL of the views and macros that stand on run_files, heartbeats, edges and every TABLE_all."""
+    made = [f"CREATE OR REPLACE VIEW commits AS {COMMITS}"]
     for table in TABLES:
         # Events happen to a run, not to a step: also those of replaced attempts stay visible.
         replaced = "" if table == "events" else " SEMI JOIN commits USING (run, step, rank, attempt)"
@@ -124,13 +150,52 @@ def catalog_statements(store: Path) -> list[str]:
     return made + list(_QUANTILE_MACROS)
 
 
-def build_catalog(con: duckdb.DuckDBPyConnection, store: Path) -> None:
-    """Make the catalog's views, macros and tables in the current database of a connection."""
-    for statement in catalog_statements(store):
-        con.execute(statement)
+def create_edges(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the table of the histograms' cells."""
+    con.execute("CREATE OR REPLACE TABLE edges (edges_id VARCHAR, lows DOUBLE[], highs DOUBLE[])")
     for edges_id in EDGES_IDS:
         lows, highs = cell_bounds(edges_id)
         con.execute("INSERT INTO edges VALUES (?, ?, ?)", [edges_id, lows.tolist(), highs.tolist()])
+
+
+def _json_query(glob: str, name: str, columns: Mapping[str, str]) -> str:
+    """The fields of JSON files of runs. A file that is no JSON object has no row, a field of a wrong type is NULL."""
+    fields = ", ".join(
+        f"try_cast(content->>'$.{column}' AS {kind}) AS {column}" for column, kind in columns.items() if column != "run"
+    )
+    text = f"SELECT filename, try(decode(content)) AS content FROM read_blob({quote(glob)})"
+    named = f"regexp_full_match(filename, '.*/runs/[^/_.][^/]*/{name}')"
+    return (
+        f"SELECT split_part(filename, '/', -2) AS run, {fields} FROM (SELECT filename, CASE WHEN json_valid(content) "
+        f"THEN content::JSON END AS content FROM ({text})) WHERE json_type(content) = 'OBJECT' AND {named}"
+    )
+
+
+def catalog_statements(store: Path) -> list[str]:
+    """The SQL that makes every view and macro of store.duckdb but the table `edges`, in order."""
+    runs = f"{escape_glob(str(store))}/runs"
+    beats = _json_query(f"{runs}/*/heartbeat-r*.json", "heartbeat-r[0-9]+(-a[0-9]+)?[.]json", BEAT_COLUMNS)
+    newest = "QUALIFY row_number() OVER (PARTITION BY run, rank ORDER BY attempt DESC, ts DESC) = 1"
+    made = [
+        f"CREATE OR REPLACE TABLE store_info AS SELECT {quote(str(store))} AS root, "
+        f"{SCHEMA_VERSION} AS schema_version, {_CATALOG_VERSION} AS catalog_version",
+        f"CREATE OR REPLACE VIEW run_files AS {_json_query(f'{runs}/*/run.json', 'run[.]json', RUN_COLUMNS)}",
+        f"CREATE OR REPLACE VIEW heartbeats AS {beats} {newest}",
+        _RUNS_VIEW,
+    ]
+    for table in TABLES:
+        # The seed comes first: its types are those of the view. The other glob takes names of segments alone.
+        seed = f"{runs}/{SEED_RUN}/data/{table}/a000-r000-s{SCHEMA_VERSION:08d}-*.parquet"
+        named = f"{runs}/*/data/{table}/a[0-9]*-r[0-9]*-s[0-9]*-[0-9]*-{'[0-9a-f]' * 8}.parquet"
+        source = f"[{quote(seed)}, {quote(named)}]"
+        made.append(f"CREATE OR REPLACE VIEW {table}_all AS {segments_query(table, [source])}")
+    return made + view_statements()
+
+
+def _build(con: duckdb.DuckDBPyConnection, store: Path) -> None:
+    create_edges(con)
+    for statement in catalog_statements(store):
+        con.execute(statement)
 
 
 def ensure_catalog(store: Path) -> Path:
@@ -139,14 +204,14 @@ def ensure_catalog(store: Path) -> Path:
     `store` is absolute. Readers that hold the old file keep it; the next one to open gets the new. Raises OSError.
     """
     path = store / CATALOG
+    write_seeds(store)
     if not _is_current(path, store):
-        write_seeds(store)
         tmp = store / f"{CATALOG}.{os.getpid()}-{time.monotonic_ns()}.tmp"
         try:
             with memory_connection() as con:
                 con.execute(f"ATTACH {quote(str(tmp))} AS catalog_file (STORAGE_VERSION '{_FORMAT}')")
                 con.execute("USE catalog_file")
-                build_catalog(con, store)
+                _build(con, store)
                 con.execute("USE memory")
                 con.execute("DETACH catalog_file")
             os.replace(tmp, path)

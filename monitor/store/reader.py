@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import cached_property
@@ -14,21 +13,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from monitor.errors import StoreError
-from monitor.store.catalog import build_catalog, ensure_catalog
-from monitor.store.runs import RunState, get_run, list_runs, require_store, run_names
-from monitor.store.schema import TABLES
-from monitor.store.segments import (
-    QUARANTINED,
-    SEED_RUN,
-    list_segments,
-    memory_connection,
-    quarantine_if_damaged,
-    write_seeds,
-)
-
-_TRIES = 6  # a compaction swaps one run after the other; each swap can hit a query that spans them all once
-_NAMED_FILE = re.compile(r"""["']([^"']+\.parquet)["']""")
+from monitor.store.catalog import ensure_catalog
+from monitor.store.listing import Unreadable
+from monitor.store.locked import Limits, LockedSession
+from monitor.store.runs import RunState, get_run, list_runs, require_store
+from monitor.store.segments import QUARANTINED
+from monitor.store.session import Session, fetch_all
 
 
 class Result:
@@ -81,39 +71,33 @@ def _numpy(column: pa.ChunkedArray) -> np.ndarray:
 class Store:
     """A store opened for questions. Use one Store in as many threads as you like: each query has its own cursor.
 
-    The tables and views are those of docs/store.md. `locked` is for text that is not trusted: one SELECT at a time,
-    no file outside the store, nothing written.
+    The tables and views are those of docs/store.md. Nothing in the store is changed, whatever its state: what cannot
+    be read is left out and named by `unreadable`. `locked` is for text that is not trusted (monitor/store/locked.py):
+    one SELECT at a time on the views, in a process of its own that cannot write, within `limits`.
     """
 
-    def __init__(self, path: str | Path, *, locked: bool = False) -> None:
+    def __init__(self, path: str | Path, *, locked: bool = False, limits: Limits | None = None) -> None:
         self.root = require_store(path)
         self.locked = locked
-        with contextlib.suppress(OSError, duckdb.IOException):  # a store that cannot be written can still be read
+        with contextlib.suppress(OSError, duckdb.Error):  # for other clients; a store that cannot be written is read
             ensure_catalog(self.root)
-        self._con = memory_connection(threads=2)
-        self._con.execute("SET python_enable_replacements = false")  # a table's name must not find a Python variable
-        self._repairing(lambda: build_catalog(self._con, self.root))
-        if locked:
-            self._con.execute("SET allowed_directories = [?]", [str(self.root)])
-            self._con.execute("SET enable_external_access = false")
-            self._con.execute("SET lock_configuration = true")
+        self._session = LockedSession(self.root, limits or Limits()) if locked else Session(self.root)
 
     def sql(self, query: str, params: Sequence[Any] = ()) -> Result:
         """Run one query. `?` in it takes `params` in order.
 
-        Files that a compaction removed meanwhile are looked up again; damaged files are set aside
-        (`*.parquet.quarantined`) and the query is answered from the rest. Raises duckdb.Error for a faulty query,
-        StoreError for anything but one SELECT on a locked store.
+        The bytes of a file are checked when a query first reads it. Files that a compaction removed meanwhile are
+        looked up again; damaged files are left out. Raises duckdb.Error for a faulty query; on a locked store
+        StoreError for anything but a plain SELECT, and for one beyond the limits.
         """
-        if self.locked:
-            self._require_select(query)
+        if isinstance(self._session, LockedSession):
+            return Result(self._session.run(query, params))
+        table = self._session.run(query, params, fetch_all)
+        return Result(pa.table({}) if table is None else table)
 
-        def run() -> Result:
-            with self._con.cursor() as cursor:
-                relation = cursor.sql(query, params=list(params))
-                return Result(relation.to_arrow_table() if relation is not None else pa.table({}))
-
-        return self._repairing(run)
+    def unreadable(self) -> list[Unreadable]:
+        """Files that the queries so far had to leave out, and why. `rlvr store check` reads every byte of a store."""
+        return self._session.unreadable()
 
     def runs(self) -> list[RunState]:
         """All runs, oldest first."""
@@ -128,7 +112,7 @@ class Store:
         return sorted(self.root.glob(f"runs/*/data/*/*{QUARANTINED}"))
 
     def close(self) -> None:
-        self._con.close()
+        self._session.close()
 
     def __enter__(self) -> Store:
         return self
@@ -136,44 +120,10 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _require_select(self, query: str) -> None:
-        statements = self._con.extract_statements(query)
-        kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
-        if kinds != ["SELECT"]:
-            raise StoreError(f"A locked store answers one SELECT at a time, got {', '.join(kinds) or 'nothing'}.")
 
-    def _repairing(self, run: Any) -> Any:
-        for left in reversed(range(_TRIES)):
-            try:
-                return run()
-            except (duckdb.IOException, duckdb.InvalidInputException, duckdb.InternalException) as error:
-                if left == 0 or not self._repair(str(error)):
-                    raise
-
-    def _repair(self, message: str) -> bool:
-        """True if the cause of a failed read is gone: the file was swapped away, or is set aside now."""
-        if "No files found" in message and "*" in message:  # an empty glob: the seeds are gone
-            write_seeds(self.root)
-            return True
-        named = [Path(found) for found in _NAMED_FILE.findall(message)]
-        inside = [path for path in named if self.root in path.parents]
-        if any(SEED_RUN in path.parts for path in inside):
-            for path in inside:
-                path.unlink(missing_ok=True)
-            write_seeds(self.root)
-            return True
-        if inside:
-            return sum(not path.exists() or quarantine_if_damaged(path) for path in inside) > 0  # look at each
-        return self._quarantine_all()  # DuckDB does not name the file in every error
-
-    def _quarantine_all(self) -> bool:
-        paths = [p for run in run_names(self.root) for table in TABLES for _, p in list_segments(self.root, run, table)]
-        return sum(quarantine_if_damaged(path) for path in paths) > 0  # look at each
-
-
-def open_store(path: str | Path, *, locked: bool = False) -> Store:
+def open_store(path: str | Path, *, locked: bool = False, limits: Limits | None = None) -> Store:
     """Open the store in a folder. Raises StoreError if there is none.
 
     Example: open_store("runs").sql("SELECT run, max(step) FROM steps GROUP BY run").rows
     """
-    return Store(path, locked=locked)
+    return Store(path, locked=locked, limits=limits)

@@ -58,7 +58,7 @@ def _texts(values: Any, kind: pa.DataType) -> pa.Array:
 
 def _table(table: str, n: int, step: int | None, columns: Mapping[str, Any]) -> pa.Table:
     schema = SCHEMAS[table]
-    filled = {"step": np.full(n, step, np.int32), **columns} if step is not None else columns
+    filled = {"step": np.full(n, step, np.int64), **columns} if step is not None else columns
     return pa.Table.from_arrays([_column(filled[spec.name], spec.type) for spec in schema], schema=schema)
 
 

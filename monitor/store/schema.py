@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMA_VERSION = 1
-_KEY = {"run": "VARCHAR", "attempt": "SMALLINT", "step": "INTEGER", "rank": "SMALLINT"}
+SCHEMA_VERSION = 2
+FORMER_TYPES = {"step": "INTEGER", "first_step": "INTEGER"}  # of schema 1, which readers take as well
+_KEY = {"run": "VARCHAR", "attempt": "SMALLINT", "step": "BIGINT", "rank": "SMALLINT"}
 
 TABLES: dict[str, dict[str, str]] = {
     "tokens": _KEY
@@ -56,7 +57,7 @@ TABLES: dict[str, dict[str, str]] = {
         "rule": "VARCHAR",
         "severity": "VARCHAR",
         "state": "VARCHAR",
-        "first_step": "INTEGER",
+        "first_step": "BIGINT",
         "value": "DOUBLE",
         "baseline": "DOUBLE",
         "threshold": "DOUBLE",
@@ -68,12 +69,15 @@ TABLES: dict[str, dict[str, str]] = {
 }
 WRITE_ORDER = ("tokens", "samples", "histograms", "alerts", "events", "steps")  # steps last: the commit mark
 
-_NAME = re.compile(r"^a(\d{3})-r(\d{3})-s(\d{8})-(\d{8})-([0-9a-f]{8})\.parquet$")
+_NAME = re.compile(r"a(\d{3,})-r(\d{3,})-s(\d{8,})-(\d{8,})-([0-9a-f]{8})\.parquet", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentName:
-    """aAAA-rRRR-sFFFFFFFF-LLLLLLLL-CCCCCCCC.parquet: attempt, rank, first and last step, CRC-32 of the bytes."""
+    """aAAA-rRRR-sFFFFFFFF-LLLLLLLL-CCCCCCCC.parquet: attempt, rank, first and last step, CRC-32 of the bytes.
+
+    Attempt, rank and steps have at least so many digits, and more where they need them.
+    """
 
     attempt: int
     rank: int
@@ -89,7 +93,7 @@ class SegmentName:
     @classmethod
     def parse(cls, name: str) -> SegmentName | None:
         """The parts of a segment's name, or None for any other file."""
-        match = _NAME.match(name)
+        match = _NAME.fullmatch(name)
         if match is None:
             return None
         attempt, rank, first, last = (int(part) for part in match.groups()[:4])

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import re
 import zlib
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from monitor.store.schema import TABLES, SegmentName, run_dir, table_dir
+from monitor.store.schema import SCHEMA_VERSION, TABLES, SegmentName, run_dir, table_dir
 
-_log = logging.getLogger("rlvr.monitor")
 _COPY = "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2)"
 _CHUNK = 1 << 22  # bytes read at once for the CRC
 SEED_RUN = "_seed"
+_SEED_STEPS = (SCHEMA_VERSION, SCHEMA_VERSION)
 QUARANTINED = ".quarantined"
 
 
 def quote(text: str) -> str:
     """An SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def escape_glob(path: str) -> str:
+    """A path as DuckDB reads it in a list of globs: its own *, ? and [ mean themselves."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def memory_connection(threads: int = 1) -> duckdb.DuckDBPyConnection:
@@ -94,40 +99,37 @@ def list_segments(store: Path, run: str, table: str) -> list[tuple[SegmentName, 
     return []
 
 
-def quarantine_if_damaged(path: Path) -> bool:
-    """Set a segment aside if its bytes are not those that were written; the rest of the store stays readable.
-
-    True if the file is gone from the globs now: damaged and renamed to `*.quarantined`, or removed by a compaction.
-    """
-    name = SegmentName.parse(path.name)
-    try:
-        if name is not None and crc32_of(path) == name.crc32:
-            return False
-        os.rename(path, path.with_name(path.name + QUARANTINED))
-    except FileNotFoundError:
-        return True
-    _log.warning("Damaged file set aside: %s. `rlvr store check` lists all; the rest stays readable.", path)
-    return True
-
-
 def write_seeds(store: Path) -> None:
-    """Zero-row files that fix every table's schema and keep every glob of the catalog from being empty."""
+    """Zero-row segments, and JSON files that say nothing, in a folder that is no run.
+
+    They fix the columns' types for the globs of store.duckdb and keep every such glob from being empty. The steps in
+    their names are the version of the schema. Our own readers list files and need no seeds. Raises OSError.
+    """
     seed = run_dir(store, SEED_RUN)
-    todo = [table for table in TABLES if not (seed / "data" / table / "seed.parquet").exists()]
-    for name in ("seed-run.json", "seed-heartbeat-r000.json"):
+    for name in ("run.json", "heartbeat-r000.json"):
         if not (seed / name).exists():
             seed.mkdir(parents=True, exist_ok=True)
             replace_text(seed / name, "{}")
+    todo = [table for table in TABLES if not _has_seed(store, table)]
     if not todo:
         return
     with memory_connection() as con:
         for table in todo:
-            folder = seed / "data" / table
+            folder = table_dir(store, SEED_RUN, table)
             folder.mkdir(parents=True, exist_ok=True)
             columns = ", ".join(f'NULL::{t} AS "{c}"' for c, t in TABLES[table].items())
-            tmp = folder / f"seed.{os.getpid()}-{id(con)}.parquet.tmp"
+            tmp = folder / f"seed.{os.getpid()}-{id(con)}.parquet.tmp"  # several processes may open a new store at once
             con.execute(f"COPY (SELECT {columns} WHERE false) TO {quote(str(tmp))} {_COPY}")
-            os.rename(tmp, folder / "seed.parquet")
+            os.rename(tmp, folder / str(SegmentName(0, 0, *_SEED_STEPS, crc32_of(tmp, sync=True))))
+
+
+def _has_seed(store: Path, table: str) -> bool:
+    """Whether some seed of a table is there and whole."""
+    for name, path in list_segments(store, SEED_RUN, table):
+        with contextlib.suppress(OSError):
+            if (name.first_step, name.last_step) == _SEED_STEPS and crc32_of(path) == name.crc32:
+                return True
+    return False
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,14 +1,13 @@
 """Tail: one in-memory DuckDB that follows a store, ingesting only what is new.
 
 Small tables (steps, histograms, alerts, events) are held in memory; tokens and samples are read from the files that
-hold the asked step. Listings use scandir and explicit paths, never globs: 5 ms against 189 ms at 4,000 files.
-A poll of an unchanged run costs a few stat calls, because a folder is listed again only after its mtime moved.
+hold the asked step. Which files may be read says monitor/store/listing.py: a poll of an unchanged run costs a few
+stat calls.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,11 +16,14 @@ from typing import Any
 
 import duckdb
 
-from monitor.store.runs import STATUS_ORDER, rank_status, read_heartbeats, read_json
+from monitor.errors import StoreError
+from monitor.store.catalog import COMMITS
+from monitor.store.listing import Listing, Segment, segment_groups
+from monitor.store.runs import STATUS_ORDER, rank_status, read_heartbeats, read_info
 from monitor.store.schema import TABLES, SegmentName
+from monitor.store.segments import QUARANTINED, escape_glob
 
 SMALL_TABLES = ("histograms", "alerts", "events", "steps")
-_MTIME_GRAIN_S = 0.1  # a folder touched this recently may change again without a new mtime
 
 
 @dataclass(slots=True)
@@ -33,11 +35,10 @@ class RunEntry:
     status: str = "crashed"
     version: int = 0
     heartbeats: list[dict[str, Any]] = field(default_factory=list)
-    generation: str = ""
+    info_state: tuple[int, ...] = ()  # mtime and size of the run.json that was read last
+    info_is_bad: bool = False
+    stamps: tuple[int, ...] = ()  # of the listing that the tables in memory show
     seen: dict[str, set[str]] = field(default_factory=lambda: {table: set() for table in SMALL_TABLES})
-    quarantined: set[str] = field(default_factory=set)  # "table/file" of every segment that cannot be read
-    info_mtime: int = -1
-    listed: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
 
 
 class Tail:
@@ -55,15 +56,14 @@ class Tail:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._con = duckdb.connect(":memory:")
+        self._listing = Listing(self.store.absolute(), self._con.cursor())
         for table in SMALL_TABLES:
             columns = ", ".join(f'"{name}" {kind}' for name, kind in TABLES[table].items())
             self._con.execute(f"CREATE TABLE {table}_all ({columns})")
             self._con.execute(f"CREATE TABLE staged_{table} ({columns})")
-        self._con.execute("CREATE TABLE committed (run VARCHAR, step INTEGER, rank SMALLINT, attempt SMALLINT)")
-        for table in SMALL_TABLES:  # an event or alert may stand outside any step, and is then shown as it is
-            condition = (
-                "SEMI JOIN committed c USING (run, step, rank, attempt)" if table in ("steps", "histograms") else ""
-            )
+        self._con.execute("CREATE TABLE committed (run VARCHAR, step BIGINT, rank SMALLINT, attempt SMALLINT)")
+        for table in SMALL_TABLES:
+            condition = "" if table == "events" else "SEMI JOIN committed c USING (run, step, rank, attempt)"
             self._con.execute(f"CREATE VIEW {table} AS SELECT a.* FROM {table}_all a {condition}")
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
@@ -73,6 +73,7 @@ class Tail:
         return self._local.cursor
 
     def close(self) -> None:
+        self._listing.close()
         self._con.close()
 
     def poll(self, now: float | None = None) -> int:
@@ -81,7 +82,9 @@ class Tail:
             if time.monotonic() - self._polled < self._min_interval_s:
                 return self.version
             now = time.time() if now is None else now
-            names = self._run_names()
+            names: list[str] = []
+            with contextlib.suppress(StoreError):  # no store yet: it fills later
+                names = self._listing.refresh(SMALL_TABLES)
             for gone in set(self.runs) - set(names):
                 self._forget_rows(gone)
                 del self.runs[gone]
@@ -99,143 +102,108 @@ class Tail:
         return tuple(self.runs[run].version if run in self.runs else -1 for run in runs)
 
     def quarantined(self) -> dict[str, list[str]]:
-        """Unreadable segments by run; runs without any are left out."""
-        return {name: sorted(entry.quarantined) for name, entry in self.runs.items() if entry.quarantined}
+        """Files that cannot be read, as "table/name", by run; runs without any are left out."""
+        found: dict[str, list[str]] = {name: ["run.json"] for name, entry in self.runs.items() if entry.info_is_bad}
+        for one in self._listing.unreadable():
+            path = one.path.relative_to(one.path.parents[0 if one.path.name in TABLES else 1])
+            found.setdefault(one.run, []).append(str(path).removesuffix(QUARANTINED))
+        return found
 
     def files(self, run: str, table: str, step: int) -> list[str]:
-        """Segments of `table` that may hold `step`, of the newest attempt that committed it."""
+        """Segments of `table` that may hold `step`, of the attempt that shows it."""
         attempts = (
             self.cursor()
             .execute("SELECT max(attempt) FROM committed WHERE run = ? AND step = ?", [run, step])
             .fetchone()
         )
-        folder = self.store / "runs" / run / "data" / table
-        wanted = []
-        for name in self._segments(folder):
-            segment = SegmentName.parse(name)
-            if segment and segment.first_step <= step <= segment.last_step and attempts == (segment.attempt,):
-                wanted.append(str(folder / name))
-        return wanted
+
+        def wanted(name: SegmentName) -> bool:
+            return name.first_step <= step <= name.last_step and attempts == (name.attempt,)
+
+        return [escape_glob(segment.path) for segment in self._listing.chosen(table, run, wanted)]
 
     def spans(self, run: str, table: str) -> list[tuple[int, int]]:
         """(first step, last step) of every segment of `table`: which steps can have rows, without opening a file."""
-        folder = self.store / "runs" / run / "data" / table
-        parsed = (SegmentName.parse(name) for name in self._segments(folder))
-        return sorted((segment.first_step, segment.last_step) for segment in parsed if segment)
-
-    def _run_names(self) -> list[str]:
-        try:
-            with os.scandir(self.store / "runs") as entries:
-                return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(("_", ".")))
-        except OSError:
-            return []
+        return sorted((name.first_step, name.last_step) for name in self._listing.names(table, run))
 
     def _refresh(self, entry: RunEntry, now: float) -> bool:
         folder = self.store / "runs" / entry.name
-        changed = self._read_info(entry, folder)
-        generation = _link_target(folder / "data")
-        if generation != entry.generation:
-            if entry.generation:
-                self._forget_rows(entry.name)
-            entry.generation = generation
-            entry.seen = {table: set() for table in SMALL_TABLES}
-            entry.quarantined, entry.listed, changed = set(), {}, True
-        changed = self._ingest(entry, folder / "data") or changed
+        changed = self._read_info(entry, folder / "run.json")
+        changed = self._ingest(entry) or changed
         entry.heartbeats = read_heartbeats(self.store, entry.name)
         status = _status(entry.heartbeats, now)
         changed = changed or status != entry.status
         entry.status = status
         return changed
 
-    def _read_info(self, entry: RunEntry, folder: Path) -> bool:
-        path = folder / "run.json"
+    def _read_info(self, entry: RunEntry, path: Path) -> bool:
         try:
-            mtime = path.stat().st_mtime_ns
+            found = path.stat()
         except OSError:
             return False
-        if mtime == entry.info_mtime:
+        state = (found.st_mtime_ns, found.st_size, found.st_ctime_ns)
+        if state == entry.info_state:
             return False
-        info = read_json(path)
-        if info is not None:
-            entry.info, entry.info_mtime = info, mtime
-        return info is not None
+        info = read_info(path)
+        entry.info, entry.info_state, entry.info_is_bad = info or entry.info, state, info is None
+        return True
 
-    def _ingest(self, entry: RunEntry, data: Path) -> bool:
-        # steps are listed first: whatever is committed by then has its other rows on disk already
-        listed = {table: self._list(entry, data / table) for table in reversed(SMALL_TABLES)}
-        fresh = {table: [n for n in names if n not in entry.seen[table]] for table, names in listed.items()}
-        if not any(fresh.values()):
+    def _ingest(self, entry: RunEntry) -> bool:
+        """Bring the tables in memory to what the listing says of a run; True if that changed anything."""
+        stamps = tuple(self._listing.stamp(table, entry.name) for table in SMALL_TABLES)
+        if stamps == entry.stamps:
             return False
-        for table in SMALL_TABLES:
-            self._stage(entry, table, data / table, fresh[table])
+        listed = {table: self._listing.segments(table, entry.name) for table in SMALL_TABLES}
+        names = {table: {str(segment.name) for segment in listed[table]} for table in SMALL_TABLES}
+        if any(entry.seen[table] - names[table] for table in SMALL_TABLES):  # compacted, deleted or damaged
+            self._forget_rows(entry.name)
+            entry.seen = {table: set() for table in SMALL_TABLES}
+        fresh = {
+            table: [segment for segment in listed[table] if str(segment.name) not in entry.seen[table]]
+            for table in SMALL_TABLES
+        }
+        staged = [self._stage(entry, table, fresh[table]) for table in SMALL_TABLES]
         self._con.execute("BEGIN")
         for table in SMALL_TABLES:
             self._con.execute(f"INSERT INTO {table}_all SELECT * FROM staged_{table}")
             self._con.execute(f"DELETE FROM staged_{table}")
         if fresh["steps"]:
             self._con.execute("DELETE FROM committed WHERE run = ?", [entry.name])
-            self._con.execute(
-                "INSERT INTO committed SELECT run, step, rank, max(attempt) FROM steps_all WHERE run = ? GROUP BY ALL",
-                [entry.name],
-            )
+            commits = COMMITS.replace("FROM steps_all", "FROM steps_all WHERE run = ?")
+            self._con.execute(f"INSERT INTO committed {commits}", [entry.name])
         self._con.execute("COMMIT")
+        if all(staged):
+            entry.stamps = stamps
         return True
 
-    def _stage(self, entry: RunEntry, table: str, folder: Path, names: list[str]) -> None:
-        """All files in one statement; if that fails, one by one, so that a bad file costs only itself.
+    def _stage(self, entry: RunEntry, table: str, segments: list[Segment]) -> bool:
+        """Read segments into a table beside; False if some could not be read, of which the listing then knows.
 
         Staging stands outside the transaction because a failed statement aborts a transaction as a whole.
         """
-        good = [name for name in names if name.endswith(".parquet")]
-        entry.quarantined |= {f"{table}/{name.removesuffix('.quarantined')}" for name in set(names) - set(good)}
-        entry.seen[table] |= set(names) - set(good)
         columns = ", ".join(f'"{name}"' for name in TABLES[table] if name != "run")
         insert = f"INSERT INTO staged_{table} SELECT ?, {columns} FROM read_parquet(?, hive_partitioning = false)"
-        batches = [good] if good else []
+        complete = True
+        batches = [segments] if segments else []
         while batches:
             batch = batches.pop()
             try:
-                self._con.execute(insert, [entry.name, [str(folder / name) for name in batch]])
-                entry.seen[table] |= set(batch)
-            except duckdb.Error:
+                for paths in segment_groups(batch) if len(batch) > 1 else [[batch[0].path]]:
+                    self._con.execute(insert, [entry.name, [escape_glob(path) for path in paths]])
+                entry.seen[table] |= {str(segment.name) for segment in batch}
+            except duckdb.Error as error:
+                complete = False
                 if len(batch) > 1:
-                    batches += [[name] for name in batch]
-                elif (folder / batch[0]).exists():
-                    entry.quarantined.add(f"{table}/{batch[0]}")
-                    entry.seen[table].add(batch[0])
-                # else it vanished: it stays unseen, and is tried again if it is listed again
+                    self._con.execute(f"DELETE FROM staged_{table}")  # what other groups of the batch had staged
+                    batches += [[segment] for segment in batch]
+                elif Path(batch[0].path).exists():
+                    self._listing.leave_out(batch[0], f"DuckDB cannot read it: {str(error).splitlines()[0]}")
+                # else it vanished: the next poll sees what stands there instead
+        return complete
 
     def _forget_rows(self, run: str) -> None:
         for table in (*(f"{table}_all" for table in SMALL_TABLES), "committed"):
             self._con.execute(f"DELETE FROM {table} WHERE run = ?", [run])
-
-    def _list(self, entry: RunEntry, folder: Path) -> list[str]:
-        """Names in `folder`, from memory while its mtime stands still."""
-        try:
-            mtime = folder.stat().st_mtime_ns
-        except OSError:
-            return []
-        known = entry.listed.get(folder.name)
-        if known and known[0] == mtime:
-            return known[1]
-        names = self._segments(folder, quarantined=True)
-        if time.time() - mtime / 1e9 > _MTIME_GRAIN_S:
-            entry.listed[folder.name] = (mtime, names)
-        return names
-
-    @staticmethod
-    def _segments(folder: Path, quarantined: bool = False) -> list[str]:
-        endings = (".parquet", ".parquet.quarantined") if quarantined else (".parquet",)
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            return sorted(e.name for e in entries if e.name.endswith(endings))
-        return []
-
-
-def _link_target(path: Path) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return "data"  # a plain folder, as after a copy that follows links
 
 
 def _status(heartbeats: list[dict[str, Any]], now: float) -> str:

@@ -14,7 +14,8 @@ import pytest
 
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
-from monitor.store.tail import Tail
+from monitor.store.listing import Segment
+from monitor.store.tail import RunEntry, Tail
 
 
 def record(store: Path, run: str, steps: range, *, value: float = 0.0, resume: bool = False) -> None:
@@ -71,13 +72,13 @@ def test_a_live_run_is_followed_step_by_step(tmp_path: Path) -> None:
     assert tail.runs["a"].status == "finished"
 
 
-def test_the_newest_attempt_of_each_step_is_shown(tmp_path: Path) -> None:
+def test_one_line_of_history_is_shown(tmp_path: Path) -> None:
     record(tmp_path, "a", range(6))
     tail = Tail(tmp_path)
     poll(tail)
     record(tmp_path, "a", range(3, 5), value=100.0, resume=True)
     poll(tail)
-    assert rewards(tail) == {0: 0.0, 1: 1.0, 2: 2.0, 3: 103.0, 4: 104.0, 5: 5.0}
+    assert rewards(tail) == {0: 0.0, 1: 1.0, 2: 2.0, 3: 103.0, 4: 104.0}  # step 5 is of a branch that was left
 
 
 def test_a_new_generation_replaces_the_rows_of_its_run(tmp_path: Path) -> None:
@@ -112,16 +113,23 @@ def test_an_unreadable_segment_is_left_out_and_counted(tmp_path: Path, damage: s
     assert poll(tail) == version, "a damaged file must not be news again and again"
 
 
-def test_a_vanished_file_is_tried_again(tmp_path: Path) -> None:
+def test_a_file_that_vanishes_while_it_is_read_is_looked_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record(tmp_path, "a", range(2))
-    path = segments(tmp_path)[0]
-    away = tmp_path / "away"
+    path, away = segments(tmp_path)[0], tmp_path / "away"
     tail = Tail(tmp_path)
-    listed = tail._segments(path.parent)
-    path.rename(away)
-    tail._segments = staticmethod(lambda folder, quarantined=False: listed if folder == path.parent else [])  # type: ignore[method-assign]
+    stage = tail._stage
+
+    def vanish(entry: RunEntry, table: str, listed: list[Segment]) -> bool:
+        if table == "steps" and path.exists():
+            path.rename(away)
+        return stage(entry, table, listed)
+
+    monkeypatch.setattr(tail, "_stage", vanish)
     poll(tail)
     assert rewards(tail) == {} and not tail.quarantined()
+    monkeypatch.undo()
     away.rename(path)
     poll(tail)
     assert rewards(tail) == {0: 0.0, 1: 1.0}

@@ -18,7 +18,7 @@ from monitor.children import RLVR
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
 from trainer.commands import compare
-from trainer.compare import jobs as jobs_module
+from trainer.commands.compare import jobs as jobs_module
 from trainer.compare.arms import parse_arms
 from trainer.compare.jobs import Job, run_jobs, settle
 from trainer.config import ConfigError, TrainConfig
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_every_child(tmp_path):
     command = [*RLVR, "compare", "--seeds", "1", "--arms", "uniform", "ict", "--jobs", "2"]
     options = [*SMALL, "--steps", "5000", "--eval.every", "0", "--store", str(tmp_path)]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    beats = [tmp_path / "runs" / f"compare-{arm}-s0" / "heartbeat-r000.json" for arm in ("uniform", "ict")]
+    beats = [tmp_path / "runs" / f"compare-{arm}-s0" / "heartbeat-r000-a001.json" for arm in ("uniform", "ict")]
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not all(
         beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) >= 1 for beat in beats
