@@ -5,13 +5,15 @@ pressure, and in which order, counted in what waits (queued or being written):
 
 | waiting | given up for a new step |
 |---|---|
-| 8,192 x queue_steps raw tokens, or the disk is full | raw tokens |
-| queue_steps steps | raw tokens and rollout texts |
+| 8,192 x queue_steps raw tokens | raw tokens |
+| queue_steps steps, or the disk is full | raw tokens and rollout texts |
 | 4 x queue_steps steps | histograms too |
 | 256 x queue_steps steps | the step |
 
-Every such gap is an event in the store, with its steps and counts. By default raw tokens thus wait in memory up to
-2.1 million (75 MB), histograms, some 50 KB a step, for 1,024 steps, and scalars, some 4 KB a step, for 65,536.
+Every such gap is an event in the store, with its steps and counts, which also stand in the heartbeat. By default raw
+tokens thus wait in memory up to 2.1 million (75 MB), histograms, some 50 KB a step, for 1,024 steps, and scalars, some
+4 KB a step, for 65,536. On a full disk scalars and alerts go into a reserve that the recorder keeps for them, and wait
+in memory only when that is used up.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +40,7 @@ _log = logging.getLogger("rlvr.monitor")
 _TOKENS_AT = 8_192  # raw tokens for each step of the queue at which raw tokens are given up
 _HISTOGRAMS_AT = 4  # queues of waiting steps at which histograms are given up
 _STEPS_AT = 256
+_STEP_END = 2**63
 _CLOSE_S = 60.0  # longest wait of close() for the writer
 
 
@@ -104,16 +108,22 @@ class Recorder:
         self._owner = os.getpid()
         writer = RunWriter(store, run, rank=rank, resume=resume)
         self._last: int | None = None  # of this attempt: a resumed one may go back to its checkpoint
-        self._pipe = Pipeline(
-            writer,
-            engine=engine,
-            on_alert=on_alert,
-            max_bytes=max_gb and max_gb * 1e9,
-            flush_s=flush_s,
-        )
-        since = f", resumed after step {writer.last_step()}" if resume else ""
-        self._pipe.note("attempt", f"Attempt {writer.attempt}{since}.", None)
-        self._pipe.start()
+        try:
+            self._pipe = Pipeline(
+                writer,
+                engine=engine,
+                on_alert=on_alert,
+                max_bytes=max_gb and max_gb * 1e9,
+                flush_s=flush_s,
+            )
+            since = f", resumed after step {writer.last_step()}" if resume else ""
+            self._pipe.note("attempt", f"Attempt {writer.attempt}{since}.", None)
+            self._pipe.start()
+        except BaseException as error:
+            writer.abandon()
+            if isinstance(error, OSError | RuntimeError):
+                raise StoreError(f"Cannot start recording run {run.name!r} in {str(store)!r}: {error}.") from error
+            raise
         self._sinks = [sink for sink in sinks if self._guarded("sink_error", partial(sink.start, run))]
         self._pipe.sinks = self._sinks  # those that could start; no step has been recorded yet
         atexit.register(self.close, "stopped")
@@ -141,21 +151,37 @@ class Recorder:
         """Steps that are not durable yet."""
         return self._pipe.waiting
 
+    @property
+    def lost_steps(self) -> int:
+        """Steps that were handed over and given up for good; `close` then marks the run failed."""
+        return self._pipe.lost_steps
+
+    def busy(self, what: str) -> AbstractContextManager[None]:
+        """Inside, the trainer is at something else than steps, an evaluation say: the run does not count as stalled.
+
+        Example: with recorder.busy("evaluation"): scalars = evaluate(policy)
+        """
+        if self._closed or os.getpid() != self._owner:
+            return nullcontext()
+        return self._pipe.busy(str(what))
+
     def flush(self, timeout_s: float = 60.0) -> bool:
-        """Wait until every step handed over so far is durable or given up. False if that takes longer."""
-        deadline = time.monotonic() + timeout_s
-        while self.queue_depth and time.monotonic() < deadline:
-            time.sleep(0.002)
-        return self.queue_depth == 0
+        """Wait until no step waits. True only if every step handed over so far is durable: none late, none given up."""
+        return self._pipe.flush(timeout_s)
 
     def close(self, status: str = "finished") -> None:
-        """Write all that waits, then the final heartbeat ("finished", "stopped" or "failed"). Safe to call twice."""
+        """Write all that waits, then the final heartbeat ("finished", "stopped" or "failed"). Safe to call twice.
+
+        A run with `lost_steps` is marked failed, whatever `status` says.
+        """
         if self._closed or os.getpid() != self._owner:  # a forked child must not end its parent's run
             return
         self._closed = True
         atexit.unregister(self.close)
-        if not self._pipe.close(status, _CLOSE_S):
+        written = self._pipe.close(status, _CLOSE_S)
+        if written is None:
             _log.error("The recorder did not finish writing within %.0f s; waiting steps may be lost.", _CLOSE_S)
+        status = written or "failed"
         for sink in self._sinks:
             self._guarded("sink_error", partial(sink.close, status))
 
@@ -173,6 +199,9 @@ class Recorder:
             self._warn("closed", "A closed recorder, or one of a parent process, was given a step: not recorded.")
             return
         step = int(record.step)
+        if step >= _STEP_END:
+            self._refuse("step_order", f"Step {step} was not recorded: expected one below 2^63.", None)
+            return
         if step < 0 or (self._last is not None and step < self._last):
             self._refuse("step_order", f"Step {step} came after step {self._last}: steps must not go back.", step)
             return
@@ -215,18 +244,18 @@ class Recorder:
         return True
 
     def _enqueue(self, item: Item) -> None:
-        waiting, queue = self._pipe.waiting, self._queue_steps
+        waiting, queue, full = self._pipe.waiting, self._queue_steps, self._pipe.disk_full
         if waiting >= _STEPS_AT * queue:
             self._pipe.give_up(item, "steps", waiting)
             return
-        if waiting >= _HISTOGRAMS_AT * queue and item.record.histograms:
+        if self._pipe.histogram_steps >= _HISTOGRAMS_AT * queue and item.record.histograms:
             self._pipe.give_up(item, "histograms", waiting)
             item.record = replace(item.record, histograms=())
-        if waiting >= queue and item.samples is not None:
+        if (waiting >= queue or full) and item.samples is not None:
             self._pipe.give_up(item, "samples", waiting)
             item.samples = None
         behind = waiting >= queue or self._pipe.token_rows >= _TOKENS_AT * queue
-        if (behind or self._pipe.disk_full) and item.tokens is not None:
+        if (behind or full) and item.tokens is not None:
             self._pipe.give_up(item, "tokens", waiting)
             item.tokens = None
         self._pipe.put(item)

@@ -54,7 +54,7 @@ def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
         assert values["entropy"][0] > 2.0 > 1.7 > values["entropy"][1]  # from ln 8 = 2.08 downwards
         assert values["reward"][1] > values["reward"][0]
         assert store.sql("SELECT count(*), max(step) FROM tokens").rows == [(60 * 32 * 12, 60)]
-    assert json.loads((tmp_path / "runs/runs/my-loop/heartbeat-r000.json").read_text())["status"] == "finished"
+    assert json.loads((tmp_path / "runs/runs/my-loop/heartbeat-r000-a001.json").read_text())["status"] == "finished"
     loop = blocks("docs/own_loop.md")[1].split("for step in")[1]
     assert len(loop.strip().splitlines()) <= 11  # "ten lines" and the for itself
 

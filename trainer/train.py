@@ -46,7 +46,8 @@ def train(
     """
     config, clock = parts.config, parts.clock
     if config.eval.every and first == 1:
-        recorder.record(StepRecord(0, evaluate(parts, 0)))
+        with recorder.busy("evaluation"):
+            recorder.record(StepRecord(0, evaluate(parts, 0)))
     for step in range(first, config.steps + 1):
         clock.start()
         try:
@@ -63,7 +64,8 @@ def train(
         clock.lap("record")
         scalars = {**record.scalars, **clock.scalars(len(tokens))}
         if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
-            scalars |= evaluate(parts, step)
+            with recorder.busy("evaluation"):
+                scalars |= evaluate(parts, step)
         clock.skip()
         record = StepRecord(step, scalars, record.histograms)
         recorder.record(record, tokens=tokens, samples=samples)

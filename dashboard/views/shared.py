@@ -16,14 +16,15 @@ from dashboard.components.chart import live_chart
 from dashboard.figures.theme import DARK, LIGHT, Theme
 from monitor.metrics import nearest
 from monitor.queries import Frame, n_rows, select
+from monitor.store.runs import busy_with
 from monitor.store.tail import RunEntry
 
 STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
-    "running": ("blue", ":material/play_arrow:", "A fresh heartbeat and new steps."),
+    "running": ("blue", ":material/play_arrow:", "Its process lives; steps come, or it says what it does meanwhile."),
     "finished": ("green", ":material/check:", "It ended as planned."),
     "stopped": ("gray", ":material/stop:", "Someone stopped it; all steps are written."),
     "stalled": ("orange", ":material/hourglass_empty:", "The process lives, but no new step comes."),
-    "crashed": ("red", ":material/error:", "No heartbeat any more: the process died without a last word."),
+    "crashed": ("red", ":material/error:", "Its process died without a last word."),
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
 SEVERITY: dict[str, Any] = {"info": "gray", "warning": "orange", "critical": "red"}
@@ -83,7 +84,8 @@ def unknown_run(wanted: str, names: Sequence[str]) -> None:
 
 def status_badge(entry: RunEntry) -> None:
     colour, icon, help_text = STATUS.get(entry.status, ("gray", ":material/help:", ""))
-    st.badge(entry.status, color=colour, icon=icon, help=help_text)
+    busy = busy_with(entry.heartbeats) if entry.status == "running" else None
+    st.badge(f"{entry.status}: {busy}" if busy else entry.status, color=colour, icon=icon, help=help_text)
 
 
 def alert_badges(spans: Frame, run: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Any
 
-from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size
+from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
 from monitor.store.reader import Store, open_store
 
 _LATEST = """SELECT run, arg_max(value, step) FILTER (name = 'reward'), arg_max(value, step) FILTER (name = 'entropy')
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     with open_store(args.store) as store:
         found = rows(store)
+        left_out = store.unreadable()
     if args.json:
         print_json(found)
     elif not found:
@@ -30,7 +32,9 @@ def main(argv: list[str]) -> int:
     else:
         shown = [
             [
-                *(row[key] for key in ("run", "status", "task", "weighting", "seed", "step", "reward", "entropy")),
+                row["run"],
+                row["status"] + (f" ({row['busy']})" if row["busy"] else ""),
+                *(row[key] for key in ("task", "weighting", "seed", "step", "reward", "entropy")),
                 row["firing"] or "-",
                 size(row["bytes"]),
                 ago(row["last_step_ts"]),
@@ -51,6 +55,7 @@ def main(argv: list[str]) -> int:
             "last step",
         ]
         print_table(columns, shown)
+    warn_unreadable(left_out)
     return 0
 
 
@@ -58,10 +63,13 @@ def rows(store: Store) -> list[dict[str, Any]]:
     """One dict for each run; `step` is the last durable one, `firing` the number of alerts that fire now."""
     latest = {run: (reward, entropy) for run, reward, entropy in store.sql(_LATEST).rows}
     firing = dict(store.sql(_FIRING).rows)
+    states = store.runs()
+    unreadable = Counter(one.run for one in store.unreadable())
     return [
         {
             "run": state.name,
             "status": state.status,
+            "busy": state.busy,
             **{key: state.info.get(key) for key in ("model", "task", "weighting", "seed", "comparison")},
             "created": state.created,
             "attempt": state.attempt,
@@ -71,8 +79,10 @@ def rows(store: Store) -> list[dict[str, Any]]:
             "firing": firing.get(state.name, 0),
             "last_step_ts": state.last_step_ts,
             "tokens_dropped": state.tokens_dropped,
+            "lost_steps": state.lost_steps,
             "bytes": state.bytes,
             "quarantined": state.quarantined,
+            "unreadable": unreadable[state.name],
         }
-        for state in store.runs()
+        for state in states
     ]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size
+from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
 from monitor.metrics import metric
 from monitor.store.reader import Store, open_store
 
@@ -27,34 +27,39 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     with open_store(args.store) as store:
         report = describe(store, args.run)
+        left_out = [one for one in store.unreadable() if one.run == args.run]
     if args.json:
         print_json(report)
     else:
         _print(report)
+    warn_unreadable(left_out)
     return 0
 
 
 def describe(store: Store, run: str) -> dict[str, Any]:
     """Everything `rlvr show` knows of a run. Raises UnknownRunError."""
     state = store.run(run)
-    return {
+    report = {
         "run": run,
         "status": state.status,
+        "busy": state.busy,
         **{key: state.info.get(key) for key in _IDENTITY},
         "created": state.created,
         "attempt": state.attempt,
         "step": state.acknowledged,
         "last_step_ts": state.last_step_ts,
-        "config": state.info.get("config", {}),
-        "environment": state.info.get("environment", {}),
+        "config": state.info.get("config") or {},
+        "environment": state.info.get("environment") or {},
         "latest": {name: {"step": step, "value": value} for name, step, value in store.sql(_LATEST, [run]).rows},
         "alerts": _dicts(store, _ALERTS, run),
         "events": _dicts(store, _EVENTS, run)[::-1],
         "tokens": store.sql("SELECT count(*) FROM tokens WHERE run = ?", [run]).rows[0][0],
         "tokens_dropped": state.tokens_dropped,
+        "lost_steps": state.lost_steps,
         "bytes": state.bytes,
         "quarantined": state.quarantined,
     }
+    return report | {"unreadable": [str(one.path) for one in store.unreadable() if one.run == run]}
 
 
 def _dicts(store: Store, query: str, run: str) -> list[dict[str, Any]]:
@@ -79,10 +84,13 @@ def _unit(name: str) -> str:
 
 def _print(report: dict[str, Any]) -> None:
     identity = ", ".join(f"{key} {report[key]}" for key in _IDENTITY if report[key] not in ("", None))
-    print(f"{report['run']}: {report['status']}, attempt {report['attempt']}; {identity}")
+    busy = f" ({report['busy']})" if report["busy"] else ""
+    print(f"{report['run']}: {report['status']}{busy}, attempt {report['attempt']}; {identity}")
     step = "no step yet" if report["step"] is None else f"step {report['step']}, {ago(report['last_step_ts'])}"
     dropped = f", {report['tokens_dropped']} more not recorded" if report["tokens_dropped"] else ""
     print(f"{step}; {size(report['bytes'])}, {report['tokens']} raw tokens{dropped}")
+    if report["lost_steps"]:
+        print(f"{report['lost_steps']} steps were handed over and could not be recorded.")
     if report["quarantined"]:
         print(f"{report['quarantined']} damaged files are set aside: `rlvr store check` lists them.")
     config = list(_flat(report["config"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ from monitor.store import rows
 from monitor.store.gaps import Event
 
 Fault = Callable[[str, Exception, int | None], None]  # kind, error, step
+Lost = Callable[[int, Exception], None]  # step, error
 
 
 @dataclass(slots=True)
@@ -37,8 +39,9 @@ class Batch:
     first_step: int
     last_step: int
     tables: dict[str, pa.Table]
-    n_steps: int = 0  # 0: events alone
-    token_rows: int = 0  # raw tokens handed over, also those given up since
+    n_steps: int = 0  # hand-overs whose rows are in `steps`; 0: events alone
+    token_rows: int = 0  # raw tokens handed over, until they are durable or given up
+    tried: bool = False  # a table of it may be on disk under its name: it joins no other
 
     def join(self, later: Batch) -> Batch:
         """Both batches as one."""
@@ -46,8 +49,18 @@ class Batch:
         both = {name: [batch.tables[name] for batch in (self, later) if name in batch.tables] for name in names}
         tables = {name: pa.concat_tables(parts) for name, parts in both.items()}
         spans = [batch for batch in (self, later) if batch.n_steps] or [later]
-        n_steps, token_rows = self.n_steps + later.n_steps, self.token_rows + later.token_rows
-        return Batch(spans[0].first_step, spans[-1].last_step, tables, n_steps, token_rows)
+        first, last = min(span.first_step for span in spans), max(span.last_step for span in spans)
+        return Batch(first, last, tables, self.n_steps + later.n_steps, self.token_rows + later.token_rows)
+
+    def take(self, table: str) -> Batch | None:
+        """One table of the batch as a batch of its own, which commits no step; None if there is none."""
+        rows_of = self.tables.pop(table, None)
+        return None if rows_of is None else Batch(self.first_step, self.last_step, {table: rows_of})
+
+
+def joined(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches as one, or none."""
+    return [reduce(Batch.join, batches)] if batches else []
 
 
 def batch_of(
@@ -57,10 +70,12 @@ def batch_of(
     keeps_tokens: Callable[[int, int], bool],
     last_step: int,
     fault: Fault,
+    lost: Lost,
 ) -> Batch:
     """One batch of steps and events. keeps_tokens(step, rows) decides on raw tokens; last_step dates events alone.
 
-    Rows that do not fit their table go to `fault` and hold up no others.
+    Rows that do not fit their table go to `fault` and hold up no others. A step without rows in `steps` could never be
+    committed: all of it goes to `lost`, and the batch does not count it.
     """
     parts: dict[str, list[pa.Table]] = {}
 
@@ -70,8 +85,15 @@ def batch_of(
         except Exception as error:
             fault(f"bad_{table}", error, step)
 
+    kept: list[Item] = []
     for item in items:
         step = item.record.step
+        try:
+            commit = rows.step_rows(step, item.ts, item.record.scalars)
+        except Exception as error:
+            lost(step, error)
+            continue
+        kept.append(item)
         if item.token_rows and keeps_tokens(step, item.token_rows):
             add("tokens", step, rows.token_rows, step, item.tokens)
         if item.samples is not None and len(item.samples):
@@ -80,11 +102,11 @@ def batch_of(
             add("histograms", step, rows.histogram_rows, step, item.record.histograms)
         if item.alerts:
             add("alerts", step, rows.alert_rows, item.ts, item.alerts)
-        add("steps", step, rows.step_rows, step, item.ts, item.record.scalars)
+        parts.setdefault("steps", []).append(commit)
     if events:
         add("events", None, rows.event_rows, events)
     tables = {table: pa.concat_tables(some) for table, some in parts.items() if some}
-    if not items:
-        return Batch(last_step, last_step, tables)
     token_rows = sum(item.token_rows for item in items)
-    return Batch(items[0].record.step, items[-1].record.step, tables, len(items), token_rows)
+    if not kept:
+        return Batch(last_step, last_step, tables, 0, token_rows)
+    return Batch(kept[0].record.step, kept[-1].record.step, tables, len(kept), token_rows)

@@ -49,6 +49,11 @@ BEAT_COLUMNS = {
     "acknowledged": "BIGINT",
     "last_step_ts": "DOUBLE",
     "median_step_s": "DOUBLE",
+    "active_ts": "DOUBLE",
+    "busy": "VARCHAR",
+    "busy_since": "DOUBLE",
+    "lost_steps": "BIGINT",
+    "lost_why": "VARCHAR",
     "tokens_dropped": "BIGINT",
     "segments": "BIGINT",
     "bytes": "BIGINT",
@@ -66,15 +71,19 @@ RUNS_COLUMNS = {
     "tokens_dropped": "BIGINT",
     "bytes": "BIGINT",
     "ranks": "BIGINT",
+    "lost_steps": "BIGINT",
+    "busy": "VARCHAR",
 }
 
-# The status of a rank as far as SQL can see: a killed process of this machine shows only once its heartbeat is old.
+# The status of a rank as far as SQL can see: no locks, so a killed process shows only once its heartbeat is old.
+# Whether steps come is judged at the time of the heartbeat, by the writer's own clock.
 _RANK_STATUS = f"""CASE
     WHEN status <> 'running' THEN status
     WHEN epoch(now()) - ts > {DEAD_AFTER_S} THEN 'crashed'
-    WHEN last_step_ts IS NULL AND epoch(now()) - started > {FIRST_STEP_S} THEN 'stalled'
-    WHEN epoch(now()) - last_step_ts > greatest({STALL_MIN_S}, {STALL_STEPS} * coalesce(median_step_s, 0))
-        THEN 'stalled'
+    WHEN busy IS NOT NULL THEN 'running'
+    WHEN last_step_ts IS NULL AND ts - greatest(started, active_ts) > {FIRST_STEP_S} THEN 'stalled'
+    WHEN ts - greatest(last_step_ts, active_ts) > greatest({STALL_MIN_S}, {STALL_STEPS} * coalesce(median_step_s, 0))
+        AND last_step_ts IS NOT NULL THEN 'stalled'
     ELSE 'running' END"""
 
 _RUNS_VIEW = f"""CREATE OR REPLACE VIEW runs AS
@@ -82,7 +91,8 @@ SELECT run, coalesce(b.status, 'crashed') AS status, r.* EXCLUDE (run), b.* EXCL
 FROM run_files r FULL JOIN (
     SELECT run, {list(STATUS_ORDER)!r}[min(list_position({list(STATUS_ORDER)!r}, {_RANK_STATUS}))] AS status,
         max(attempt) AS attempt, max(acknowledged) AS acknowledged, max(last_step_ts) AS last_step_ts,
-        sum(tokens_dropped)::BIGINT AS tokens_dropped, sum(bytes)::BIGINT AS bytes, count(*) AS ranks
+        sum(tokens_dropped)::BIGINT AS tokens_dropped, sum(bytes)::BIGINT AS bytes,
+        count(*) AS ranks, coalesce(sum(lost_steps), 0)::BIGINT AS lost_steps, any_value(busy) AS busy
     FROM heartbeats WHERE (run, attempt) IN (SELECT run, max(attempt) FROM heartbeats GROUP BY run) GROUP BY run
 ) b USING (run)"""
 

@@ -1,4 +1,4 @@
-"""What a recorder under pressure leaves out, as events: one when a gap opens, one with its extent when it ends."""
+"""What a recorder leaves out, as counts and as events: one when a gap opens, one with its extent when it ends."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ class _Gap:
 
 
 class Gaps:
-    """The open gaps, by part. Not safe for threads by itself."""
+    """The open gaps by part, and what was left out in all. Not safe for threads by itself."""
 
     def __init__(self) -> None:
+        self.counts = dict.fromkeys(PARTS, 0)  # raw tokens in rows, the others in steps
         self._open: dict[str, _Gap] = {}
 
     def widen(self, part: str, first: int, last: int, rows: int, reason: str) -> list[Event]:
-        """Add steps and rows to a part's gap; the event if this opened it."""
+        """Add steps and rows (of raw tokens) or steps (of the others) to a part's gap; the event if this opened it."""
+        self.counts[part] += rows
         gap = self._open.get(part)
         if gap is not None:
             gap.first, gap.last, gap.rows = min(gap.first, first), max(gap.last, last), gap.rows + rows

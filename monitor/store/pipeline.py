@@ -1,4 +1,9 @@
-"""The recorder's writer thread: takes what waits, judges it, publishes it in order, keeps the heartbeat."""
+"""The recorder's writer thread: takes what waits, judges it and publishes it in order.
+
+A step is acknowledged when its rows in `steps` are durable, and never otherwise: whatever stands in the way, they wait.
+What a full disk changes: raw tokens and rollout texts are given up, histograms wait in memory, and scalars, alerts and
+events are written at once, if need be into the reserve, the more steps to a file the longer it lasts.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +12,26 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import duckdb
 
 from monitor.records import Alert
-from monitor.store.batch import Batch, Item, batch_of
+from monitor.store.batch import Batch, Item, batch_of, joined
 from monitor.store.gaps import PARTS, Event, Gaps
+from monitor.store.heart import Heart
+from monitor.store.reserve import Room, no_space
 from monitor.store.writer import RunWriter
 
 _log = logging.getLogger("rlvr.monitor")
-_BEAT_S = 1.0
 _RETRY_S = 0.5  # between tries on a disk that refuses
 _LAST_TRIES_S = 10.0  # how long a closing recorder goes on trying
 _DISK_ERRORS = (OSError, duckdb.IOException, duckdb.OutOfMemoryException)
+_LAST_EVENTS = 64 << 10  # bytes of the reserve that are kept for the events of the end
+_WHY = 200  # characters of a reason in the heartbeat
 
 
 class Pipeline:
@@ -39,135 +49,187 @@ class Pipeline:
         self._writer, self._engine, self._on_alert = writer, engine, on_alert
         self.sinks: list[Any] = []
         self._max_bytes, self._flush_s = max_bytes, flush_s
+        self._wake = threading.Condition()  # guards all that follows, up to the writer thread's own
         self.acknowledged: int | None = None
-        self.disk_full = False
+        self.waiting = 0  # hand-overs that are neither durable nor given up
+        self.token_rows = 0  # raw tokens that are neither durable nor given up
+        self._lost_steps = 0
         self.errors = 0
-        self._wake = threading.Condition()
+        self._lost_why = ""
         self._items: deque[Item] = deque()
         self._events: list[Event] = []
-        self._backlog: deque[Batch] = deque()
-        self._in_flight = 0
-        self._token_rows_in = self._token_rows_out = 0  # each counted by one thread only
         self._gaps = Gaps()
-        self._tokens_dropped = 0
         self._warned: set[str] = set()
-        self._started = time.time()
         self._step_times: deque[float] = deque(maxlen=64)
+        self._busy: list[tuple[str, float]] = []
+        self._active: float | None = None  # when the trainer last was busy with something else than steps
+        self._flushes = 0  # callers that wait for the disk
         self._status: str | None = None
+        self._overdue = False  # the caller of close() has gone: what still waits counts as lost
+        # the writer thread's own
+        self._backlog: deque[Batch] = deque()
+        self._late: deque[Batch] = deque()  # histograms of committed steps, for a disk that has room again
+        self._late_steps = 0
+        self._light_files = 0  # segments of steps since the disk filled
+        self._room = Room(writer.folder)
         self._budget_spent = False
+        self._started = time.time()
+        self._heart = Heart(self._try_beat)
         self._thread = threading.Thread(target=self._run, name="rlvr-recorder", daemon=True)
-        self._beat("running")  # the run is visible, and its name taken, before the first step
 
     @property
-    def waiting(self) -> int:
-        """Steps that are not durable yet."""
-        return len(self._items) + self._in_flight
+    def disk_full(self) -> bool:
+        """From a write that was refused until there is clearly room again."""
+        return self._room.full
 
     @property
-    def token_rows(self) -> int:
-        """Raw tokens that are not durable yet."""
-        return self._token_rows_in - self._token_rows_out
+    def histogram_steps(self) -> int:
+        """Steps whose histograms wait in memory."""
+        return self.waiting + self._late_steps
+
+    @property
+    def lost_steps(self) -> int:
+        """Hand-overs that were given up for good."""
+        return self._lost_steps + (self.waiting if self._overdue else 0)
 
     def start(self) -> None:
-        self._thread.start()
+        """Start the threads. Raises OSError or RuntimeError, and leaves none running."""
+        self._beat("running")
+        self._heart.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._heart.cancel()
+            raise
 
     def put(self, item: Item) -> None:
         """Queue a step; a gap in something the step still carries ends here."""
         parts = {"tokens": item.tokens, "samples": item.samples, "histograms": item.record.histograms, "steps": item}
         carried = [what for what, part in parts.items() if part]
-        self._token_rows_in += item.token_rows
         with self._wake:
             self._events += self._gaps.end(carried)
             self._items.append(item)
+            self.waiting += 1
+            self.token_rows += item.token_rows
             self._step_times.append(item.ts)
-            self._wake.notify()
+            self._wake.notify_all()
 
     def note(self, kind: str, message: str, step: int | None) -> None:
         """Queue an event."""
         with self._wake:
             self._events.append((time.time(), step, kind, message))
-            self._wake.notify()
+            self._wake.notify_all()
 
     def give_up(self, item: Item, what: str, waiting: int) -> None:
         """Count what is not recorded of a step; the event of the gap opens with its first step."""
-        n_rows = item.token_rows if what == "tokens" else 1
         reason = "the disk is full" if self.disk_full else f"the writer is behind ({waiting} steps wait)"
-        self._widen_gap(what, item.record.step, item.record.step, n_rows, reason)
+        self._widen_gap(what, item.record.step, item.record.step, item.token_rows if what == "tokens" else 1, reason)
 
     def fault(self, kind: str, error: BaseException, step: int | None) -> None:
         """Count a fault of the monitor itself; the first of its kind is logged and becomes an event."""
-        self.errors += 1
-        if kind not in self._warned:
+        with self._wake:
+            self.errors += 1
+            known = kind in self._warned
             self._warned.add(kind)
+        if not known:
             _log.warning(
                 "%s: %s: %s. Training goes on; later ones are only counted.", kind, type(error).__name__, error
             )
             self.note(kind, f"{type(error).__name__}: {error}", step)
 
-    def close(self, status: str, timeout_s: float) -> bool:
-        """Write all that waits and end the thread. False if that took longer than timeout_s."""
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """Inside, the heartbeat says what keeps the trainer from its next step."""
+        entry = (what, time.time())
+        with self._wake:
+            self._busy.append(entry)
+        self._heart.now()
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._busy.remove(entry)
+                self._active = time.time()
+            self._heart.now()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until nothing waits any more. True if every step that was handed over is durable."""
+        with self._wake:
+            self._flushes += 1
+            self._wake.wait_for(lambda: not self.waiting, timeout_s)
+            self._flushes -= 1
+            return not self.waiting and not self.lost_steps
+
+    def close(self, status: str, timeout_s: float) -> str | None:
+        """Write all that waits and end the threads; the status that was written, None if that took too long.
+
+        A run that lost steps has failed, whatever `status` says.
+        """
         with self._wake:
             self._events += self._gaps.end(PARTS)
             self._status = status
-            self._wake.notify()
+            self._wake.notify_all()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if not self._thread.is_alive():
+            return self._status
+        self._overdue = True
+        self._lost_why = f"the disk did not take them within {timeout_s:.0f} s of closing"
+        self._heart.now(wait_s=1.0)
+        return None
 
     def _widen_gap(self, what: str, first: int, last: int, n_rows: int, reason: str) -> None:
         with self._wake:
-            self._tokens_dropped += n_rows if what == "tokens" else 0
             self._events += self._gaps.widen(what, first, last, n_rows, reason)
+            if what == "steps":
+                self._lost_steps += n_rows
+                self._lost_why = reason[:_WHY]
 
     # ---- the writer thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        write_at = beat_at = time.monotonic()
+        write_at = time.monotonic()
         closing_at: float | None = None
         while True:
-            items, events, closing = self._take(write_at, beat_at)
+            items, events, closing = self._take(write_at)
             try:
-                self._process(items, events)
+                self._process(items, events, closing)
             except Exception as error:  # a fault here must not end the thread
                 self.fault("writer_error", error, None)
             now = time.monotonic()
-            write_at = now + (_RETRY_S if self._backlog else self._flush_s)
+            write_at = now + (_RETRY_S if self._backlog or self._room.full else self._flush_s)
             if closing:
                 closing_at = closing_at or now
-                if not (self._items or self._events or self._backlog) or now - closing_at > _LAST_TRIES_S:
+                waits = self._items or self._events or self._backlog or self._late
+                if not waits or now - closing_at > _LAST_TRIES_S:
                     break
                 time.sleep(0.05)
-            if now >= beat_at or closing:
-                self._try_beat("running")
-                beat_at = now + _BEAT_S
-        if self._in_flight:
-            _log.error("%d steps could not be written and are lost.", self._in_flight)
-        self._try_beat(self._status or "stopped")
-        self._writer.close()
+        self._end()
 
-    def _take(self, write_at: float, beat_at: float) -> tuple[list[Item], list[Event], bool]:
-        """Wait until it is time to write or to beat; take everything that waits if it is time to write."""
+    def _take(self, write_at: float) -> tuple[list[Item], list[Event], bool]:
+        """Everything that waits, as soon as there is something and it is time to write, or the recorder closes."""
         with self._wake:
             while self._status is None:
-                now = time.monotonic()
-                due = min(beat_at, write_at) if self._items or self._events or self._backlog else beat_at
-                if now >= due:
+                left = write_at - time.monotonic()
+                waits = self._items or self._events or self._backlog or self._room.full
+                if waits and left <= 0:
                     break
-                self._wake.wait(due - now)
-            if self._status is None and time.monotonic() < write_at:
-                return [], [], False
+                self._wake.wait(left if waits else None)
             items, events = list(self._items), self._events
             self._items.clear()
             self._events = []
-            self._in_flight += len(items)
             return items, events, self._status is not None
 
-    def _process(self, items: list[Item], events: list[Event]) -> None:
+    def _process(self, items: list[Item], events: list[Event], closing: bool) -> None:
         for item in items:
             if self._engine is not None and not item.again:
                 item.alerts = self._judge(item)
         if items or events:
             self._append(self._build(items, events))
-        while self._backlog and self._publish(self._backlog[0]):
+        if self._room.full and self._room.clear(closing=closing):
+            self._try_everything()
+        elif self._room.full:
+            self._write_light(closing)
+        while self._backlog and not self._room.full and self._publish(self._backlog[0]):
             self._backlog.popleft()
         for item in items:
             self._deliver(item)
@@ -191,14 +253,25 @@ class Pipeline:
                 self.fault(kind, error, item.record.step)
 
     def _build(self, items: list[Item], events: list[Event]) -> Batch:
-        last_step = self.acknowledged or 0
-        return batch_of(items, events, keeps_tokens=self._keeps_tokens, last_step=last_step, fault=self.fault)
+        def lost(step: int, error: Exception) -> None:
+            self._lose(1, step, step, f"their rows cannot be made ({error})")
+            self.fault("bad_steps", error, step)
+
+        return batch_of(
+            items,
+            events,
+            keeps_tokens=self._keeps_tokens,
+            last_step=self.acknowledged or 0,
+            fault=self.fault,
+            lost=lost,
+        )
 
     def _keeps_tokens(self, step: int, n_rows: int) -> bool:
         """False once the run holds max_bytes, which the first such step makes an event."""
         if self._max_bytes is None or self._writer.bytes < self._max_bytes:
             return True
-        self._tokens_dropped += n_rows
+        with self._wake:
+            self._gaps.counts["tokens"] += n_rows
         if not self._budget_spent:
             self._budget_spent = True
             size = f"{self._writer.bytes / 1e9:.3f} GB of {self._max_bytes / 1e9:.3f} GB"
@@ -207,45 +280,168 @@ class Pipeline:
 
     def _append(self, batch: Batch) -> None:
         """Add to the backlog; what waits behind a batch that the disk refuses joins one batch."""
-        if len(self._backlog) > 1:
+        if self._backlog and not self._backlog[-1].tried:
             batch = self._backlog.pop().join(batch)
         self._backlog.append(batch)
+        if self._room.full:
+            self._lighten(batch)
 
     def _publish(self, batch: Batch) -> bool:
-        """True once the batch is durable, or given up because the store can never take it."""
-        while True:
+        """True once all of the batch is durable; only then do its steps count as such."""
+        bytes_before, failed = self._writer.bytes, ""
+        while batch.tables:
             try:
                 self._writer.publish(batch)
-                break
             except _DISK_ERRORS as error:
-                if not self._lighten(batch, error):
-                    return False
+                self._refused(error)
+                return False
             except Exception as error:
                 table = self._writer.next_table(batch)
-                self.fault(f"bad_{table}", error, batch.first_step)
-                batch.tables.pop(table)
-        if batch.n_steps:
-            self.acknowledged = batch.last_step
-            self._in_flight -= batch.n_steps
-            self._token_rows_out += batch.token_rows
-        if self.disk_full:
-            self.disk_full = False
-            _log.warning("The store can be written again.")
-            self.note("disk_recovered", "The store can be written again.", batch.last_step)
+                if failed != table:  # the connection may be the fault, or gone with it: once more with a new one
+                    failed = table
+                    self.fault("connection_replaced", error, batch.first_step)
+                    self._writer.reconnect()
+                elif table == "steps":  # no step is acknowledged without its rows: they wait
+                    self.fault("bad_steps", error, batch.first_step)
+                    return False
+                else:
+                    self.fault(f"bad_{table}", error, batch.first_step)
+                    self._drop(batch, table, f"they cannot be written ({error})")
+        self._room.wrote(self._writer.bytes - bytes_before)
+        self._commit(batch)
         return True
 
-    def _lighten(self, batch: Batch, error: Exception) -> bool:
-        """Drop raw tokens, then texts, of a batch that the disk refuses. False if nothing is left to drop."""
-        if not self.disk_full:
-            self.disk_full = True
-            self.errors += 1
-            _log.error("Cannot write to the store: %s. Raw tokens are dropped, the rest waits. Free some space.", error)
+    def _commit(self, batch: Batch) -> None:
+        with self._wake:
+            if batch.n_steps:
+                self.acknowledged = batch.last_step
+            self.waiting -= batch.n_steps
+            self.token_rows -= batch.token_rows
+            self._wake.notify_all()
+        batch.n_steps = batch.token_rows = 0
+
+    def _drop(self, batch: Batch, table: str, reason: str) -> None:
+        """Give up one table of a batch, `steps` never."""
+        lost = batch.tables.pop(table, None)
+        if lost is None:
+            return
+        if table in PARTS:
+            steps = max(1, len(lost["step"].unique()))
+            n_rows = lost.num_rows if table == "tokens" else steps
+            self._widen_gap(table, batch.first_step, batch.last_step, n_rows, reason)
+
+    def _lose(self, n: int, first: int, last: int, reason: str) -> None:
+        """Give up hand-overs for good."""
+        self._widen_gap("steps", first, last, n, reason)
+        with self._wake:
+            self.waiting -= n
+            self._wake.notify_all()
+
+    # ---- a full disk -------------------------------------------------------------------------------------------
+
+    def _refused(self, error: Exception) -> None:
+        """The disk has refused a write: all that waits is made light, until there is room again."""
+        first = not self._room.full
+        self._room.refuse(error)
+        if first:
+            with self._wake:
+                self.errors += 1
+            self._light_files = 0
+            _log.error(
+                "Cannot write to %s: %s. Raw tokens and texts are dropped, histograms wait. Free some space.",
+                self._writer.folder,
+                self._room.reason,
+            )
+        for batch in self._backlog:
+            self._lighten(batch)
+
+    def _lighten(self, batch: Batch) -> None:
+        """Drop a batch's raw tokens and texts; its histograms wait for room beside it."""
         for table in ("tokens", "samples"):
-            lost = batch.tables.pop(table, None)
-            if lost is not None:
-                self._widen_gap(table, batch.first_step, batch.last_step, lost.num_rows, f"cannot write ({error})")
-                return True
-        return False
+            self._drop(batch, table, f"cannot write ({self._room.reason})")
+        with self._wake:
+            self.token_rows -= batch.token_rows
+        batch.token_rows = 0
+        histograms = batch.take("histograms")
+        if histograms is not None:
+            self._late.append(histograms)
+            self._late_steps += batch.n_steps
+
+    def _write_light(self, closing: bool) -> None:
+        """Scalars, alerts and events of what waits, and late histograms while a batch of the largest size would fit."""
+        waiting = sum(batch.n_steps for batch in self._backlog)
+        alerts = any("alerts" in batch.tables for batch in self._backlog)
+        asked = closing or alerts or self._flushes
+        if asked or waiting > self._light_files // 2:  # the longer it lasts, the more steps to a file
+            while self._backlog and self._publish_into_reserve(self._backlog[0]):
+                self._light_files += 1
+                self._backlog.popleft()
+        if not self._backlog and self._late and self._room.fits(1):
+            self._write_late()
+
+    def _publish_into_reserve(self, batch: Batch) -> bool:
+        """Like `_publish`; where there is no space, with blocks of the reserve, for as long as there are some."""
+        while not self._publish(batch):
+            try:
+                if not batch.tables or not no_space(self._room.reason) or not self._writer.reserve.give():
+                    return False
+            except OSError as error:
+                self.fault("reserve_error", error, None)
+                return False
+        return True
+
+    def _write_late(self) -> bool:
+        """Histograms that waited for room, in one segment. True if none is left."""
+        self._late = deque(joined(list(self._late)))
+        while self._late and self._publish(self._late[0]):
+            self._late.popleft()
+        self._late_steps = self._late_steps if self._late else 0
+        return not self._late
+
+    def _try_everything(self) -> None:
+        """There may be room again: there is once all that waits is written and the reserve is full."""
+        while self._backlog and self._publish(self._backlog[0]):
+            self._backlog.popleft()
+        if self._backlog or not self._write_late():
+            return
+        try:
+            self._writer.reserve.fill()
+        except OSError as error:
+            self._refused(error)
+            return
+        self._room.back()
+        _log.warning("The store can be written again.")
+        self.note("disk_recovered", "The store can be written again.", self.acknowledged)
+
+    # ---- the end -----------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Count what could not be written, say so as far as the disk allows, and write the last heartbeat."""
+        try:
+            self._write_last()
+        except Exception as error:
+            self.fault("writer_error", error, None)
+        if self.lost_steps:
+            _log.error("%d steps could not be written and are lost: %s.", self.lost_steps, self._lost_why)
+            self._status = "failed"
+        self._heart.stop(self._status or "stopped")
+        self._writer.close()
+
+    def _write_last(self) -> None:
+        for batch in self._backlog:
+            if batch.n_steps:
+                reason = self._room.reason or "the store did not take them"
+                self._lose(batch.n_steps, batch.first_step, batch.last_step, reason)
+        if self._late and self._writer.reserve.give(keep=_LAST_EVENTS):  # nothing else needs it any more
+            self._write_late()
+        for batch in self._late:
+            self._drop(batch, "histograms", f"cannot write ({self._room.reason})")
+        with self._wake:
+            events = [*self._events, *self._gaps.end(PARTS)]
+        if events:
+            self._publish_into_reserve(self._build([], events))
+
+    # ---- the heartbeat -----------------------------------------------------------------------------------------
 
     def _try_beat(self, status: str) -> None:
         try:
@@ -254,16 +450,23 @@ class Pipeline:
             self.fault("heartbeat_error", error, None)
 
     def _beat(self, status: str) -> None:
-        gaps = [b - a for a, b in zip(list(self._step_times), list(self._step_times)[1:], strict=False)]
-        self._writer.heartbeat(
-            {
+        with self._wake:
+            times = list(self._step_times)
+            busy, since = self._busy[-1] if self._busy else (None, None)
+            fields = {
                 "status": status,
                 "started": self._started,
                 "acknowledged": self.acknowledged,
-                "last_step_ts": self._step_times[-1] if self._step_times else None,
-                "median_step_s": statistics.median(gaps) if gaps else None,
-                "tokens_dropped": self._tokens_dropped,
+                "last_step_ts": times[-1] if times else None,
+                "active_ts": self._active,
+                "busy": busy and busy[:_WHY],
+                "busy_since": since,
+                "tokens_dropped": self._gaps.counts["tokens"],
+                "dropped": dict(self._gaps.counts),
+                "lost_steps": self.lost_steps,
+                "lost_why": self._lost_why or None,
                 "queue": self.waiting,
                 "errors": self.errors,
             }
-        )
+        gaps = [b - a for a, b in pairwise(times)]
+        self._writer.heartbeat({**fields, "median_step_s": statistics.median(gaps) if gaps else None})

@@ -1,11 +1,14 @@
-"""Which runs a store holds and how they fare, from run.json and the heartbeats alone: no segment is opened."""
+"""Which runs a store holds and how they fare, from run.json, the heartbeats and the locks: no segment is opened."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,20 +16,70 @@ from typing import Any
 from monitor.errors import StoreError, UnknownRunError
 from monitor.metrics import nearest
 from monitor.records import RunStatus
+from monitor.store.locks import is_held, rank_lock
 from monitor.store.schema import TABLES, run_dir
 from monitor.store.segments import QUARANTINED
 
-DEAD_AFTER_S = 15.0  # a heartbeat older than this: crashed
+# A heartbeat is compared with the reader's clock only where no lock can tell whether its writer lives. Its age must
+# then allow for clocks that differ by 20 s and for a disk that takes 30 s to write.
+DEAD_AFTER_S = 60.0  # a heartbeat of another machine older than this: crashed
+HUNG_AFTER_S = 120.0  # the writer lives but its heartbeat is older than this: stalled
 STALL_MIN_S = 60.0  # no step for longer than this, and than STALL_STEPS median steps: stalled
 STALL_STEPS = 6.0
 FIRST_STEP_S = 600.0  # the first step may take this long: models are loaded, kernels compiled
 # The worst rank speaks for the run. The catalog's `runs` view holds the same order.
 STATUS_ORDER: tuple[RunStatus, ...] = ("failed", "crashed", "stalled", "running", "stopped", "finished")
 
+_BEAT_NAME = re.compile(r"heartbeat-r(\d{3,})(?:-a(\d{3,}))?\.json")
+_BEAT_TYPES: dict[str, type] = {
+    "run": str,
+    "rank": int,
+    "attempt": int,
+    "status": str,
+    "pid": int,
+    "host": str,
+    "lock": bool,
+    "ts": float,
+    "started": float,
+    "acknowledged": int,
+    "last_step_ts": float,
+    "active_ts": float,
+    "median_step_s": float,
+    "busy": str,
+    "busy_since": float,
+    "tokens_dropped": int,
+    "dropped": dict,
+    "lost_steps": int,
+    "lost_why": str,
+    "tables": dict,
+    "segments": int,
+    "bytes": int,
+    "queue": int,
+    "errors": int,
+}
+_INFO_TYPES: dict[str, type] = {
+    "schema_version": int,
+    "created": float,
+    "attempts": list,
+    "name": str,
+    "model": str,
+    "task": str,
+    "weighting": str,
+    "seed": int,
+    "comparison": str,
+    "warmup_steps": int,
+    "config": dict,
+    "environment": dict,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """One run of a store. Times are seconds since 1970; `info` is run.json (the fields of RunInfo and more)."""
+    """One run of a store. Times are seconds since 1970; `info` is run.json (the fields of RunInfo and more).
+
+    busy: what keeps the trainer from its next step, in its own words. lost_steps: steps that were given up for good.
+    `heartbeats` are the newest of each rank. faults: (path, what is wrong) of run.json and of those.
+    """
 
     name: str
     status: RunStatus
@@ -39,25 +92,123 @@ class RunState:
     quarantined: int
     info: dict[str, Any] = field(default_factory=dict)
     heartbeats: tuple[dict[str, Any], ...] = ()
+    busy: str | None = None
+    lost_steps: int = 0
+    faults: tuple[tuple[Path, str], ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is missing, half-written or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        # half of a character (a lone surrogate), which no terminal, browser or database takes, becomes "?"
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
+def read_info(path: Path) -> dict[str, Any] | None:
+    """run.json without the fields whose type is wrong; None if it cannot be read."""
+    found = read_json(path)
+    return None if found is None else _typed(found, _INFO_TYPES)
+
+
+def wrong_fields(path: Path) -> list[str]:
+    """Names of the fields of a run.json or heartbeat whose type is wrong, each with its value."""
+    found = read_json(path) or {}
+    types = _BEAT_TYPES if _BEAT_NAME.fullmatch(path.name) else _INFO_TYPES
+    return [f"{key} = {str(found[key])[:40]!r}" for key in found.keys() - _typed(found, types).keys()]
+
+
+def json_fault(path: Path) -> str:
+    """What is wrong with a run.json or heartbeat; "" if nothing is."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        return f"{path.name} is missing."
+    except OSError as error:
+        return f"Cannot be read: {error}."
+    if read_json(path) is None:
+        return f"{path.name} is {'empty' if size == 0 else 'not a JSON object, as if cut off'}."
+    wrong = wrong_fields(path)
+    return f"{path.name} has values of the wrong type: {', '.join(sorted(wrong))}." if wrong else ""
+
+
+def heartbeat_name(rank: int, attempt: int) -> str:
+    """The file of one attempt of a rank; stores of older versions have one file for a rank, without the attempt."""
+    return f"heartbeat-r{rank:03d}-a{attempt:03d}.json"
+
+
+def heartbeat_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """(rank, attempt, path) of every heartbeat of a run, sorted; attempt 0 where the name does not say it."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    found = [match for name in names if (match := _BEAT_NAME.fullmatch(name))]
+    return sorted((int(match[1]), int(match[2] or 0), folder / match[0]) for match in found)
+
+
+def read_heartbeat(path: Path) -> dict[str, Any] | None:
+    """A heartbeat without the fields whose type is wrong; None if it cannot be read."""
+    match = _BEAT_NAME.fullmatch(path.name)
+    found = read_json(path)
+    if found is None:  # renewed in place on a full disk: look again
+        time.sleep(0.002)
+        found = read_json(path)
+    if found is None or match is None:
+        return None
+    beat = _typed(found, _BEAT_TYPES)
+    named = {"rank": int(match[1]), "attempt": int(match[2] or beat.get("attempt") or 1)}
+    return beat | named
+
+
 def read_heartbeats(store: Path, run: str) -> list[dict[str, Any]]:
-    """The newest heartbeat of every rank, by rank."""
-    paths = sorted(run_dir(store, run).glob("heartbeat-r*.json"))
-    return [beat for path in paths if (beat := read_json(path)) is not None]
+    """The newest heartbeat of every rank, by rank. Those that say "running" tell in `alive` what the lock says.
+
+    alive: True while the writer lives, False when it is gone, None where only the heartbeat's age can tell. A newest
+    heartbeat that cannot be read stands for an attempt of which only that is known.
+    """
+    folder = run_dir(store, run)
+    newest = {rank: (attempt, path) for rank, attempt, path in heartbeat_files(folder)}
+    found = []
+    for rank, (attempt, path) in newest.items():
+        beat = read_heartbeat(path) or {"run": run, "rank": rank, "attempt": max(1, attempt), "status": "running"}
+        if beat.get("status") == "running":
+            beat["alive"] = _alive(folder, beat)
+        found.append(beat)
+    return found
+
+
+def _alive(folder: Path, beat: Mapping[str, Any]) -> bool | None:
+    held = is_held(rank_lock(folder, beat["rank"]))
+    if held:
+        return True
+    if beat.get("host", socket.gethostname()) != socket.gethostname():
+        return None  # a lock of another machine may be out of sight
+    if held is False and beat.get("lock", True):
+        return False
+    return False if not pid_alive(beat.get("pid", 0)) else None  # of a version, or on a disk, without locks
+
+
+def _typed(found: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
+    """The fields that have the type they should have, whole numbers also as floats; unknown ones stay, nulls go."""
+
+    def fits(value: object, kind: type) -> bool:
+        if kind is float:
+            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+    return {key: value for key, value in found.items() if key not in types or value is None or fits(value, types[key])}
 
 
 def pid_alive(pid: int) -> bool:
     """Whether a process of this machine exists and is not a zombie."""
+    if not 0 < pid < 2**31:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -71,19 +222,32 @@ def pid_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def rank_status(beat: dict[str, Any], now: float) -> RunStatus:
-    """Status of one rank from its heartbeat."""
-    status: RunStatus = beat.get("status", "crashed")
+def rank_status(beat: Mapping[str, Any], now: float) -> RunStatus:
+    """Status of one rank from a heartbeat of `read_heartbeats`.
+
+    `now`, the reader's clock, counts only for the age of a heartbeat, where margins are wide. Whether steps come is
+    judged by the writer's own clock, at the time of the heartbeat.
+    """
+    status: RunStatus = beat.get("status") or "crashed"
     if status != "running":
-        return status
-    dead = beat.get("host") == socket.gethostname() and not pid_alive(int(beat.get("pid", 0)))
-    if dead or now - float(beat.get("ts", 0.0)) > DEAD_AFTER_S:
+        return status if status in ("finished", "stopped", "failed") else "crashed"
+    ts, alive = beat.get("ts") or 0.0, beat.get("alive")
+    if alive is False or (alive is None and now - ts > DEAD_AFTER_S):
         return "crashed"
-    last = beat.get("last_step_ts")
+    if "ts" in beat and now - ts > HUNG_AFTER_S:
+        return "stalled"
+    if beat.get("busy"):
+        return "running"
+    last, active = beat.get("last_step_ts"), beat.get("active_ts") or 0.0
     if last is None:
-        return "stalled" if now - float(beat.get("started", now)) > FIRST_STEP_S else "running"
-    patience = max(STALL_MIN_S, STALL_STEPS * float(beat.get("median_step_s") or 0.0))
-    return "stalled" if now - float(last) > patience else "running"
+        return "stalled" if ts - max(active, beat.get("started") or ts) > FIRST_STEP_S else "running"
+    patience = max(STALL_MIN_S, STALL_STEPS * (beat.get("median_step_s") or 0.0))
+    return "stalled" if ts - max(active, last) > patience else "running"
+
+
+def busy_with(heartbeats: Sequence[Mapping[str, Any]]) -> str | None:
+    """What a run does that is no step, as its trainer said ("evaluation"); None while it trains."""
+    return next((beat["busy"] for beat in heartbeats if beat.get("status") == "running" and beat.get("busy")), None)
 
 
 def data_bytes(store: Path, run: str) -> tuple[int, int]:
@@ -97,46 +261,56 @@ def data_bytes(store: Path, run: str) -> tuple[int, int]:
                         quarantined += 1
                     elif entry.name.endswith(".parquet"):
                         total += entry.stat().st_size
-        except FileNotFoundError:
-            continue  # not written yet, or swapped by a compaction just now
+        except OSError:
+            continue  # not written yet, swapped by a compaction just now, or not ours to read
     return total, quarantined
 
 
 def run_state(store: Path, run: str, now: float | None = None) -> RunState | None:
-    """State of one run, or None where run.json is missing."""
-    info = read_json(run_dir(store, run) / "run.json")
-    if info is None:
-        return None
-    now = time.time() if now is None else now
+    """State of one run; None for a folder that holds neither run.json nor a heartbeat, or is no folder at all."""
+    path = run_dir(store, run) / "run.json"
+    info = read_info(path)
     beats = read_heartbeats(store, run)
-    attempt = max([int(beat.get("attempt", 1)) for beat in beats] + [len(info.get("attempts", [])), 1])
-    current = [beat for beat in beats if beat.get("attempt") == attempt]
+    if info is None and not beats and not os.path.isfile(path):
+        return None
+    newest = {rank: beat for rank, _, beat in heartbeat_files(path.parent)}
+    faults = tuple((file, fault) for file in (path, *newest.values()) if (fault := json_fault(file)))
+    info = info or {}
+    now = time.time() if now is None else now
+    attempt = max([beat["attempt"] for beat in beats] + [len(info.get("attempts") or []), 1])
+    current = [beat for beat in beats if beat["attempt"] == attempt]
     found = {rank_status(beat, now) for beat in current} or {"crashed"}
+    status: RunStatus = next((status for status in STATUS_ORDER if status in found), "crashed")
     acknowledged = [beat["acknowledged"] for beat in beats if beat.get("acknowledged") is not None]
     stamps = [beat["last_step_ts"] for beat in beats if beat.get("last_step_ts") is not None]
     size, quarantined = data_bytes(store, run)
     return RunState(
         name=run,
-        status=next((status for status in STATUS_ORDER if status in found), "crashed"),
-        created=float(info.get("created", 0.0)),
+        status=status,
+        created=info.get("created") or min((beat.get("started") or 0.0 for beat in beats), default=0.0),
         attempt=attempt,
         acknowledged=max(acknowledged, default=None),
         last_step_ts=max(stamps, default=None),
-        tokens_dropped=sum(int(beat.get("tokens_dropped", 0)) for beat in beats),
+        tokens_dropped=sum(beat.get("tokens_dropped") or 0 for beat in beats),
         bytes=size,
         quarantined=quarantined,
         info=info,
         heartbeats=tuple(beats),
+        busy=busy_with(current) if status == "running" else None,
+        lost_steps=sum(beat.get("lost_steps") or 0 for beat in beats),
+        faults=faults,
     )
 
 
 def run_names(store: Path) -> list[str]:
-    """Names of the runs of a store, sorted; folders that start with '_' or '.' are not runs."""
+    """Names of the runs of a store, sorted; folders that start with '_' or '.' are not runs. Raises StoreError."""
     try:
         with os.scandir(store / "runs") as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] not in "_.")
+            return sorted(entry.name for entry in entries if entry.name[0] not in "_." and entry.is_dir())
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StoreError(f"Cannot read store {str(store)!r}: {error}. Check who may read its folders.") from error
 
 
 def list_runs(store: str | Path) -> list[RunState]:
@@ -162,6 +336,12 @@ def get_run(store: str | Path, name: str) -> RunState:
 def require_store(store: str | Path) -> Path:
     """The absolute path of an existing store. Raises StoreError if it is missing, a file, or another folder."""
     root = Path(store).expanduser().absolute()
+    try:
+        os.stat(root / "runs")
+    except PermissionError as error:
+        raise StoreError(f"Cannot read store {str(root)!r}: {error}. Check who may read its folders.") from error
+    except OSError:
+        pass
     if not root.exists():
         raise StoreError(f"No store at {str(root)!r}. Give the folder that a run was recorded into (--store).")
     if not root.is_dir():

@@ -19,7 +19,7 @@ import duckdb
 from monitor.errors import StoreError
 from monitor.store.catalog import COMMITS
 from monitor.store.listing import Listing, Segment, segment_groups
-from monitor.store.runs import STATUS_ORDER, rank_status, read_heartbeats, read_json
+from monitor.store.runs import STATUS_ORDER, rank_status, read_heartbeats, read_info
 from monitor.store.schema import TABLES, SegmentName
 from monitor.store.segments import QUARANTINED, escape_glob
 
@@ -144,7 +144,7 @@ class Tail:
         state = (found.st_mtime_ns, found.st_size, found.st_ctime_ns)
         if state == entry.info_state:
             return False
-        info = read_json(path)
+        info = read_info(path)
         entry.info, entry.info_state, entry.info_is_bad = info or entry.info, state, info is None
         return True
 

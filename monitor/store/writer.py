@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,34 +22,57 @@ from monitor.records import RunInfo
 from monitor.store import segments
 from monitor.store.batch import Batch
 from monitor.store.catalog import CATALOG, ensure_catalog
-from monitor.store.runs import rank_status, read_json
+from monitor.store.locks import FileLock, share_run, take_rank
+from monitor.store.reserve import Reserve
+from monitor.store.runs import heartbeat_files, heartbeat_name, rank_status, read_heartbeats, read_info
 from monitor.store.schema import SCHEMA_VERSION, TABLES, WRITE_ORDER, SegmentName, run_dir
 
-_RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_BEAT_BYTES = 2048  # a heartbeat is padded to as many: on a full disk it is renewed in the block that it has
 
 
 class RunWriter:
-    """The open attempt of one rank: holds the run's lock, a private DuckDB and the byte counts."""
+    """The open attempt of one rank: holds the rank's lock, a private DuckDB, the reserve and the counts.
+
+    Opening either succeeds or leaves all as it was: the name of a run that could not start stays free.
+    """
 
     def __init__(self, store: str | Path, info: RunInfo, *, rank: int = 0, resume: bool = False) -> None:
         _check_arguments(info, rank)
         self.store = _open_folder(store)
         self.info, self.rank = info, rank
         self.folder = run_dir(self.store, info.name)
-        self.segments = 0
+        self._beat_text = ""
+        self.counts = dict.fromkeys(TABLES, (0, 0))  # durable segments and rows of this attempt
+        with ExitStack() as undo:
+            try:
+                self._open(resume, undo)
+            except (OSError, ValueError, duckdb.Error) as error:
+                raise StoreError(
+                    f"Cannot open run {info.name!r} in store {str(self.store)!r}: {error}. Free some space there, or "
+                    "choose another --store."
+                ) from error
+            self._undo = undo.pop_all()
+
+    def _open(self, resume: bool, undo: ExitStack) -> None:
+        """All that can fail comes before the heartbeat, which takes the attempt's number, and run.json, the name."""
+        self._lock = self._take_locks(resume, undo)
         previous = self._previous_attempt(resume)
         self.attempt = previous + 1
         self._prepare()
-        self._lock = self._take_lock()
-        if rank == 0:
-            self._write_run_json(resume)
         self.bytes = sum(path.stat().st_size for table in TABLES for path in self._own(table))
         self._con = segments.memory_connection()
+        undo.callback(self._con.close)
         try:
             ensure_catalog(self.store)
         except (OSError, duckdb.Error) as error:
-            self.close()
             raise StoreError(f"Cannot write {str(self.store / CATALOG)!r}: {error}. Free some space there.") from error
+        reserve = self.folder / f"rank-{self.rank:03d}.reserve"
+        undo.callback(reserve.unlink, missing_ok=True)
+        self.reserve = Reserve(reserve)
+        self._claim_attempt(undo)
+        if self.rank == 0:
+            self._write_run_json(resume, undo)
 
     def last_step(self) -> int | None:
         """The last step that earlier attempts of this rank have committed, by the names of their segments."""
@@ -58,12 +82,21 @@ class RunWriter:
     def publish(self, batch: Batch) -> None:
         """Write what is left of a batch, `steps` last. Raises OSError or duckdb.Error; call again to go on."""
         key = (self.attempt, self.rank, batch.first_step, batch.last_step)
+        batch.tried = True
         while batch.tables:
             table = self.next_table(batch)
-            path = segments.write_segment(self._con, self.store, self.info.name, table, batch.tables[table], key)
+            rows = batch.tables[table]
+            path = segments.write_segment(self._con, self.store, self.info.name, table, rows, key)
             del batch.tables[table]
-            self.segments += 1
+            n_segments, n_rows = self.counts[table]
+            self.counts[table] = n_segments + 1, n_rows + rows.num_rows
             self.bytes += path.stat().st_size
+
+    def reconnect(self) -> None:
+        """Replace the private DuckDB: after some errors it answers nothing any more. Raises duckdb.Error."""
+        with contextlib.suppress(duckdb.Error):
+            self._con.close()
+        self._con = segments.memory_connection()
 
     @staticmethod
     def next_table(batch: Batch) -> str:
@@ -72,57 +105,125 @@ class RunWriter:
 
     def heartbeat(self, fields: Mapping[str, Any]) -> None:
         """Publish the heartbeat; on a full disk the old file is overwritten in place. Raises OSError."""
+        before, text = self._beat_text, self._beat(fields)
+        path = self.folder / heartbeat_name(self.rank, self.attempt)
+        try:
+            segments.replace_text(path, text)
+        except OSError:
+            fd = os.open(path, os.O_WRONLY)
+            try:
+                written = os.pwrite(fd, text.encode(), 0)
+                if written < len(text):  # not even in place: better the old one than half of each
+                    os.pwrite(fd, before.encode()[:written], 0)
+                    raise
+            finally:
+                os.close(fd)
+
+    def close(self) -> None:
+        """End the attempt: give back the reserve, the connection and, last, the locks."""
+        with contextlib.suppress(OSError):
+            self.reserve.remove()
+        self._con.close()
+        self._lock.release()
+        self._run_lock.release()
+
+    def abandon(self) -> None:
+        """Undo the opening: nothing has been recorded, and the name is free again."""
+        self._undo.close()
+
+    def _beat(self, fields: Mapping[str, Any]) -> str:
         beat = {
             "run": self.info.name,
             "rank": self.rank,
             "attempt": self.attempt,
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "lock": self._lock.works,
             "ts": time.time(),
-            "segments": self.segments,
+            "segments": sum(n_segments for n_segments, _ in self.counts.values()),
             "bytes": self.bytes,
+            "tables": {table: {"segments": n, "rows": rows} for table, (n, rows) in self.counts.items()},
             **fields,
         }
-        path, text = self.folder / f"heartbeat-r{self.rank:03d}.json", json.dumps(beat)
-        try:
-            segments.replace_text(path, text)
-        except OSError:
-            with open(path, "r+", encoding="utf-8") as file:  # its block is already ours
-                file.write(text)
-                file.truncate()
+        size = max(_BEAT_BYTES, len(self._beat_text))  # never shorter than the one before: nothing of that is left
+        self._beat_text = json.dumps(beat).ljust(size)
+        return self._beat_text
 
-    def close(self) -> None:
-        """Release the lock and the connection."""
-        self._con.close()
-        os.close(self._lock)
+    def _take_locks(self, resume: bool, undo: ExitStack) -> FileLock:
+        """The rank's lock, and a share of the run's, for as long as the process lives."""
+        name, is_new = self.info.name, not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run_lock = share_run(self.folder)
+        except BlockingIOError:
+            raise StoreError(f"Run {name!r} is being compacted. Wait for it to end and try again.") from None
+        undo.callback(self._run_lock.release)
+        try:
+            lock = take_rank(self.folder, self.rank)
+        except BlockingIOError:
+            raise StoreError(self._written_by_another(resume)) from None
+        undo.callback(lock.release)
+        if is_new:
+            undo.callback(self._remove_folder)
+        return lock
+
+    def _written_by_another(self, resume: bool) -> str:
+        name = self.info.name
+        writer = next((f"process {beat.get('pid')} on {beat.get('host')}" for beat in self._beats()), "a process")
+        if resume:
+            return f"Cannot resume run {name!r}: {writer} is still writing it. Stop that process first."
+        return (
+            f"Run {name!r} (rank {self.rank}) already exists in store {str(self.store)!r}: {writer} is writing it. "
+            "Choose another run name."
+        )
+
+    def _remove_folder(self) -> None:
+        """Of a new run that could not start, unless another rank is at it."""
+        locks = {f"rank-{self.rank:03d}.lock", "run.lock"}
+        left = {path.name for path in self.folder.iterdir()} - locks - {"data", "data.g0"}
+        if left:
+            return
+        (self.folder / "data").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "data.g0", ignore_errors=True)
+        for lock in locks:
+            (self.folder / lock).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _beats(self) -> list[dict[str, Any]]:
+        """The newest heartbeat of this rank, or none."""
+        return [beat for beat in read_heartbeats(self.store, self.info.name) if beat["rank"] == self.rank]
 
     def _own(self, table: str) -> list[Path]:
-        found = segments.list_segments(self.store, self.info.name, table)
-        return [path for name, path in found if name.rank == self.rank]
+        return [path for name, path in self._named(table) if name.rank == self.rank]
 
     def _previous_attempt(self, resume: bool) -> int:
         name = self.info.name
-        beat = read_json(self.folder / f"heartbeat-r{self.rank:03d}.json")
-        stored = read_json(self.folder / "run.json") if self.rank == 0 else None
+        files = [attempt for rank, attempt, _ in heartbeat_files(self.folder) if rank == self.rank]
+        exists = bool(files) or (self.rank == 0 and (self.folder / "run.json").exists())
         if not resume:
-            if beat is not None or stored is not None:
+            if exists:
                 raise StoreError(
                     f"Run {name!r} (rank {self.rank}) already exists in store {str(self.store)!r}. "
                     "Choose another run name, or resume it with resume=True (--resume)."
                 )
             return 0
-        if beat is None and stored is None:
+        if not exists:
             raise StoreError(
                 f"Cannot resume run {name!r} (rank {self.rank}): store {str(self.store)!r} does not hold it. "
                 "Check the name with `rlvr ls`, or start it without resume."
             )
-        if beat is not None and rank_status(beat, time.time()) in ("running", "stalled"):
-            raise StoreError(
-                f"Cannot resume run {name!r}: process {beat.get('pid')} on {beat.get('host')} is still writing it. "
-                "Stop that process first."
-            )
-        attempts = [int(beat["attempt"])] if beat else []
-        attempts += [len(stored.get("attempts", []))] if stored else []
+        beats = self._beats()
+        for beat in beats:  # the lock is ours: the writer is gone, unless it is out of the lock's sight
+            elsewhere = beat.get("host", socket.gethostname()) != socket.gethostname()
+            seen = beat | {"alive": None} if elsewhere else beat
+            if (elsewhere or not self._lock.works) and rank_status(seen, time.time()) in ("running", "stalled"):
+                raise StoreError(
+                    f"Cannot resume run {name!r}: process {beat.get('pid')} on {beat.get('host')} is still writing it. "
+                    "Stop that process first."
+                )
+        stored = read_info(self.folder / "run.json") if self.rank == 0 else None
+        attempts = [*files, *(beat["attempt"] for beat in beats), len((stored or {}).get("attempts") or [])]
         attempts += [found.attempt for table in TABLES for found, _ in self._named(table) if found.rank == self.rank]
         return max(attempts)
 
@@ -130,57 +231,46 @@ class RunWriter:
         return segments.list_segments(self.store, self.info.name, table)
 
     def _prepare(self) -> None:
-        try:
-            segments.write_seeds(self.store)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            link = self.folder / "data"
-            if not link.is_symlink() and not link.exists():
-                (self.folder / "data.g0").mkdir(exist_ok=True)
-                with contextlib.suppress(FileExistsError):  # another rank was quicker
-                    link.symlink_to("data.g0")
-            for table in TABLES:
-                (link / table).mkdir(exist_ok=True)
-                for left in (link / table).glob(f"*-{self.rank}-*-*.parquet.tmp"):  # of an attempt that was killed
-                    left.unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(f"Cannot write to store {str(self.store)!r}: {error}. Choose another --store.") from error
+        segments.write_seeds(self.store)
+        link = self.folder / "data"
+        if not link.is_symlink() and not link.exists():
+            (self.folder / "data.g0").mkdir(exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another rank was quicker
+                link.symlink_to("data.g0")
+        for table in TABLES:
+            (link / table).mkdir(exist_ok=True)
+            for left in (link / table).glob(f"*-{self.rank}-*-*.parquet.tmp"):  # of an attempt that was killed
+                left.unlink(missing_ok=True)
 
-    def _take_lock(self) -> int:
-        """A shared lock for as long as the process lives: compaction needs it alone and leaves live runs be."""
-        fd = os.open(self.folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    def _claim_attempt(self, undo: ExitStack) -> None:
+        """The first heartbeat. Its file must be new: no two processes share an attempt, not even without locks."""
+        path = self.folder / heartbeat_name(self.rank, self.attempt)
+        tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise StoreError(f"Run {self.info.name!r} is being compacted. Wait for it to end and try again.") from None
-        except OSError:
-            pass  # no locks on this file system; the status still keeps compaction away
-        return fd
-
-    def _write_run_json(self, resume: bool) -> None:
-        path = self.folder / "run.json"
-        now = time.time()
-        mark = {"attempt": self.attempt, "started": now, "resumed_after": self.last_step() if resume else None}
-        stored = read_json(path) if resume else None
-        created = stored["created"] if stored and "created" in stored else now
-        attempts = [*(stored or {}).get("attempts", []), mark]
-        content = {"schema_version": SCHEMA_VERSION, "created": created, "attempts": attempts, **asdict(self.info)}
-        text = json.dumps(content, indent=1, default=str)
-        if resume:
-            segments.replace_text(path, text)
-            return
-        tmp = path.with_name(f"run.json.{os.getpid()}.tmp")
-        tmp.write_text(text, encoding="utf-8")
-        try:
-            os.link(tmp, path)  # unlike a rename this fails if another process took the name just now
+            tmp.write_text(self._beat({"status": "running", "started": time.time(), "acknowledged": None}))
+            os.link(tmp, path)  # unlike a rename this fails if the file exists, and no reader sees half of it
         except FileExistsError:
-            raise StoreError(f"Run {self.info.name!r} was started by another process just now.") from None
+            raise StoreError(f"Attempt {self.attempt} of run {self.info.name!r} was opened just now.") from None
         finally:
             tmp.unlink(missing_ok=True)
+        undo.callback(path.unlink, missing_ok=True)
+
+    def _write_run_json(self, resume: bool, undo: ExitStack) -> None:
+        path = self.folder / "run.json"
+        if path.exists():
+            undo.callback(segments.replace_text, path, path.read_text(encoding="utf-8", errors="replace"))
+        else:
+            undo.callback(path.unlink, missing_ok=True)
+        now = time.time()
+        mark = {"attempt": self.attempt, "started": now, "resumed_after": self.last_step() if resume else None}
+        stored = (read_info(path) if resume else None) or {}
+        attempts = [*(stored.get("attempts") or []), mark]
+        known = {"schema_version": SCHEMA_VERSION, "created": stored.get("created") or now, "attempts": attempts}
+        segments.replace_text(path, json.dumps(known | asdict(self.info), indent=1, default=str))
 
 
 def _check_arguments(info: RunInfo, rank: int) -> None:
-    if not _RUN_NAME.match(info.name):
+    if not _RUN_NAME.fullmatch(info.name):
         raise StoreError(
             f"Run name {info.name!r} cannot be used: expected 1 to 120 of letters, digits, '.', '_' and '-', "
             "the first a letter or digit. Choose another run name."

@@ -153,20 +153,27 @@ def test_unknown_runs_and_stores_are_refused_with_a_hint(tmp_path: Path) -> None
     [
         ({}, "running"),
         ({"pid": 2**22 + 1}, "crashed"),
-        ({"ts": -20.0}, "crashed"),
+        ({"ts": -30.0, "last_step_ts": -30.0}, "running"),
+        ({"ts": -70.0, "last_step_ts": -70.0}, "crashed"),
+        ({"ts": -30.0, "last_step_ts": -80.0}, "running"),  # 50 s without a step when it last beat
+        ({"last_step_ts": -70.0, "busy": "evaluation"}, "running"),
+        ({"last_step_ts": -70.0, "active_ts": -10.0}, "running"),
         ({"last_step_ts": -70.0}, "stalled"),
         ({"last_step_ts": -70.0, "median_step_s": 20.0}, "running"),
         ({"last_step_ts": None, "started": -300.0}, "running"),
         ({"last_step_ts": None, "started": -700.0}, "stalled"),
+        ({"last_step_ts": None, "started": -700.0, "active_ts": -10.0}, "running"),
         ({"status": "stopped", "ts": -1e6}, "stopped"),
     ],
 )
 def test_status_from_a_heartbeat(tmp_path: Path, beat: dict, status: str) -> None:
     record_run(tmp_path, steps=range(1, 2))
-    path, now = tmp_path / "runs/a/heartbeat-r000.json", time.time()
+    (tmp_path / "runs/a/rank-000.lock").unlink()  # as on a file system without locks
+    path, now = tmp_path / "runs/a/heartbeat-r000-a001.json", time.time()
     stored = json.loads(path.read_text()) | {"status": "running", "ts": now, "last_step_ts": now, "median_step_s": 1.0}
+    stored |= {"lock": False}
     for key, value in beat.items():
-        is_time = key in ("ts", "last_step_ts", "started") and value is not None
+        is_time = key in ("ts", "last_step_ts", "started", "active_ts") and value is not None
         stored[key] = now + value if is_time else value
     path.write_text(json.dumps(stored))
     assert list_runs(tmp_path)[0].status == status

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
+import zlib
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
+from disks import fill
 from store_data import N_TOKENS, record_run, step_record, tokens
 
+from monitor.commands.store import main
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import RunInfo
@@ -142,3 +150,93 @@ def test_leftovers_of_a_killed_compaction_do_not_disturb(tmp_path: Path) -> None
     assert {(finding.kind, finding.damage) for finding in check_store(tmp_path)} == {("leftover", False)}
     compact_run(tmp_path, "a", grace_s=0.0)
     assert contents(tmp_path) == before and check_store(tmp_path) == []
+
+
+def everything(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("foreign", ["copy of.parquet", "a001-r000-s1-2-00000000.parquet", "notes.txt", "../future/x"])
+def test_files_that_are_not_understood_stop_it(tmp_path: Path, foreign: str) -> None:
+    record_run(tmp_path, steps=range(1, 4))
+    path = tmp_path / "runs/a/data/tokens" / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(list_segments(tmp_path, "a", "tokens")[0][1].read_bytes())
+    before = everything(tmp_path)
+    for thin in (None, "0"):
+        with pytest.raises(StoreError, match="of this version: move it away before compacting"):
+            compact_run(tmp_path, "a", thin_tokens=thin, grace_s=0.0)
+    assert everything(tmp_path) == before
+
+
+def test_a_segment_with_a_column_more_stops_it(tmp_path: Path) -> None:
+    """Of a later version, say: the column would be gone."""
+    record_run(tmp_path, steps=range(1, 4))
+    name, path = list_segments(tmp_path, "a", "samples")[0]
+    wider = tmp_path / "wider.parquet"
+    with duckdb.connect() as con:
+        con.execute(f"COPY (SELECT *, 1 AS more FROM '{path}') TO '{wider}'")
+    path.unlink()
+    wider.rename(path.with_name(str(replace(name, crc32=zlib.crc32(wider.read_bytes())))))
+    with pytest.raises(StoreError, match=r"other columns than this version \(more\)"):
+        compact_run(tmp_path, "a", grace_s=0.0)
+
+
+def test_steps_of_nine_digits_outlive_it(tmp_path: Path) -> None:
+    with Recorder(tmp_path, RunInfo("a")) as recorder:
+        for step in (99_999_999, 123_456_789):
+            recorder.record(step_record(step), tokens(step))
+            assert recorder.flush(10)
+    before = contents(tmp_path)
+    assert {row[2] for row in before["tokens"]} == {99_999_999, 123_456_789}
+    with suppress(StoreError):  # it refuses or it understands
+        compact_run(tmp_path, "a", grace_s=0.0)
+    assert contents(tmp_path) == before
+
+
+def test_on_a_full_disk_it_is_one_line_and_nothing_is_left_behind(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = small_disk / "store"
+    record_run(store, steps=range(1, 12))
+    record_run(store, "b", steps=range(1, 3))
+    ballast = fill(small_disk, leave=8192)
+    before = everything(store)
+    with pytest.raises(StoreError, match=r"^Cannot compact run 'a': No space left on device\..*$"):
+        compact_run(store, "a", grace_s=0.0)
+    assert main(["compact", str(store)]) == 1
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2
+    assert everything(store) == before and check_store(store) == []
+    ballast.unlink()
+    compact_run(store, "a", grace_s=0.0)
+    assert contents(store)["steps"] and check_store(store) == []
+
+
+def test_on_a_read_only_disk_it_is_one_line(small_disk: Path) -> None:
+    store = small_disk / "store"
+    record_run(store, steps=range(1, 3))
+    before = everything(store)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    try:
+        with pytest.raises(StoreError, match=r"^Cannot compact run 'a': .*Read-only file system.*$"):
+            compact_run(store, "a", grace_s=0.0)
+        assert check_store(store) == []
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert everything(store) == before
+
+
+def test_a_store_that_was_copied_with_links_followed(tmp_path: Path) -> None:
+    record_run(tmp_path / "first", steps=range(1, 6))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", symlinks=False)
+    store = tmp_path / "copy"
+    shutil.rmtree(store / "runs/a/data.g0")
+    before = contents(store)
+    assert not (store / "runs/a/data").is_symlink()
+    assert check_store(store) == []
+    for number in (0, 1):
+        compact_run(store, "a", grace_s=0.0)
+        assert (store / "runs/a/data").readlink() == Path(f"data.g{number}")
+        assert contents(store) == before and check_store(store) == []
+    with Recorder(store, RunInfo("a"), resume=True) as recorder:
+        recorder.record(step_record(6))

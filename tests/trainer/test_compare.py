@@ -199,7 +199,7 @@ def test_ctrl_c_ends_every_child(tmp_path):
     ]
     options = [*SMALL, "--steps", "5000", "--eval.every", "0", "--store", str(tmp_path)]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    beats = [tmp_path / "runs" / f"compare-{arm}-s0" / "heartbeat-r000.json" for arm in ("uniform", "ict")]
+    beats = [tmp_path / "runs" / f"compare-{arm}-s0" / "heartbeat-r000-a001.json" for arm in ("uniform", "ict")]
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not all(
         beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) >= 1 for beat in beats

@@ -46,9 +46,10 @@ def recorded(store: Path, run: str) -> dict[str, list[tuple]]:
     }  # fmt: skip
 
 
-def killed_after(command: list[str], beat: Path, step: int, delay_s: float) -> bool:
+def killed_after(command: list[str], beats: Path, attempt: int, step: int, delay_s: float) -> bool:
     """SIGKILL `delay_s` after `step` is durable; False if the run ended before."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    beat = beats / f"heartbeat-r000-a{attempt:03d}.json"
     try:
         while process.poll() is None:
             if beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) >= step:
@@ -70,13 +71,13 @@ def whole(tmp_path_factory) -> Path:
 
 def test_a_run_killed_at_random_moments_goes_on_bit_identically(whole):
     rlvr = [sys.executable, "-m", "monitor.cli", "train"]
-    beat = whole / "runs" / "cut" / "heartbeat-r000.json"
+    beats = whole / "runs" / "cut"
     rng = random.Random(time.time_ns())
     first = [*rlvr, *SMALL, "--steps", str(STEPS), "--store", str(whole), "--run", "cut"]
     resume = [*rlvr, "--resume", "cut", "--store", str(whole)]
     delays = [rng.uniform(0, 0.6), rng.uniform(0, 0.6)]
-    assert killed_after(first, beat, 2, delays[0]), delays
-    assert killed_after(resume, beat, 5, delays[1]), delays
+    assert killed_after(first, beats, 1, 2, delays[0]), delays
+    assert killed_after(resume, beats, 2, 5, delays[1]), delays
     done = subprocess.run(resume, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for part, expected in recorded(whole, "whole").items():

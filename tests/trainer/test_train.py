@@ -152,7 +152,7 @@ def test_a_reward_function_that_raises_fails_the_run_and_keeps_what_was_recorded
     assert run(store, "--reward", "myrewards:f", "--eval.every", "0", "--run", "r", "--steps", "9") == 1
     assert "verifier is down" in capsys.readouterr().err
     assert rows(store, "SELECT max(step) FROM steps WHERE run = 'r' AND name = 'reward'") == [(2,)]
-    assert json.loads((store / "runs" / "r" / "heartbeat-r000.json").read_text())["status"] == "failed"
+    assert json.loads((store / "runs" / "r" / "heartbeat-r000-a001.json").read_text())["status"] == "failed"
     assert rows(store, "SELECT count(*) FROM events WHERE kind = 'failed' AND message LIKE '%verifier%'") == [(1,)]
 
 
@@ -197,7 +197,7 @@ def test_a_signal_flushes_marks_the_run_stopped_and_saves(tmp_path, number):
     store = tmp_path / "store"
     command = [sys.executable, "-m", "monitor.cli", "train", *SMALL, "--store", str(store), "--run", "s"]
     process = subprocess.Popen([*command, "--steps", "5000", "--eval.every", "0"], stderr=subprocess.PIPE, text=True)
-    beat = store / "runs" / "s" / "heartbeat-r000.json"
+    beat = store / "runs" / "s" / "heartbeat-r000-a001.json"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (
         beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) > 1
