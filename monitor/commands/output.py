@@ -8,12 +8,14 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from monitor.store.listing import Unreadable
+if TYPE_CHECKING:
+    from monitor.store.listing import Unreadable
+
 
 DEFAULT_STORE = "runs"
 _PIPED_WIDTH = 240  # columns of a table that goes to a file or a pipe, where nothing must be cut off

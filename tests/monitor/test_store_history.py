@@ -119,6 +119,8 @@ def test_runs_of_schema_1_and_2_stand_side_by_side(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         query = "SELECT *, typeof(step) FROM steps WHERE run IN ('ict-s0', 'uniform-s0') ORDER BY ALL LIMIT 50"
         assert store.sql(query).rows == alone
+        compact_run(tmp_path, "ict-s0", grace_s=0.0)
+        assert store.sql(query).rows == alone
 
 
 def test_seeds_of_an_older_version_do_no_harm(tmp_path: Path) -> None:
