@@ -21,11 +21,7 @@ from monitor.store.runs import busy_with
 from monitor.store.tail import RunEntry
 
 STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
-    "running": (
-        "blue",
-        ":material/play_arrow:",
-        "Its process lives; steps come, or it says what it does meanwhile.",
-    ),
+    "running": ("blue", ":material/play_arrow:", "Its process lives; steps come, or it says what it does meanwhile."),
     "finished": ("green", ":material/check:", "It ended as planned."),
     "stopped": ("gray", ":material/stop:", "Someone stopped it; all steps are written."),
     "stalled": ("orange", ":material/hourglass_empty:", "The process lives, but no new step comes."),

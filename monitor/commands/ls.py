@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size
+from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
 from monitor.commands.parsing import call
 from monitor.store.reader import Store, open_store
 
@@ -29,6 +30,7 @@ def ls(store: str = DEFAULT_STORE, /, *, json: bool = False) -> int:
     """
     with open_store(store) as opened:
         found = rows(opened)
+        left_out = opened.unreadable()
     if json:
         print_json(found)
     elif not found:
@@ -59,6 +61,7 @@ def ls(store: str = DEFAULT_STORE, /, *, json: bool = False) -> int:
             "last step",
         ]
         print_table(columns, shown)
+    warn_unreadable(left_out)
     return 0
 
 
@@ -66,6 +69,8 @@ def rows(store: Store) -> list[dict[str, Any]]:
     """One dict for each run; `step` is the last durable one, `firing` the number of alerts that fire now."""
     latest = {run: (reward, entropy) for run, reward, entropy in store.sql(_LATEST).rows}
     firing = dict(store.sql(_FIRING).rows)
+    states = store.runs()
+    unreadable = Counter(one.run for one in store.unreadable())
     return [
         {
             "run": state.name,
@@ -83,6 +88,7 @@ def rows(store: Store) -> list[dict[str, Any]]:
             "lost_steps": state.lost_steps,
             "bytes": state.bytes,
             "quarantined": state.quarantined,
+            "unreadable": unreadable[state.name],
         }
-        for state in store.runs()
+        for state in states
     ]

@@ -8,12 +8,16 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from monitor.records import finite
+
+if TYPE_CHECKING:
+    from monitor.store.listing import Unreadable
+
 
 DEFAULT_STORE = "runs"
 _PIPED_WIDTH = 240  # columns of a table that goes to a file or a pipe, where nothing must be cut off
@@ -57,6 +61,18 @@ def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     writer.writerow(columns)
     for row in rows:
         writer.writerow([json.dumps(value) if isinstance(value, list | dict) else value for value in row])
+
+
+def warn_unreadable(left_out: Sequence[Unreadable]) -> None:
+    """One line on stderr about files that an answer stands without, if there are any."""
+    if left_out:
+        first, more = left_out[0], f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        files = "file was" if len(left_out) == 1 else "files were"
+        print(
+            f"rlvr: {len(left_out)} {files} left out: {first.path}: {first.reason}{more}. "
+            "`rlvr store check` names all.",
+            file=sys.stderr,
+        )
 
 
 def size(n_bytes: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size
+from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
 from monitor.commands.parsing import call
 from monitor.metrics import metric
 from monitor.store.reader import Store, open_store
@@ -33,17 +33,19 @@ def show(run: str, /, *, store: str = DEFAULT_STORE, json: bool = False) -> int:
     """
     with open_store(store) as opened:
         report = describe(opened, run)
+        left_out = [one for one in opened.unreadable() if one.run == run]
     if json:
         print_json(report)
     else:
         _print(report)
+    warn_unreadable(left_out)
     return 0
 
 
 def describe(store: Store, run: str) -> dict[str, Any]:
     """Everything `rlvr show` knows of a run. Raises UnknownRunError."""
     state = store.run(run)
-    return {
+    report = {
         "run": run,
         "status": state.status,
         "busy": state.busy,
@@ -52,8 +54,8 @@ def describe(store: Store, run: str) -> dict[str, Any]:
         "attempt": state.attempt,
         "step": state.acknowledged,
         "last_step_ts": state.last_step_ts,
-        "config": state.info.get("config", {}),
-        "environment": state.info.get("environment", {}),
+        "config": state.info.get("config") or {},
+        "environment": state.info.get("environment") or {},
         "latest": {name: {"step": step, "value": value} for name, step, value in store.sql(_LATEST, [run]).rows},
         "alerts": _dicts(store, _ALERTS, run),
         "events": _dicts(store, _EVENTS, run)[::-1],
@@ -63,6 +65,7 @@ def describe(store: Store, run: str) -> dict[str, Any]:
         "bytes": state.bytes,
         "quarantined": state.quarantined,
     }
+    return report | {"unreadable": [str(one.path) for one in store.unreadable() if one.run == run]}
 
 
 def _dicts(store: Store, query: str, run: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from monitor.store.segments import SEED_RUN, escape_glob, memory_connection, quo
 
 CATALOG = "store.duckdb"
 _FORMAT = "v1.2.0"  # the oldest storage format; the views need DuckDB 1.3
-_CATALOG_VERSION = 2  # raise it when a view or macro changes: older catalogs are then built anew
+_CATALOG_VERSION = 3  # raise it when a view or macro changes: older catalogs are then built anew
 
 RUN_COLUMNS = {
     "run": "VARCHAR",

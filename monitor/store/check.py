@@ -21,13 +21,12 @@ from monitor.store.compact import generation_of, pruned_rows
 from monitor.store.runs import (
     RunState,
     heartbeat_files,
+    json_fault,
     read_heartbeat,
     read_info,
-    read_json,
     require_store,
     run_names,
     run_state,
-    wrong_fields,
 )
 from monitor.store.schema import TABLES, SegmentName, run_dir, table_dir
 from monitor.store.segments import QUARANTINED, crc32_of
@@ -181,7 +180,7 @@ def _check_metadata(
     """run.json and the heartbeats: whole, of the right types, and there."""
     for path in (folder / "run.json", *paths):
         kind = "run_json" if path.name == "run.json" else "heartbeat"
-        fault = _fault_of(path)
+        fault = json_fault(path)
         if fault:
             yield Finding(kind, run, str(path), fault, True)
     newest = {key[2]: max(k[1] for k in files.steps if k[2] == key[2]) for key in files.steps}
@@ -193,22 +192,6 @@ def _check_metadata(
         if attempt > known.get(rank, 0) and (rank, attempt) not in broken:
             message = f"The heartbeat of attempt {attempt}, rank {rank}, is gone: nothing says what it has recorded."
             yield Finding("heartbeat", run, str(folder), message, True)
-
-
-def _fault_of(path: Path) -> str:
-    """What is wrong with a JSON file of ours; "" if nothing is."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb"):
-            pass
-    except FileNotFoundError:
-        return f"{path.name} is missing."
-    except OSError as error:
-        return f"Cannot be read: {error}."
-    if read_json(path) is None:
-        return f"{path.name} is {'empty' if size == 0 else 'not a JSON object, as if cut off'}."
-    wrong = wrong_fields(path)
-    return f"{path.name} has values of the wrong type: {', '.join(sorted(wrong))}." if wrong else ""
 
 
 def _check_commits(root: Path, run: str, state: RunState | None, files: _Files) -> Iterator[Finding]:

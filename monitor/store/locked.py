@@ -120,10 +120,12 @@ class LockedSession:
         assert process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):  # it closed its pipes: it is about to end by itself
             process.wait(1.0)
-        code = self._end()
+        code = self._end() or 0
         if code == -signal.SIGALRM:
             return _too_slow(self.limits)
-        return _too_big(self.limits)
+        if code < 0:  # it was killed, or aborted where memory was refused
+            return _too_big(self.limits)
+        return f"The process that answers for a locked store ended by itself (exit code {code}). Ask again."
 
 
 def serve() -> None:

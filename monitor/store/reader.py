@@ -79,6 +79,7 @@ class Store:
     def __init__(self, path: str | Path, *, locked: bool = False, limits: Limits | None = None) -> None:
         self.root = require_store(path)
         self.locked = locked
+        self._faults: dict[str, list[Unreadable]] = {}
         with contextlib.suppress(OSError, duckdb.Error):  # for other clients; a store that cannot be written is read
             ensure_catalog(self.root)
         self._session = LockedSession(self.root, limits or Limits()) if locked else Session(self.root)
@@ -96,16 +97,24 @@ class Store:
         return Result(pa.table({}) if table is None else table)
 
     def unreadable(self) -> list[Unreadable]:
-        """Files that the queries so far had to leave out, and why. `rlvr store check` reads every byte of a store."""
-        return self._session.unreadable()
+        """What the queries so far, `runs` and `run` had to leave out, and why.
+
+        Only what was asked for has been looked at; `rlvr store check` reads every byte of a store.
+        """
+        found = {*self._session.unreadable(), *(one for faults in self._faults.values() for one in faults)}
+        return sorted(found, key=lambda one: (one.run, str(one.path)))
 
     def runs(self) -> list[RunState]:
         """All runs, oldest first."""
-        return list_runs(self.root)
+        return [self._noted(state) for state in list_runs(self.root)]
 
     def run(self, name: str) -> RunState:
         """One run. Raises UnknownRunError with the nearest known name."""
-        return get_run(self.root, name)
+        return self._noted(get_run(self.root, name))
+
+    def _noted(self, state: RunState) -> RunState:
+        self._faults[state.name] = [Unreadable(state.name, path, fault) for path, fault in state.faults]
+        return state
 
     def quarantined(self) -> list[Path]:
         """Damaged files that were set aside."""

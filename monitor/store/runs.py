@@ -77,7 +77,7 @@ class RunState:
     """One run of a store. Times are seconds since 1970; `info` is run.json (the fields of RunInfo and more).
 
     busy: what keeps the trainer from its next step, in its own words. lost_steps: steps that were given up for good.
-    `heartbeats` are the newest of each rank.
+    `heartbeats` are the newest of each rank. faults: (path, what is wrong) of run.json and of those.
     """
 
     name: str
@@ -93,12 +93,15 @@ class RunState:
     heartbeats: tuple[dict[str, Any], ...] = ()
     busy: str | None = None
     lost_steps: int = 0
+    faults: tuple[tuple[Path, str], ...] = ()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is missing, half-written or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        # half of a character (a lone surrogate), which no terminal, browser or database takes, becomes "?"
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -115,6 +118,22 @@ def wrong_fields(path: Path) -> list[str]:
     found = read_json(path) or {}
     types = _BEAT_TYPES if _BEAT_NAME.fullmatch(path.name) else _INFO_TYPES
     return [f"{key} = {str(found[key])[:40]!r}" for key in found.keys() - _typed(found, types).keys()]
+
+
+def json_fault(path: Path) -> str:
+    """What is wrong with a run.json or heartbeat; "" if nothing is."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        return f"{path.name} is missing."
+    except OSError as error:
+        return f"Cannot be read: {error}."
+    if read_json(path) is None:
+        return f"{path.name} is {'empty' if size == 0 else 'not a JSON object, as if cut off'}."
+    wrong = wrong_fields(path)
+    return f"{path.name} has values of the wrong type: {', '.join(sorted(wrong))}." if wrong else ""
 
 
 def heartbeat_name(rank: int, attempt: int) -> str:
@@ -248,10 +267,13 @@ def data_bytes(store: Path, run: str) -> tuple[int, int]:
 
 def run_state(store: Path, run: str, now: float | None = None) -> RunState | None:
     """State of one run; None for a folder that holds neither run.json nor a heartbeat, or is no folder at all."""
-    info = read_info(run_dir(store, run) / "run.json")
+    path = run_dir(store, run) / "run.json"
+    info = read_info(path)
     beats = read_heartbeats(store, run)
-    if info is None and not beats:
+    if info is None and not beats and not os.path.isfile(path):
         return None
+    newest = {rank: beat for rank, _, beat in heartbeat_files(path.parent)}
+    faults = tuple((file, fault) for file in (path, *newest.values()) if (fault := json_fault(file)))
     info = info or {}
     now = time.time() if now is None else now
     attempt = max([beat["attempt"] for beat in beats] + [len(info.get("attempts") or []), 1])
@@ -275,6 +297,7 @@ def run_state(store: Path, run: str, now: float | None = None) -> RunState | Non
         heartbeats=tuple(beats),
         busy=busy_with(current) if status == "running" else None,
         lost_steps=sum(beat.get("lost_steps") or 0 for beat in beats),
+        faults=faults,
     )
 
 

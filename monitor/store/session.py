@@ -54,6 +54,7 @@ class Session:
         self.con.execute("SET parquet_metadata_cache = true")  # checked once, read by each query
         self._listing = Listing(root, self.con.cursor())
         self._shown = dict.fromkeys(TABLES, 0)  # versions of the listing that the views show
+        self._faults: list[Unreadable] = []  # of run.json and heartbeats
         self._own_names = True  # False once a statement may have made views or macros of its own
         self._lock = threading.Lock()
         for table in TABLES:
@@ -70,7 +71,7 @@ class Session:
 
     def unreadable(self) -> list[Unreadable]:
         """What the queries so far had to leave out."""
-        return self._listing.unreadable()
+        return [*self._listing.unreadable(), *self._faults]
 
     def run(self, query: str, params: Sequence[Any], fetch: Callable[[duckdb.DuckDBPyRelation], T]) -> T | None:
         """What `fetch` makes of the rows of a query; None for a statement without rows.
@@ -120,6 +121,7 @@ class Session:
 
     def _show_states(self, states: Sequence[RunState]) -> None:
         """The tables of run.json, of heartbeats and of what both say together."""
+        self._faults = [Unreadable(state.name, path, fault) for state in states for path, fault in state.faults]
         rows: dict[str, list[dict[str, Any]]] = {
             "run_files": [{**state.info, "run": state.name} for state in states],
             "heartbeats": [{**beat, "run": state.name} for state in states for beat in state.heartbeats],
