@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
 
+from dashboard.escape import plotly
 from dashboard.figures.theme import Theme, faded
-from monitor.queries import Frame, n_rows
+from monitor.queries.frames import Frame, n_rows
 
 
 def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme, *, shade: bool = True) -> go.Figure:
-    """Draws `monitor.queries.alert_spans` of one run onto `fig`; hover tells rule, value, baseline and what to do.
+    """Draws `monitor.queries.alerts.alert_spans` of one run onto `fig`; hover tells rule, value, baseline, what to do.
 
     Without `shade`, for heatmaps, the span is a bar along the top, so that no cell changes its colour.
     """
@@ -60,9 +60,9 @@ def _add_marks(fig: go.Figure, spans: Frame, theme: Theme) -> None:
 def alert_text(spans: Frame, i: int) -> str:
     """Hover text of one alert, wrapped and escaped."""
     value, baseline = float(spans["value"][i]), float(spans["baseline"][i])
-    lines = [f"{escape(str(spans['rule'][i]))} ({escape(str(spans['severity'][i]))})"]
+    lines = [f"{plotly(spans['rule'][i])} ({plotly(spans['severity'][i])})"]
     if not np.isnan(value):
         lines.append(f"value {value:.4g}" + ("" if np.isnan(baseline) else f", baseline {baseline:.4g}"))
     for text in (str(spans["message"][i]), str(spans["action"][i])):
-        lines += [escape(line) for line in textwrap.wrap(text, 64)]
+        lines += [plotly(line) for line in textwrap.wrap(text, 64)]
     return "<br>".join(lines)

@@ -8,13 +8,13 @@ import numpy as np
 import streamlit as st
 
 from dashboard import data
-from dashboard.arms import Arm, default_arms, figures_table
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import Theme, arm_colours
+from dashboard.shown_arms import Arm, default_arms, figures_table
 from dashboard.views import shared
-from monitor.comparisons import config_difference
-from monitor.queries import series_of
+from monitor.queries.differences import config_difference
+from monitor.queries.series import series_of
 from monitor.store.tail import RunEntry
 
 CURVES = (
@@ -83,8 +83,8 @@ def _pick_arms() -> tuple[Arm, Arm] | None:
         return None
     left, right = st.columns(2)
     chosen = [
-        _multiselect(column, text, key, names, default.runs)
-        for column, text, key, default in ((left, "Baseline", "a", base), (right, "Compared with it", "b", other))
+        _multiselect(left, "Baseline", "a", names, base.runs),
+        _multiselect(right, "Compared with it", "b", names, other.runs),
     ]
     if not all(chosen):
         st.info("Choose at least one run on each side.", icon=":material/compare_arrows:")

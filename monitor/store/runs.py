@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import StoreError, UnknownRunError
-from monitor.metrics import nearest
+from monitor.errors import StoreError, UnknownRunError, nearest
 from monitor.records import RunStatus
 from monitor.store.schema import TABLES, run_dir
 from monitor.store.segments import QUARANTINED

@@ -24,7 +24,7 @@ from monitor.store.catalog import CATALOG, ensure_catalog
 from monitor.store.runs import rank_status, read_json
 from monitor.store.schema import SCHEMA_VERSION, TABLES, WRITE_ORDER, SegmentName, run_dir
 
-_RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
 class RunWriter:
@@ -180,7 +180,7 @@ class RunWriter:
 
 
 def _check_arguments(info: RunInfo, rank: int) -> None:
-    if not _RUN_NAME.match(info.name):
+    if not _RUN_NAME.fullmatch(info.name):
         raise StoreError(
             f"Run name {info.name!r} cannot be used: expected 1 to 120 of letters, digits, '.', '_' and '-', "
             "the first a letter or digit. Choose another run name."

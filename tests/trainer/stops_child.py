@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from trainer import evaluate, train
-from trainer.cli import main
+from trainer.commands.train import main
 
 where, step, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 calls = 0

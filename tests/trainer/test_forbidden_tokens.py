@@ -9,8 +9,8 @@ from test_update import batch_of, config_of
 from tiny import tiny_policy
 from torch import nn
 
-from trainer import policy as policy_module
-from trainer.policy import Policy
+from trainer.policy import policy as policy_module
+from trainer.policy.policy import Policy
 from trainer.update import Updater
 
 FORBIDDEN = [3, 7, 8]

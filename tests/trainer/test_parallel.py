@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -20,26 +19,22 @@ from transformers import AutoConfig
 from monitor.metrics import METRICS
 from monitor.signals.histograms import device_histograms
 from monitor.store.reader import open_store
-from trainer.cli import parse_config
-from trainer.models import BUILTIN
-from trainer.parallel import Ranks
-from trainer.scoring import token_batch
-from trainer.setup import prepare
-from trainer.tokens import TokenBatch
+from trainer.commands.train import parse_config
+from trainer.flow import TokenBatch
+from trainer.learning.batch import token_batch
+from trainer.policy.sources import BUILTIN
+from trainer.runtime.build import prepare
+from trainer.runtime.ranks import Ranks
 from trainer.train import sample_step
 
 CHILD = Path(__file__).with_name("parallel_child.py")
 
 
-def torchrun(*command: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def torchrun(*command: str, cwd: Path | None = None, timeout: float = 150) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[2])
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-         "--master-port", str(port), *command],
-        capture_output=True, text=True, timeout=timeout, check=False,
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command],
+        capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, str(CHILD.parent)])},
     )  # fmt: skip
 
@@ -98,14 +93,14 @@ def merged_are_those_of_the_concatenated_tokens(ranks):
         assert int(merged.sum()) == len(values) > 100
 
 
-def test_a_sharded_run_records_every_rank_and_resumes(tmp_path):
+def test_a_sharded_run_records_every_rank_and_resumes(tmp_path, crowded_folder):
     store = tmp_path / "store"
     options = ("--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 2 --eval.prompts 3 "
                "--eval.samples 4 --weighting.warmup-steps 1 --checkpoint.every 2 --shard").split()  # fmt: skip
-    train = ["-m", "--", "monitor.cli", "train"]
-    done = torchrun(*train, *options, "--steps", "2", "--store", str(store), "--run", "two")
+    train = ["--no-python", "--", str(Path(sys.executable).with_name("rlvr")), "train"]
+    done = torchrun(*train, *options, "--steps", "2", "--store", str(store), "--run", "two", cwd=crowded_folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    done = torchrun(*train, "--resume", "two", "--steps", "3", "--store", str(store))
+    done = torchrun(*train, "--resume", "two", "--steps", "3", "--store", str(store), cwd=crowded_folder)
     assert done.returncode == 0 and "goes on at step 3" in done.stderr, done.stderr[-3000:]
     with open_store(store) as opened:
         counts = opened.sql("SELECT step, rank, count(*) FROM tokens GROUP BY ALL ORDER BY ALL").rows

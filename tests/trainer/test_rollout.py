@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_backends import assert_agree
 
-from trainer import generate
-from trainer.rollout import NonFiniteError, encode_prompts, sample
+from trainer.errors import NonFiniteError
+from trainer.rollout import generate
+from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.sampling import sample
 from trainer.tasks import Prompt
 
 
@@ -66,8 +68,8 @@ def test_sampled_frequencies_follow_the_policy(policy):
 
 
 def test_a_prompt_too_long_for_the_context_is_named(policy):
-    with pytest.raises(ValueError, match=r"Prompt 'p9' has 60 tokens and rollout.max_new_tokens is 24, but .* 64"):
-        encode_prompts(policy, [Prompt("p9", "1" * 60, "train")], None, 24)
+    with pytest.raises(ValueError, match=r"'p9' of split 'ood' has 60 tokens and .*max_new_tokens is 24, but .* 64"):
+        encode_prompts(policy, [Prompt("p9", "1" * 60, "ood")], None, 24)
 
 
 def test_non_finite_logits_stop_the_sampling(policy):

@@ -10,8 +10,8 @@ from rounding import LARGEST, rounding
 from tiny import tiny_policy
 
 from monitor.signals import token_signals
-from trainer import policy as policy_module
-from trainer.tokens import TokenBatch
+from trainer.flow import TokenBatch
+from trainer.policy import policy as policy_module
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from monitor.store.reader import open_store
-from trainer.checkpoint import checkpoints_of
-from trainer.cli import main
-from trainer.models import BUILTIN
+from trainer.commands.train import main
+from trainer.policy.sources import BUILTIN
+from trainer.runtime.checkpoint import checkpoints_of
 
 SMALL = (
     "--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.prompts 2 --eval.samples 4 "
@@ -101,8 +101,8 @@ def test_arms_of_a_comparison_start_from_the_same_policy_and_prompts(trained):
 
 def test_metadata_holds_configuration_commit_packages_and_hardware(trained):
     info = json.loads((trained / "runs" / "a" / "run.json").read_text())
-    given = {key: value for key, value in info["config"]["weighting"].items() if value is not None}
-    assert given == {"kind": "ict", "warmup_steps": 1, "normalise": "selected"}
+    given = info["config"]["weighting"]
+    assert given == {"kind": "ict", "keep": 0.1, "warmup_steps": 1, "normalise": "selected"}
     assert info["environment"]["packages"]["torch"].startswith("2.")
     assert info["environment"]["device"] and info["environment"]["python"] == sys.version.split()[0]
 
@@ -135,6 +135,20 @@ def test_a_taken_name_is_refused_before_anything_is_written(trained, capsys):
 def test_bad_input_is_refused_before_work_starts(tmp_path, capsys, options, message):
     assert run(tmp_path / "store", *options) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "store" / "runs").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "heldout", "ood"])
+def test_a_prompt_too_long_for_the_context_is_refused_in_any_split_before_work_starts(tmp_path, capsys, split):
+    splits = ("train", "train", "heldout", "ood")
+    rows = [{"prompt": f"{n}:\\boxed", "answer": n, "split": s} for n, s in enumerate(splits)]
+    rows.append({"prompt": "7" * 70 + ":\\boxed", "answer": 1, "split": split})
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--task", f"jsonl:{tmp_path / 'p.jsonl'}", "--rollout.prompts", "2", "--rollout.max-new-tokens", "20"]
+    assert run(tmp_path / "store", *options) == 2
+    told = capsys.readouterr().err
+    assert f"Prompt 'line-5' of split '{split}' has 77 tokens and rollout.max_new_tokens is 20" in told
+    assert "context is 80 tokens" in told
     assert not (tmp_path / "store" / "runs").exists()
 
 

@@ -1,0 +1,112 @@
+"""Several processes, one run: whole groups on every rank, denominators of the whole step, gradients summed.
+
+Started by `torchrun --nproc-per-node N --no-python -- rlvr train ...` or `accelerate launch`; a single process is a
+world of one, in which every method returns its argument. Collectives are called by all ranks in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_TIMEOUT = timedelta(minutes=30)  # a slow reward function on one rank must not end the others
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of the run. rank counts from 0."""
+
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, a new tensor of the same shape."""
+        if self.world == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks, in the order of ranks; every rank has as many."""
+        if self.world == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def any(self, flag: bool) -> bool:
+        """True if the flag is set on any rank: what one rank meets all ranks answer alike."""
+        if self.world == 1:
+            return flag
+        answer = torch.tensor([int(flag)], device=_device())
+        dist.all_reduce(answer, dist.ReduceOp.MAX)
+        return bool(answer.item())
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Adds the gradients of all ranks in place: one collective. Sharded gradients are summed already."""
+        if self.world == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "full_tensor")]
+        if grads:
+            flat = torch.cat([grad.reshape(-1) for grad in grads])
+            dist.all_reduce(flat)
+            for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+                grad.copy_(part.view_as(grad))
+
+
+def join_ranks() -> Ranks:
+    """Joins the processes that torchrun or accelerate started (WORLD_SIZE, RANK, LOCAL_RANK); else a world of one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def shard(root: nn.Module, layers: nn.ModuleList) -> None:
+    """FSDP2: parameters, gradients and optimizer state of `root` spread over the ranks, a layer gathered at a time.
+
+    Gradients are summed, not averaged: the loss's denominators are those of the whole step.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh = init_device_mesh(_device().type, (dist.get_world_size(),))
+    for module in (*layers, root):
+        fully_shard(module, mesh=mesh)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor (a collective), or the tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
