@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -13,10 +12,14 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from dashboard.data_path import STORE_VARIABLE
 from monitor.children import PYTHON, child_environment
+from monitor.commands.parsing import StoreFolder, parse
 
 START_TIMEOUT_S = 60.0
 
@@ -105,18 +108,19 @@ def _has_display() -> bool:
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlvr dashboard", description="Show a store in the browser, live.")
-    parser.add_argument("store", nargs="?", default="runs", metavar="STORE", help="folder of the store (default: runs)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=0, help="0 chooses a free port")
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    return parser
+@dataclass(frozen=True)
+class Options:
+    """Show a store in the browser, live."""
+
+    store: tyro.conf.Positional[StoreFolder] = "runs"  # folder of the store
+    host: str = "127.0.0.1"  # address to listen on; 127.0.0.1: this machine only
+    port: int = 0  # 0 chooses a free port
+    no_browser: bool = False  # only print the address
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C or SIGTERM. Returns 0, 2 for a store or port that cannot be served, 1 if the server died."""
-    options = _parser().parse_args(argv)
+    options = parse(Options, list(sys.argv[1:] if argv is None else argv), "dashboard")
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from time import gmtime, strftime
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import plotly.graph_objects as go
+import tyro
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
@@ -19,6 +19,7 @@ from dashboard.figures.intervals import difference_intervals
 from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import DARK, LIGHT, Theme, arm_colours
 from monitor.commands.comparison_table import cells, notes
+from monitor.commands.parsing import StoreFolder, call
 from monitor.queries.frames import Frame
 from monitor.queries.series import scalar_series, series_of
 from monitor.stats.comparison import LEVEL, TITLES, load_comparison
@@ -31,23 +32,35 @@ CROWDED = 2  # with more arms than this, single seeds are left out behind the me
 
 
 def main(argv: list[str]) -> int:
-    """Writes the report; 0 when it is there."""
-    parser = argparse.ArgumentParser(prog="rlvr report", description="A stored comparison as one HTML file.")
-    parser.add_argument("comparison", help="name of the comparison, as rlvr compare stored it")
-    parser.add_argument("store", nargs="?", default="runs", help="folder of the store (default: runs)")
-    parser.add_argument("--out", type=Path, help="the file (default: STORE/comparisons/COMPARISON.html)")
-    options = parser.parse_args(argv)
-    store = require_store(options.store)
-    out = options.out or store / "comparisons" / f"{options.comparison}.html"
-    comparison = load_comparison(store, options.comparison)
+    """`rlvr report`."""
+    return call(report, argv, "report")
+
+
+def report(
+    comparison: Annotated[str, tyro.conf.arg(metavar="COMPARISON")],
+    folder: StoreFolder = "runs",
+    /,
+    *,
+    out: Path | None = None,
+) -> int:
+    """Write a stored comparison as one HTML file.
+
+    Args:
+        comparison: its name, as rlvr compare stored it
+        folder: folder of the store
+        out: the file; none: STORE/comparisons/COMPARISON.html
+    """
+    store = require_store(folder)
+    out = out or store / "comparisons" / f"{comparison}.html"
+    found = load_comparison(store, comparison)
     tail = Tail(store)
     tail.poll()
-    runs = [run for of in comparison["arms"].values() for run in of.values()]
+    runs = [run for of in found["arms"].values() for run in of.values()]
     rows = scalar_series(tail.cursor(), runs, CURVES)
     info = next((tail.runs[run].info for run in runs if run in tail.runs), {})
     tail.close()
     part = out.with_suffix(".tmp")
-    part.write_text(page(comparison, rows, info), encoding="utf-8")
+    part.write_text(page(found, rows, info), encoding="utf-8")
     part.replace(out)
     print(f"Report: {out}")
     return 0

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
-from monitor.commands.parsing import call
+from monitor.commands.parsing import StoreFolder, call
 from monitor.store.reader import Store, open_store
 
 _LATEST = """SELECT run, arg_max(value, step) FILTER (name = 'reward'), arg_max(value, step) FILTER (name = 'entropy')
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     return call(ls, argv, "ls")
 
 
-def ls(store: str = DEFAULT_STORE, /, *, json: bool = False) -> int:
+def ls(store: StoreFolder = DEFAULT_STORE, /, *, json: bool = False) -> int:
     """List the runs of a store, oldest first.
 
     Args:

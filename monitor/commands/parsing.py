@@ -1,13 +1,19 @@
-"""Command lines: each command is a function, whose signature and docstring are its options and its --help."""
+"""Command lines: a command is a function or has a dataclass of options, whose names, types and texts are its --help."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 import tyro
 
 from monitor.errors import MonitorError
+
+T = TypeVar("T")
+StoreFolder = Annotated[str, tyro.conf.arg(metavar="[STORE]")]
+RunName = Annotated[str, tyro.conf.arg(metavar="RUN")]
+_ONE_WAY = (tyro.conf.FlagCreatePairsOff,)  # --json without a --no-json beside it
 
 
 def call(function: Callable[..., int], argv: list[str], name: str) -> int:
@@ -18,7 +24,19 @@ def call(function: Callable[..., int], argv: list[str], name: str) -> int:
     2. A MonitorError becomes one line and 2.
     """
     try:
-        return tyro.cli(function, args=argv, prog=f"rlvr {name}", config=(tyro.conf.FlagCreatePairsOff,))
+        return tyro.cli(function, args=argv, prog=f"rlvr {name}", config=_ONE_WAY)
     except MonitorError as error:
         print(f"rlvr {name}: {error}", file=sys.stderr)
         return 2
+
+
+def parse(options: type[T], argv: list[str], name: str, description: str | None = None) -> T:
+    """The options in `argv` as an instance of the dataclass `options`; a field's comment is its help."""
+    return tyro.cli(options, args=argv, prog=f"rlvr {name}", description=description, config=_ONE_WAY)
+
+
+def parse_known(options: type[T], argv: list[str], name: str, description: str | None = None) -> tuple[T, list[str]]:
+    """Like `parse`, with the arguments that are not options of this command, in their order."""
+    return tyro.cli(
+        options, args=argv, prog=f"rlvr {name}", description=description, config=_ONE_WAY, return_unknown_args=True
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
-from monitor.commands.parsing import call
+from monitor.commands.parsing import RunName, call
 from monitor.metrics import metric
 from monitor.store.reader import Store, open_store
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     return call(show, argv, "show")
 
 
-def show(run: str, /, *, store: str = DEFAULT_STORE, json: bool = False) -> int:
+def show(run: RunName, /, *, store: str = DEFAULT_STORE, json: bool = False) -> int:
     """Show one run: status, configuration, latest values, alerts, events and sizes.
 
     Args:

@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+import tyro
 from rich.console import Console
 from rich.progress import Progress
 
 from monitor.commands.output import DEFAULT_STORE, print_json, print_table, size
+from monitor.commands.parsing import StoreFolder, call
 from monitor.errors import StoreError
 from monitor.store.check import check_store
 from monitor.store.compact import Compaction, compact_run, kept_steps
 from monitor.store.runs import get_run, list_runs
 
-_THIN = """steps whose raw tokens stay: "1,50,100" names the steps ("50," is one step); a single number like "5" keeps
-that many steps of each run, evenly spaced over those that have tokens, first and last included; "0" keeps none.
-Scalars, histograms, rollouts and alerts of all steps stay."""
+COMMANDS = """usage: rlvr store check|compact|prune [STORE] [OPTIONS]
+
+Look after a store; `rlvr store COMMAND --help` explains a command.
+
+  check    report leftovers and damage; exit 1 only for damaged data
+  compact  merge the small files of ended runs
+  prune    drop raw tokens of most steps of ended runs, keep everything else"""
+_Runs = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 def main(argv: list[str]) -> int:
-    """Check, compact or prune a store; `check` returns 1 if acknowledged data is damaged."""
-    parser = argparse.ArgumentParser(prog="rlvr store", description="Look after a store.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="report leftovers and damage; exit 1 only for damaged data")
-    compact = commands.add_parser("compact", help="merge the small files of ended runs")
-    prune = commands.add_parser("prune", help="drop raw tokens of most steps of ended runs, keep everything else")
-    for command in (check, compact, prune):
-        command.add_argument("store", nargs="?", default=DEFAULT_STORE, help="folder of the store (default: runs)")
-        command.add_argument("--json", action="store_true", help="one JSON list of objects")
-    for command in (compact, prune):
-        command.add_argument("--run", action="append", help="only this run; may be given again")
-    prune.add_argument("--thin-tokens", required=True, metavar="STEPS", help=_THIN)
-    args = parser.parse_args(argv)
-    if args.command == "check":
-        return _check(args.store, args.json)
-    thin = getattr(args, "thin_tokens", None)
-    if thin is not None:
-        kept_steps(thin, [])  # a faulty value stops here, before the first run is touched
-    return _compact(args.store, args.run, thin, args.json)
+    """`rlvr store`."""
+    commands: dict[str, Callable[..., int]] = {"check": check, "compact": compact, "prune": prune}
+    name = argv[0] if argv else ""
+    if name in commands:
+        return call(commands[name], argv[1:], f"store {name}")
+    print(COMMANDS, file=sys.stdout if name in ("-h", "--help") else sys.stderr)
+    return 0 if name in ("-h", "--help") else 2
 
 
-def _check(store: str, as_json: bool) -> int:
+def check(store: StoreFolder = DEFAULT_STORE, /, *, json: bool = False) -> int:
+    """Report leftovers and damage. Exits with 1 only where acknowledged data is damaged.
+
+    Args:
+        store: folder of the store
+        json: one JSON list of objects
+    """
     found = check_store(store)
     damaged = sum(finding.damage for finding in found)
-    if as_json:
+    if json:
         print_json([asdict(finding) for finding in found])
     else:
         if found:
@@ -54,7 +56,33 @@ def _check(store: str, as_json: bool) -> int:
     return 1 if damaged else 0
 
 
-def _compact(store: str, runs: list[str] | None, thin: str | None, as_json: bool) -> int:
+def compact(store: StoreFolder = DEFAULT_STORE, /, *, run: _Runs = (), json: bool = False) -> int:
+    """Merge the small files of ended runs.
+
+    Args:
+        store: folder of the store
+        run: only this run; may be given again
+        json: one JSON list of objects
+    """
+    return _compact(store, run, None, json)
+
+
+def prune(store: StoreFolder = DEFAULT_STORE, /, *, thin_tokens: str, run: _Runs = (), json: bool = False) -> int:
+    """Drop raw tokens of most steps of ended runs. Scalars, histograms, rollouts and alerts of all steps stay.
+
+    Args:
+        store: folder of the store
+        thin_tokens: steps whose raw tokens stay: "1,50,100" names the steps ("50," is one step); a single number like
+            "5" keeps that many steps of each run, evenly spaced over those that have tokens, first and last included;
+            "0" keeps none
+        run: only this run; may be given again
+        json: one JSON list of objects
+    """
+    kept_steps(thin_tokens, [])  # a faulty value stops here, before the first run is touched
+    return _compact(store, run, thin_tokens, json)
+
+
+def _compact(store: str, runs: Sequence[str], thin: str | None, as_json: bool) -> int:
     if runs:
         chosen = [get_run(store, run).name for run in runs]
     else:

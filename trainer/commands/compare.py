@@ -5,17 +5,20 @@ All arms of a seed start from the same base policy, prompts and sampling seed; o
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 
 from monitor.children import RLVR, child_environment
 from monitor.commands.comparison_table import markdown, print_tables
+from monitor.commands.parsing import parse_known
 from monitor.errors import MonitorError
 from monitor.queries.series import latest_scalars
 from monitor.stats.comparison import load_comparison, paired_comparison, save_comparison
@@ -35,10 +38,24 @@ rlvr compare [CONFIG.toml or preset] --arms uniform ict random [options of rlvr 
 dotted option of the groups weighting, loss, optim, signals. The first arm is the baseline. Runs are called
 COMPARISON-ARM-sSEED; a rerun of the same command skips what is finished and goes on with what was interrupted. The
 result is printed and stored as STORE/comparisons/COMPARISON.json, .csv and .html."""
-MATCHED = """run each sparse arm twice, with weighting.normalise=selected (its sum of weights over the
-loss's denominator is 1, as in the dense update) and =all (the kept share: a tenth at keep=0.1). A difference between
-uniform and the first is not one of step size; a difference between the two is nothing else. AdamW divides the
-gradient's scale out again: there the two differ only through gradient clipping, the KL term and epsilon"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """See HELP."""
+
+    arms: tuple[str, ...] = ("uniform", "ict", "random")  # what is compared; the first is the baseline
+    seeds: tuple[int, ...] = (3,)  # how many (3 means 0 1 2), or the seeds
+    jobs: int | None = None  # runs at a time; none: CUDA devices, else cores
+    comparison: str = "compare"  # name of the comparison
+    store: str | None = None  # folder of the store; none: the configuration's
+    # run each sparse arm twice, with weighting.normalise=selected (its sum of weights over the loss's denominator is 1,
+    # as in the dense update) and =all (the kept share: a tenth at keep=0.1). A difference between uniform and the first
+    # is not one of step size; a difference between the two is nothing else. AdamW divides the gradient's scale out
+    # again: there the two differ only through gradient clipping, the KL term and epsilon
+    matched_step_size: bool = False
+    show: Annotated[str | None, tyro.conf.arg(metavar="COMPARISON")] = None  # train nothing: print a stored comparison
+    markdown: bool = False  # print the tables as Markdown
 
 
 def main(argv: list[str]) -> int:
@@ -78,32 +95,23 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our own options, and the rest for `rlvr train`, a CONFIG first. Exits with 2 where they contradict."""
-    parser = argparse.ArgumentParser(
-        prog="rlvr compare", description=HELP, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--arms", nargs="+", default=["uniform", "ict", "random"], help="default: uniform ict random")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[3], help="how many (3 means 0 1 2), or the seeds")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: CUDA devices, else cores)")
-    parser.add_argument("--comparison", default="compare", help="name of the comparison (default: compare)")
-    parser.add_argument("--store", help="folder of the store (default: runs)")
-    parser.add_argument("--matched-step-size", action="store_true", help=MATCHED)
-    parser.add_argument("--show", metavar="COMPARISON", help="train nothing: print a stored comparison")
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+def _parse(argv: list[str]) -> tuple[Options, list[str]]:
+    """Our own options, and the rest for `rlvr train`, a CONFIG first. Raises ConfigError where they contradict."""
     config = argv[:1] if argv and not argv[0].startswith("-") else [a for a in argv if a.endswith(".toml")][:1]
     rest = list(argv)
     if config:
         rest.remove(config[0])
-    options, extras = parser.parse_known_args(rest)
+    options, extras = parse_known(Options, rest, "compare", HELP)
     for text in extras:
         option = text.removeprefix("--").partition("=")[0].replace("-", "_")
         if text.startswith("--") and option in OWN:
-            parser.error(f"{text.partition('=')[0]} is set for every run by rlvr compare: use --arms and --seeds.")
+            raise ConfigError(f"{text.partition('=')[0]} is set for every run by rlvr compare: use --arms and --seeds.")
     if options.jobs is not None and options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}, expected at least 1.")
+        raise ConfigError(f"--jobs is {options.jobs}, expected at least 1.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.comparison):
-        parser.error(f"--comparison is {options.comparison!r}, expected letters, digits, dots, dashes, underscores.")
+        raise ConfigError(
+            f"--comparison is {options.comparison!r}, expected letters, digits, dots, dashes, underscores."
+        )
     store = ["--store", options.store] if options.store else []
     return options, [*config, *extras, *store]
 
@@ -138,7 +146,7 @@ def plan(
 
 def _conclude(
     store: Path,
-    options: argparse.Namespace,
+    options: Options,
     base: TrainConfig,
     arms: Sequence[Arm],
     grid: dict[tuple[str, int], Job],

@@ -5,13 +5,13 @@ Both runs start from the same base policy, seed and prompts with the settings of
 
 from __future__ import annotations
 
-import argparse
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor.children import RLVR, child_environment
+from monitor.commands.parsing import parse
 from monitor.queries.alerts import alert_log, alert_spans
 from monitor.queries.differences import final_figures
 from monitor.queries.series import latest_scalars, scalar_series, series_of, value_at
@@ -40,9 +41,20 @@ FIGURES = {  # row of the table -> (series, format)
 }
 
 
+@dataclass(frozen=True)
+class Options:
+    """Train uniform and ict side by side and watch them."""
+
+    store: str = "runs"  # folder of the store
+    seed: int = 0  # seed of both runs
+    steps: int | None = None  # training steps; none: the preset's
+    no_browser: bool = False  # do not open the dashboard in a browser
+    exit_when_done: bool = False  # no dashboard; exit after the result
+
+
 def main(argv: list[str]) -> int:
     """Exit codes: 0 both runs finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C while training."""
-    options = _parser().parse_args(argv)
+    options = parse(Options, argv, "demo")
     console = Console(highlight=False, markup=False, emoji=False)  # texts of runs are no markup
     store = Path(options.store)
     if store.exists() and not store.is_dir():
@@ -71,16 +83,6 @@ def main(argv: list[str]) -> int:
         return 130 if not _all_finished(store, name) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlvr demo", description="Train uniform and ict side by side and watch them.")
-    parser.add_argument("--store", default="runs", help="folder of the store (default: runs)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of both runs (default: 0)")
-    parser.add_argument("--steps", type=int, default=None, help="training steps (default: the preset's)")
-    parser.add_argument("--no-browser", action="store_true", help="do not open the dashboard in a browser")
-    parser.add_argument("--exit-when-done", action="store_true", help="no dashboard; exit after the result")
-    return parser
-
-
 def _free_comparison(store: Path) -> str:
     """demo, demo-2, ...: the first whose runs the store does not hold."""
     names = (f"demo-{i}" if i > 1 else "demo" for i in count(1))
@@ -103,7 +105,7 @@ def _dashboard(store: Path, *, browser: bool) -> Iterator[str]:
 
 
 @contextmanager
-def _trainer(store: Path, name: str, arm: str, options: argparse.Namespace) -> Iterator[subprocess.Popen[str]]:
+def _trainer(store: Path, name: str, arm: str, options: Options) -> Iterator[subprocess.Popen[str]]:
     """Starts one arm, and ends it on the way out."""
     settings = {
         "weighting.kind": arm,

@@ -7,7 +7,6 @@ to STORE/evals/RUN.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -15,18 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from monitor.commands.output import print_json, print_table
+from monitor.commands.parsing import parse
 from monitor.errors import MonitorError, UnknownRunError, nearest
 from monitor.stats.paired import bootstrap_interval
 from monitor.store.runs import get_run, require_store, run_names
 from trainer.config import ConfigError, TrainConfig
-from trainer.tasks import SPLITS, Prompt, Task, make_task
+from trainer.tasks import Prompt, Task, make_task
 
 if TYPE_CHECKING:
     from trainer.evaluate import SplitOutcome
@@ -48,14 +49,37 @@ class _Subject:
     reward: RewardFunction
 
 
+@dataclass(frozen=True)
+class Options:
+    """Evaluate a run's final policy, or any model."""
+
+    subject: tyro.conf.Positional[
+        Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]
+    ]  # a run of the store, a Hugging Face folder, or a model as rlvr train takes it
+    store: str = "runs"  # folder of the store
+    task: str | None = None  # chain, reasoning_gym:<dataset> or jsonl:<path>; none: the run's, or chain
+    # splits to evaluate; those that the task lacks are left out
+    split: tuple[Literal["train", "heldout", "ood", "multipath"], ...] = ("heldout", "ood", "multipath")
+    samples: int = 16  # samples of each prompt
+    k: tuple[int, ...] = (1, 4, 16)  # k of pass@k
+    prompts: int | None = None  # at most so many prompts of each split; none: all
+    temperature: float | None = None  # sampling temperature; none: the run's, or 1
+    # longest response; none: the run's, 56 for chain; on another task what the model's context leaves, at most 1,024
+    max_new_tokens: int | None = None
+    seed: int = 0  # of the sampling
+    json: bool = False  # one JSON object
+
+
 def main(argv: list[str]) -> int:
     """Exit codes: 0 evaluated, 2 wrong use."""
-    options = _parser().parse_args(argv)
+    options = parse(Options, argv, "eval")
     try:
         is_run, model, config = subject(options.subject, Path(options.store))
         known = options.max_new_tokens is not None or options.task in (None, config.task)
         config = _configured(config, options)
-        splits = {split: list(make_task(config.task).prompts(split)) for split in options.split}
+        splits: dict[str, list[Prompt]] = {
+            split: list(make_task(config.task).prompts(split)) for split in options.split
+        }
         splits = {split: prompts[: options.prompts] for split, prompts in splits.items() if prompts}
         if not splits:
             raise ConfigError(f"{config.task} has no prompts of split {' or '.join(options.split)}.")
@@ -71,24 +95,6 @@ def main(argv: list[str]) -> int:
     else:
         _print(report)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rlvr eval", description="Evaluate a run's final policy, or any model.")
-    parser.add_argument("subject", help="a run of the store, a Hugging Face folder, or a model as rlvr train takes it")
-    parser.add_argument("--store", default="runs", help="folder of the store (default: runs)")
-    parser.add_argument("--task", help="chain, reasoning_gym:<dataset> or jsonl:<path> (default: the run's, or chain)")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, default=["heldout", "ood", "multipath"],
-                        help="splits to evaluate; those that the task lacks are left out")  # fmt: skip
-    parser.add_argument("--samples", type=int, default=16, help="samples of each prompt (default: 16)")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 16], help="k of pass@k (default: 1 4 16)")
-    parser.add_argument("--prompts", type=int, help="at most so many prompts of each split (default: all)")
-    parser.add_argument("--temperature", type=float, help="sampling temperature (default: the run's, or 1)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest response (default: the run's, 56 for chain; on "
-                        f"another task what the model's context leaves, at most {LONGEST_RESPONSE})")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    return parser
 
 
 def subject(name: str, store: Path) -> tuple[bool, str, TrainConfig]:
@@ -113,7 +119,7 @@ def subject(name: str, store: Path) -> tuple[bool, str, TrainConfig]:
     return False, name, TrainConfig()
 
 
-def _configured(config: TrainConfig, options: argparse.Namespace) -> TrainConfig:
+def _configured(config: TrainConfig, options: Options) -> TrainConfig:
     tree = config.model_dump()
     tree["task"] = options.task or config.task
     if options.task and options.task != config.task:

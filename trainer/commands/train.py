@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 from pydantic import create_model
 
+from monitor.commands.parsing import parse_known
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
 from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting, weightings_help
@@ -99,15 +100,20 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
 
 
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run from its newest checkpoint."""
+
+    resume: str  # name of the run
+    store: str = "runs"  # folder of the store
+    steps: int | None = None  # training steps in all; may only be raised
+
+
 def resumed_config(argv: list[str]) -> TrainConfig | None:
     """The stored configuration of `--resume RUN [--store STORE] [--steps N]`; None without --resume."""
     if not any(text == "--resume" or text.startswith("--resume=") for text in argv):
         return None
-    parser = argparse.ArgumentParser(prog="rlvr train", description="Continue a run from its newest checkpoint.")
-    parser.add_argument("--resume", metavar="RUN", required=True)
-    parser.add_argument("--store", default="runs")
-    parser.add_argument("--steps", type=int)
-    options, others = parser.parse_known_args(argv)
+    options, others = parse_known(Resume, argv, "train")
     if others:
         raise ConfigError(
             f"--resume takes the stored configuration of {options.resume!r}, of which only --steps may be raised: "
