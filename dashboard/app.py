@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import data
+from dashboard.escape import markdown
 from dashboard.views import compare, overview, run, shared, tokens
 
 PAGES = (
@@ -38,12 +39,12 @@ def main() -> None:
 def _ready() -> bool:
     store = data.store_path()
     if not store.exists():
-        st.error(f"No store at `{store}`.", icon=":material/folder_off:")
+        st.error(markdown("No store at {}.", store), icon=":material/folder_off:")
         st.markdown("Start a run that records there (`rlvr train --store STORE`), or open another store with "
                     "`rlvr dashboard STORE`. This page fills by itself.")  # fmt: skip
         return False
     if not data.runs():
-        st.info(f"No runs in `{store}` yet.", icon=":material/hourglass_empty:")
+        st.info(markdown("No runs in {} yet.", store), icon=":material/hourglass_empty:")
         st.markdown("`rlvr train --store STORE` starts one, `rlvr demo` two. They appear here by themselves.")
         return False
     return True
@@ -55,9 +56,13 @@ def _quarantine_banner() -> None:
         total = sum(len(names) for names in damaged.values())
         which = ", ".join(f"{run}: {names[0]}" for run, names in damaged.items())
         st.warning(
-            f"{total} segment{'s' if total > 1 else ''} could not be read and {'are' if total > 1 else 'is'} left out "
-            f"({which}{', ...' if total > len(damaged) else ''}). Everything else is shown. Look closer with "
-            "`rlvr store check`.",
+            markdown(
+                "{count} could not be read and {be} left out ({which}). Everything else is shown. Look closer with "
+                "`rlvr store check`.",
+                count=f"{total} segments" if total > 1 else "1 segment",
+                be="are" if total > 1 else "is",
+                which=f"{which}, ..." if total > len(damaged) else which,
+            ),
             icon=":material/broken_image:",
         )
 

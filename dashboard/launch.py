@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dashboard.data_path import STORE_VARIABLE
+from monitor.children import PYTHON, child_environment
 
 START_TIMEOUT_S = 60.0
 
@@ -56,13 +57,10 @@ def start(store: str | Path, host: str = "127.0.0.1", port: int = 0) -> tuple[su
     The process ends with this one, however this one ends. Raises LaunchError if it cannot start.
     """
     path, port = check_store(store), check_port(host, port)
-    environment = os.environ | {STORE_VARIABLE: str(path), "PYTHONSAFEPATH": "1"}
-    package_root = str(Path(__file__).resolve().parent.parent)
-    known = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = os.pathsep.join([package_root, known] if known else [package_root])
     process = subprocess.Popen(
-        [sys.executable, "-m", "dashboard.serve", host, str(port)],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment,
+        [*PYTHON, "-m", "dashboard.serve", host, str(port)],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=child_environment() | {STORE_VARIABLE: str(path)},
         start_new_session=True,  # Ctrl-C reaches only the launcher, which forwards it once
     )  # fmt: skip
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

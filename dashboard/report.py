@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 from time import gmtime, strftime
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
 from dashboard.figures.intervals import difference_intervals
@@ -75,7 +75,7 @@ def page(comparison: Mapping[str, Any], rows: Frame, info: Mapping[str, Any]) ->
         title=escape(comparison["comparison"]),
         body="\n".join(body),
         plotly=get_plotlyjs(),
-        charts=json.dumps(drawn).replace("</", "<\\/"),
+        charts=json.dumps(drawn).replace("<", "\\u003c"),  # nothing in a script may look like a tag
     )
 
 
@@ -169,4 +169,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     value, _, rest = text.partition("\n")
-    return escape(value) + (f"<br><small>{escape(rest)}</small>" if rest else "")
+    return f"{escape(value)}<br><small>{escape(rest)}</small>" if rest else str(escape(value))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from monitor.children import HOME
 from monitor.errors import MonitorError
 
 # command: ("module:function", one line of help). The function takes the rest of the arguments, returns the exit code.
@@ -84,5 +85,7 @@ def _wrong(message: str) -> int:
     return WRONG_USE
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # python -m monitor.cli: the working folder is searched first, and may hold a trainer.py
+    if not sys.flags.safe_path and os.path.realpath(sys.path[0]) != str(HOME):
+        del sys.path[0]
     sys.exit(main())

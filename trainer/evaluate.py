@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import torch
 from trainer.config import TrainConfig
 from trainer.policy.policy import Policy
 from trainer.rewards.scoring import RewardFunction, score
-from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.prompts import encode_prompts, evaluation_prompts
 from trainer.rollout.sampling import sample
 from trainer.runtime.build import Parts
 from trainer.tasks import Prompt, Task
@@ -46,29 +47,30 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitOutcome:
-    """Of each prompt [prompts]: correct among `samples`, distinct correct forms (None: the task has none), tokens."""
+    """Of each prompt [prompts]: correct among `samples`, distinct correct forms (None: the task has none), mean tokens,
+    share of samples cut off at max_new_tokens."""
 
     samples: int
     n_correct: np.ndarray
     distinct: np.ndarray | None
     response_length: np.ndarray
+    truncated: np.ndarray
 
 
-def evaluate(parts: Parts, step: int) -> dict[str, float]:
+def evaluate(parts: Parts, step: int, check: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Scalars "eval/<split>/<name>" of every configured split that the task has.
 
     Sampled at rollout.temperature from a generator of (seed, step), so runs with equal seeds draw alike. With several
-    ranks each takes a share of the prompts.
+    ranks each takes a share of the prompts. `check` is called before each split and may end it (`Stops.check`).
     """
     config = parts.config
     scalars: dict[str, float] = {}
     generator = torch.Generator(parts.policy.device)
     generator.manual_seed(1_000_003 * (config.seed + 1) + step + 7_919 * parts.ranks.rank)
-    for split in config.eval.splits:
-        prompts = list(parts.task.prompts(split))[: config.eval.prompts]
-        if prompts:
-            found = split_scalars(sample_over_ranks(parts, prompts, generator), config.eval.k)
-            scalars |= {f"eval/{split}/{name}": value for name, value in found.items()}
+    for split, prompts in evaluation_prompts(config, parts.task).items():
+        check()
+        found = split_scalars(sample_over_ranks(parts, prompts, generator), config.eval.k)
+        scalars |= {f"eval/{split}/{name}": value for name, value in found.items()}
     return scalars
 
 
@@ -80,10 +82,12 @@ def sample_over_ranks(parts: Parts, prompts: list[Prompt], generator: torch.Gene
     if ranks.world == 1:
         return mine
     distinct = np.full(len(mine.n_correct), -1) if mine.distinct is None else mine.distinct
-    rows = torch.tensor(np.stack([mine.n_correct, distinct, mine.response_length], 1), device=parts.policy.device)
-    everyone = ranks.gather(rows).reshape(ranks.world, -1, 3).transpose(0, 1).reshape(-1, 3)  # dealt in turn
-    n_correct, distinct, lengths = everyone[: len(prompts)].cpu().numpy().T
-    return SplitOutcome(mine.samples, n_correct.astype(int), None if (distinct < 0).any() else distinct, lengths)
+    rows = np.stack([mine.n_correct, distinct, mine.response_length, mine.truncated], 1)
+    everyone = ranks.gather(torch.tensor(rows, device=parts.policy.device))
+    everyone = everyone.reshape(ranks.world, -1, 4).transpose(0, 1).reshape(-1, 4)  # dealt in turn
+    n_correct, distinct, lengths, truncated = everyone[: len(prompts)].cpu().numpy().T
+    forms = None if (distinct < 0).any() else distinct
+    return SplitOutcome(mine.samples, n_correct.astype(int), forms, lengths, truncated)
 
 
 def split_scalars(outcome: SplitOutcome, k: int) -> dict[str, float]:
@@ -112,15 +116,17 @@ def sample_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Gener
     scored = score(parts.policy, rollouts, repeated, parts.reward)
     correct = (np.array(scored.rewards) >= parts.task.correct_at).reshape(len(prompts), samples)
     forms: list[set[str]] = [set() for _ in prompts]
-    has_forms = True
+    has_forms = parts.task.has_forms
     for row in np.flatnonzero(correct):
         form = parts.task.canonical(repeated[row], scored.completions[row])
-        has_forms &= form is not None
+        has_forms &= form is not None  # a reward of the user's own may call correct what the task has no form for
         forms[row // samples].add(form or "")
     lengths = rollouts.mask.sum(1).double().cpu().numpy().reshape(len(prompts), samples)
+    truncated = rollouts.truncated.double().cpu().numpy().reshape(len(prompts), samples)
     return SplitOutcome(
         samples=samples,
         n_correct=correct.sum(1),
         distinct=np.array([len(group) for group in forms]) if has_forms else None,
         response_length=lengths.mean(1),
+        truncated=truncated.mean(1),
     )

@@ -10,7 +10,9 @@ is what the loss used. `setup.py` builds the parts, `update.py` is the optimizer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from trainer.rollout.prompts import encode_prompts
 from trainer.rollout.sampling import sample
 from trainer.runtime.build import Parts
 from trainer.runtime.samples import sample_table
+from trainer.runtime.stops import Stops
 from trainer.update import Update
 
 Progress = Callable[[StepRecord], None]
@@ -40,10 +43,12 @@ def train(
     *,
     first: int = 1,
     after: Sequence[Callable[[int], None]] = (),
+    stops: Stops = Stops(),  # noqa: B008, without handlers
 ) -> None:
     """Trains `parts.policy` up to step `config.steps`, from 1 or, resumed, from `first`, and records each step.
 
-    `after` are called at the end of each step with its number: checkpoints, and the check for a signal to stop.
+    `after` are called at the end of each step with its number: checkpoints. A signal ends the run (Interrupted, see
+    `Stops`) with the weights and the record of a whole step.
 
     Raises NonFiniteError, naming the step, when logits, loss or gradient are not finite: the weights are untouched
     by that step and the steps recorded before stay.
@@ -51,32 +56,39 @@ def train(
     config, clock = parts.config, parts.clock
     if config.eval.every and first == 1:
         with recorder.busy("evaluation"):
-            recorder.record(StepRecord(0, evaluate(parts, 0)))
+            recorder.record(StepRecord(0, evaluate(parts, 0, stops.check)))
     for step in range(first, config.steps + 1):
-        clock.start()
-        try:
+        with _named(step):
+            clock.start()
             rollouts, scored = sample_step(parts)
             clock.lap("rollout")
-            batch = token_batch(rollouts, scored, parts.task.correct_at, config)
-            update = parts.updater.update(batch, step)
-            clock.lap("update")
-        except NonFiniteError as error:
-            raise NonFiniteError(f"Step {step}: {error} Lower optim.lr or optim.grad_clip.") from error
-        record, tokens = describe(step, batch, update, parts)
-        parts.updater.control.observe(record.scalars["entropy"])
-        samples = sample_table(batch, scored, parts.texts)
-        clock.lap("record")
-        scalars = {**record.scalars, **clock.scalars(len(tokens))}
-        if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
-            with recorder.busy("evaluation"):
-                scalars |= evaluate(parts, step)
-        clock.skip()
-        record = StepRecord(step, scalars, record.histograms)
-        recorder.record(record, tokens=tokens, samples=samples)
-        clock.lap("handover")
-        progress(record)
-        for action in after:
-            action(step)
+            with stops.held():
+                batch = token_batch(rollouts, scored, parts.task.correct_at, config)
+                update = parts.updater.update(batch, step)
+                clock.lap("update")
+                record, tokens = describe(step, batch, update, parts)
+                parts.updater.control.observe(record.scalars["entropy"])
+                samples = sample_table(batch, scored, parts.texts)
+                clock.lap("record")
+                scalars = {**record.scalars, **clock.scalars(len(tokens))}
+                if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
+                    with recorder.busy("evaluation"):
+                        scalars |= stops.cut_short(partial(evaluate, parts, step, stops.check)) or {}
+                clock.skip()
+                record = StepRecord(step, scalars, record.histograms)
+                recorder.record(record, tokens=tokens, samples=samples)
+                clock.lap("handover")
+                progress(record)
+                for action in after:
+                    action(step)
+
+
+@contextmanager
+def _named(step: int) -> Iterator[None]:
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"Step {step}: {error} Lower optim.lr or optim.grad_clip.") from error
 
 
 def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:

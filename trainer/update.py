@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -40,7 +41,12 @@ class Update:
 
 
 class Updater:
-    """Owns the optimizer. `update(batch, step)` runs epochs x mini-batches of updates on one rollout batch."""
+    """Owns the optimizer. `update(batch, step)` runs epochs x mini-batches of updates on one rollout batch.
+
+    No pass through the model has more than optim.micro_batch rows. Signals compare the rows of a group: the hidden
+    states [G, T, D] of one group (or of a micro-batch of whole groups) are put together for them, and the head runs on
+    slabs of those, so that memory beyond micro_batch rows is theirs alone.
+    """
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class Updater:
         every = self.config.record.probe_every
         if not every or step % every:
             return self._updates(batch, step)
-        probe = take_probe(self.policy, batch, self.control.temperature)
+        probe = take_probe(self.policy, batch, self.control.temperature, self.config.optim.micro_batch)
         update = self._updates(batch, step)
         return replace(update, probe=finish_probe(self.policy, probe))
 
@@ -72,7 +78,10 @@ class Updater:
         inputs = self._inputs(signals, batch, step)
         moving = self.config.weighting.kind == "divergence" and inputs.steps_active > 0
         weights = None if moving else token_weights(inputs, self.config.weighting)
-        parts = self._split(batch, -(-len(batch) // optim.mini_batches))
+        group = self.config.rollout.group_size
+        parts = [
+            (first * group, end * group) for first, end in mini_batch_groups(len(batch) // group, optim.mini_batches)
+        ]
         outcomes = [
             self._mini_batch(batch.rows(*part), inputs.rows(*part), None if weights is None else weights[slice(*part)])
             for _ in range(optim.epochs)
@@ -107,8 +116,9 @@ class Updater:
             weights = token_weights(inputs, weighting)
         totals, penalty = self._totals(batch, weights), token_penalty(inputs, weighting)
         losses, stats = [], []
-        for part in self._split(batch, self.config.optim.micro_batch):
-            rows, chosen, own = batch.rows(*part), weights[slice(*part)], slice(*part)
+        for start in range(0, len(batch), self.config.optim.micro_batch):
+            own = slice(start, start + self.config.optim.micro_batch)
+            rows, chosen = batch.rows(own.start, own.stop), weights[own]
             extra = None if penalty is None else penalty[own]
             terms = self._terms(self.policy.hidden(rows), rows, old[own], chosen, totals, extra)
             terms.loss.backward()
@@ -170,9 +180,12 @@ class Updater:
 
     @torch.no_grad()
     def _whole_signals(self, batch: TokenBatch) -> TokenSignals:
-        """Signals of a batch of any size, micro-batch by micro-batch, of the policy as it is now."""
-        parts = [batch.rows(*part) for part in self._split(batch, self.config.optim.micro_batch)]
-        return TokenSignals.concat([self._signals(self.policy.hidden(rows), rows) for rows in parts], dim=0)
+        """Signals of a batch of whole groups of any number, of the policy as it is now."""
+        micro_batch, group = self.config.optim.micro_batch, self.config.rollout.group_size
+        size = max(1, micro_batch // group) * group
+        parts = [batch.rows(start, start + size) for start in range(0, len(batch), size)]
+        found = [self._signals(self.policy.states(rows, micro_batch), rows) for rows in parts]
+        return TokenSignals.concat(found, dim=0)
 
     def _inputs(self, signals: TokenSignals, batch: TokenBatch, step: int) -> WeightInputs:
         weighting = self.config.weighting
@@ -180,7 +193,7 @@ class Updater:
         if self.config.signals.scale == "capped":
             signals = replace(signals, deviation=capped_deviation(signals))
         watched = weighting.kind == "attention" and active > 0
-        attention = attention_received(self.policy, batch) if watched else None
+        attention = attention_received(self.policy, batch, self.config.optim.micro_batch) if watched else None
         mask, advantages = batch.loss_mask, batch.advantages
         return WeightInputs(signals, mask, advantages, self.weight_generator, active, attention=attention)
 
@@ -190,11 +203,14 @@ class Updater:
         sums = self.ranks.sum(torch.stack([totals.responses, totals.weight, totals.tokens]))
         return LossTotals(sums[0], sums[1], sums[2], longest)
 
-    def _split(self, batch: TokenBatch, size: int) -> list[tuple[int, int]]:
-        """Row ranges of at most `size` rows (at least one group): groups stay whole."""
-        group = self.config.rollout.group_size
-        size = max(1, size // group) * group
-        return [(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
+
+def mini_batch_groups(groups: int, mini_batches: int) -> list[tuple[int, int]]:
+    """The range of groups of each mini-batch: all of them, in order, in sizes that differ by at most one group.
+
+    mini_batches is at most groups. Example: 16 groups in 3: (0, 5), (5, 10), (10, 16).
+    """
+    bounds = [i * groups // mini_batches for i in range(mini_batches + 1)]
+    return list(itertools.pairwise(bounds))
 
 
 def _statistics(terms: LossTerms, batch: TokenBatch, weights: Tensor) -> Statistics:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
 import numpy as np
+from markupsafe import Markup, escape
 
+from dashboard.escape import html
 from dashboard.figures.theme import Theme, label
 from monitor.queries.frames import Frame
 
@@ -52,7 +53,7 @@ def _luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def token_css(theme: Theme) -> str:
+def token_css(theme: Theme) -> Markup:
     """One class per level; the text turns dark or light, whichever contrasts more."""
     end = theme.accent
     rules = []
@@ -62,7 +63,7 @@ def token_css(theme: Theme) -> str:
         rules.append(
             f".rlvr-t{level}{{background:{back};color:{front}}}" if level else f".rlvr-t0{{color:{theme.text}}}"
         )
-    return (
+    return Markup(  # noqa: S704 - colours of our own theme
         "<style>.rlvr-tokens{white-space:pre-wrap;overflow-wrap:anywhere;font-family:var(--st-code-font,monospace);"
         "font-size:0.9rem;line-height:1.75}.rlvr-tokens span{border-radius:3px;padding:1px 0;"
         f"box-shadow:inset -1px 0 {theme.paper}}}"
@@ -73,26 +74,28 @@ def token_css(theme: Theme) -> str:
     )
 
 
-def legend_html(scale: TokenScale) -> str:
+def legend_html(scale: TokenScale) -> Markup:
     """Colour key with the range of values of each level."""
     name, unit, _ = label(scale.key)
     edges = [f"{border:g}" for border in scale.borders]
-    texts = [f"&lt; {edges[0]}", *(f"{a}–{b}" for a, b in pairwise(edges)), f"≥ {edges[-1]}"]
+    texts = [f"< {edges[0]}", *(f"{a}–{b}" for a, b in pairwise(edges)), f"≥ {edges[-1]}"]
     if scale.key == "weight":
         texts[0] = "0"
-    items = "".join(f'<span><i class="rlvr-t{level}"></i>{text}</span>' for level, text in enumerate(texts))
-    unit_text = f", {escape(unit)}" if unit else ""
-    return f'<div class="rlvr-legend"><b>{escape(name)}{unit_text}</b>{items}</div>'
+    items = Markup().join(
+        html('<span><i class="rlvr-t{}"></i>{}</span>', level, text) for level, text in enumerate(texts)
+    )
+    unit_text = f", {unit}" if unit else ""
+    return html('<div class="rlvr-legend"><b>{}{}</b>{}</div>', name, unit_text, items)
 
 
-def tokens_html(texts: Sequence[str], tokens: Frame, scale: TokenScale) -> str:
+def tokens_html(texts: Sequence[str], tokens: Frame, scale: TokenScale) -> Markup:
     """The response as coloured spans. texts: one string for each row of `tokens`; missing ones show the token id."""
     levels = scale.levels(tokens[scale.key])
     spans = []
     for i, level in enumerate(levels):
         text = texts[i] if i < len(texts) else f"<{tokens['token_id'][i]}>"
         spans.append(f'<span class="rlvr-t{level}" title="{escape(_title(tokens, i, text))}">{_visible(text)}</span>')
-    return f'<div class="rlvr-tokens">{"".join(spans)}</div>'
+    return Markup(f'<div class="rlvr-tokens">{"".join(spans)}</div>')  # noqa: S704 - of escaped parts, in one go
 
 
 def _visible(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from dashboard.escape import plotly
 from dashboard.figures.theme import Theme, figure, number_format
 from monitor.stats.comparison import figure_label
 
@@ -24,13 +25,14 @@ def difference_intervals(
     label, unit = figure_label(name)
     fig = figure(theme, label, unit=unit, x="", height=48 + 30 * len(rows), help=label)
     for row in rows:
+        arm = plotly(row["arm"])
         mean, low, high = row["difference"], row["low"], row["high"]
         bar = {"type": "data", "symmetric": False, "array": [0 if high is None else high - mean],
                "arrayminus": [0 if low is None else mean - low], "thickness": 2, "width": 5}  # fmt: skip
         p = "" if row["p"] is None else f"<br>p {row['p']:.2g}, of {row['pairs']} pairs"
         fig.add_trace(
             go.Scatter(
-                x=[mean], y=[row["arm"]], error_x=bar, mode="markers", name=row["arm"], showlegend=False,
+                x=[mean], y=[arm], error_x=bar, mode="markers", name=arm, showlegend=False,
                 marker={"size": 10, "color": colours[row["arm"]]},
                 hovertemplate=f"%{{x:{number_format(unit)}}}{p}<extra>%{{y}}</extra>",
             )

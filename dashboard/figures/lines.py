@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from dashboard.escape import plotly
 from dashboard.figures.marks import add_alerts
 from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, number_format
 from monitor.queries.frames import Frame
@@ -60,7 +61,7 @@ def _trace(line: Line, unit: str) -> go.Scatter:
     return go.Scatter(
         x=line.x,
         y=line.y,
-        name=line.name,
+        name=plotly(line.name),
         mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
         line={"color": colour, "width": 1 if line.faint else 1.8, "dash": line.dash},
         marker={"size": 7, "color": line.colour},
@@ -172,7 +173,7 @@ def pass_against_distinct(theme: Theme, paths: Sequence[Line], *, height: int = 
             go.Scatter(
                 x=path.x,
                 y=path.y,
-                name=path.name,
+                name=plotly(path.name),
                 mode="lines" if faint else "lines+markers",
                 line={"color": faded(path.colour, 0.3) if faint else path.colour, "width": 1 if faint else 1.5},
                 marker={"size": size, "color": path.colour},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
 
+from dashboard.escape import plotly
 from dashboard.figures.theme import Theme, faded
 from monitor.queries.frames import Frame, n_rows
 
@@ -60,9 +60,9 @@ def _add_marks(fig: go.Figure, spans: Frame, theme: Theme) -> None:
 def alert_text(spans: Frame, i: int) -> str:
     """Hover text of one alert, wrapped and escaped."""
     value, baseline = float(spans["value"][i]), float(spans["baseline"][i])
-    lines = [f"{escape(str(spans['rule'][i]))} ({escape(str(spans['severity'][i]))})"]
+    lines = [f"{plotly(spans['rule'][i])} ({plotly(spans['severity'][i])})"]
     if not np.isnan(value):
         lines.append(f"value {value:.4g}" + ("" if np.isnan(baseline) else f", baseline {baseline:.4g}"))
     for text in (str(spans["message"][i]), str(spans["action"][i])):
-        lines += [escape(line) for line in textwrap.wrap(text, 64)]
+        lines += [plotly(line) for line in textwrap.wrap(text, 64)]
     return "<br>".join(lines)

@@ -83,8 +83,8 @@ def _pick_arms() -> tuple[Arm, Arm] | None:
         return None
     left, right = st.columns(2)
     chosen = [
-        _multiselect(column, text, key, names, default.runs)
-        for column, text, key, default in ((left, "Baseline", "a", base), (right, "Compared with it", "b", other))
+        _multiselect(left, "Baseline", "a", names, base.runs),
+        _multiselect(right, "Compared with it", "b", names, other.runs),
     ]
     if not all(chosen):
         st.info("Choose at least one run on each side.", icon=":material/compare_arrows:")

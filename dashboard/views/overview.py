@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from html import escape
 
 import streamlit as st
+from markupsafe import Markup
 
 from dashboard import data
+from dashboard.escape import html, markdown
 from dashboard.figures.lines import Line, lines, sparkline
 from dashboard.figures.theme import arm_colours, label
 from dashboard.views import shared
@@ -34,8 +35,8 @@ def page() -> None:
 def _filtered(entries: list[RunEntry]) -> list[RunEntry]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         running = sum(entry.status == "running" for entry in entries)
-        st.markdown(f"#### {len(entries)} runs" if len(entries) != 1 else "#### 1 run", width="content")
-        st.caption(f"{running} running · {data.store_path()}", width="content")
+        st.markdown(markdown("#### {} runs", len(entries)) if len(entries) != 1 else "#### 1 run", width="content")
+        st.caption(markdown("{} running · {}", running, data.store_path()), width="content")
     if len(entries) <= 6:
         return entries
     text = st.text_input("Filter", st.query_params.get("filter", ""), placeholder="name, task or weighting")
@@ -47,28 +48,34 @@ def _card(entry: RunEntry, series: Frame, spans: Frame, colour: str) -> None:
     who, entropy, reward = st.columns([2.2, 1, 1], vertical_alignment="center")
     with who:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            shared.link("run", f"**{entry.name}**", {"run": entry.name})
+            shared.link("run", markdown("**{}**", entry.name), {"run": entry.name})
             shared.status_badge(entry)
-        st.caption(_progress(entry, series))
+        st.caption(markdown("{}", _progress(entry, series)))
         with st.container(horizontal=True, gap="small"):
             shared.alert_badges(spans, entry.name)
     for column, key in ((entropy, "entropy"), (reward, "reward")):
         name, unit, help_text = label(key)
         _, values = series_of(series, entry.name, key)
         latest = shared.number(float(values[-1])) if len(values) else "–"
-        unit_text = f'<span style="opacity:.65;font-size:.8rem"> {escape(unit)}</span>' if len(values) else ""
         column.html(
-            f'<div title="{escape(help_text)}"><div style="font-size:.8rem;opacity:.65">{escape(name)}</div>'
-            f'<div style="display:flex;align-items:center;gap:.8rem;flex-wrap:wrap">'
-            f'<span style="font-size:1.35rem;font-weight:600;min-width:4.5rem">{latest}{unit_text}</span>'
-            f"{_image(sparkline(values, colour), name)}</div></div>"
+            html(
+                '<div title="{help}"><div style="font-size:.8rem;opacity:.65">{name}</div>'
+                '<div style="display:flex;align-items:center;gap:.8rem;flex-wrap:wrap">'
+                '<span style="font-size:1.35rem;font-weight:600;min-width:4.5rem">{latest}'
+                '<span style="opacity:.65;font-size:.8rem"> {unit}</span></span>{image}</div></div>',
+                help=help_text,
+                name=name,
+                latest=latest,
+                unit=unit if len(values) else "",
+                image=_image(sparkline(values, colour), name),
+            )
         )
 
 
-def _image(svg: str, name: str) -> str:
+def _image(svg: str, name: str) -> Markup:
     """Inline SVG is stripped from the page's HTML; an image of it is not."""
     encoded = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(name)} over steps" src="data:image/svg+xml;base64,{encoded}">' if svg else ""
+    return html('<img alt="{} over steps" src="data:image/svg+xml;base64,{}">', name, encoded) if svg else Markup("")
 
 
 def _together(entries: list[RunEntry], series: Frame) -> None:
@@ -87,6 +94,6 @@ def _together(entries: list[RunEntry], series: Frame) -> None:
 def _progress(entry: RunEntry, series: Frame) -> str:
     steps, _ = series_of(series, entry.name, SHOWN[0])
     planned = entry.info.get("config", {}).get("steps")
-    text = "no steps yet" if not len(steps) else f"step {steps[-1]}" + (f" of {planned}" if planned else "")
+    text = shared.no_steps(entry) if not len(steps) else f"step {steps[-1]}" + (f" of {planned}" if planned else "")
     created = entry.info.get("created")
     return " · ".join([shared.describe(entry), text] + ([f"started {shared.age(float(created))}"] if created else []))

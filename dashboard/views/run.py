@@ -8,6 +8,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard import data
+from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, lines, reward_and_pass
 from dashboard.figures.theme import Theme, arm_colours, label
@@ -31,6 +32,11 @@ DIAGNOSTICS = (
     (("probe_predicted_change", "probe_true_change"), "Change of H2: predicted and true", False),
     (("sampler_mismatch_k3",), "", False),
 )
+WHAT_NOW = {  # shared.no_steps -> what a reader can do
+    "no steps yet": "They appear here by themselves as soon as the first one is written.",
+    "no steps": "It ended before the first one was written.",
+    "no steps that can be read": "Their files are damaged: rlvr store check names them.",
+}
 HEADLINE = ("reward", "correct_share", "eval/heldout/pass@1", "entropy", "renyi2", "deviation", "perf/step_s")
 
 
@@ -46,7 +52,7 @@ def page() -> None:
     _header(entry)
     if not len(data.sample_steps(entry.name)) and not data.scalar_names([entry.name]):
         st.info(
-            "This run has no steps yet. They appear here by themselves as soon as the first one is written.",
+            markdown("This run has {}. {}", shared.no_steps(entry), WHAT_NOW[shared.no_steps(entry)]),
             icon=":material/hourglass_empty:",
         )
         return
@@ -67,13 +73,13 @@ def _colour(entry: RunEntry, theme: Theme) -> str:
 def _header(entry: RunEntry) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         shared.status_badge(entry)
-        st.caption(shared.describe(entry), width="content")
+        st.caption(markdown("{}", shared.describe(entry)), width="content")
         shared.alert_badges(data.spans([entry.name]), entry.name)
     picked = st.session_state.get("picked_step")
     if picked is not None:
         shared.link(
             "tokens",
-            f"Step {picked} picked: read its tokens",
+            markdown("Step {} picked: read its tokens", picked),
             {"run": entry.name, "step": str(picked)},
             ":material/article:",
         )
@@ -84,8 +90,8 @@ def _header(entry: RunEntry) -> None:
             value = value_at(latest, entry.name, key)
             if np.isfinite(value):
                 text = shared.number(value, unit)
-                unit_text = f" {unit}" if unit not in ("", "share") else ""
-                st.metric(name, f"{text}{unit_text}", help=help_text, width="content")
+                told = f"{text} {unit}" if unit not in ("", "share") else text
+                st.metric(markdown("{}", name), told, help=markdown("{}", help_text), width="content")
 
 
 def _series(entry: RunEntry, key: str, colour: str, rows: Frame, **style: object) -> Line:
@@ -203,11 +209,16 @@ def _alerts_and_events(entry: RunEntry, spans: Frame) -> None:
             if np.isnan(end)
             else (f"step {mine['first_step'][i]} to {end:.0f}, resolved")
         )
-        text = f"**{mine['rule'][i]}** ({severity}), {where}. {mine['message'][i]} {mine['action'][i]}"
-        if np.isnan(end):
-            {"critical": st.error, "warning": st.warning}.get(severity, st.info)(text)
-        else:
+        rule, message, action = (mine[key][i] for key in ("rule", "message", "action"))
+        text = markdown("**{}** ({}), {}. {} {}", rule, severity, where, message, action)
+        if not np.isnan(end):
             st.container(border=True).markdown(text)
+        elif severity == "critical":
+            st.error(text)
+        elif severity == "warning":
+            st.warning(text)
+        else:
+            st.info(text)
     happened = data.events([entry.name])
     if n_rows(happened):
         shared.small_heading("Events")

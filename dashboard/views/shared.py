@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
+from markupsafe import Markup
 
 from dashboard import data
 from dashboard.components.chart import live_chart
+from dashboard.escape import html, markdown
 from dashboard.figures.theme import DARK, LIGHT, Theme
 from monitor.errors import nearest
 from monitor.queries.frames import Frame, n_rows, select
@@ -31,6 +32,7 @@ STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
     "crashed": ("red", ":material/error:", "Its process died without a last word."),
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
+ENDED = ("finished", "stopped", "crashed", "failed")
 SEVERITY: dict[str, Any] = {"info": "gray", "warning": "orange", "critical": "red"}
 PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
 
@@ -41,7 +43,7 @@ def theme() -> Theme:
 
 
 def link(page: str, text: str, parameters: dict[str, str], icon: str | None = None) -> None:
-    """A link to another page of the dashboard."""
+    """A link to another page of the dashboard; its text is Markdown."""
     st.page_link(PAGES[page], label=text, icon=icon, query_params=parameters)
 
 
@@ -80,16 +82,17 @@ def pick_run() -> RunEntry | None:
 
 def unknown_run(wanted: str, names: Sequence[str]) -> None:
     hint = nearest(wanted, names)
-    st.error(f"No run {wanted!r} in this store.{hint}", icon=":material/search_off:")
-    close = hint.split("'")[1] if hint else None
-    for name in [close] if close else names[:5]:
-        link("run", f"Open {name}", {"run": name}, ":material/arrow_forward:")
+    st.error(markdown("No run {!r} in this store.{}", wanted, hint), icon=":material/search_off:")
+    close = [name for name in names if hint and repr(name) in hint]
+    for name in close or names[:5]:
+        link("run", markdown("Open {}", name), {"run": name}, ":material/arrow_forward:")
 
 
 def status_badge(entry: RunEntry) -> None:
     colour, icon, help_text = STATUS.get(entry.status, ("gray", ":material/help:", ""))
     busy = busy_with(entry.heartbeats) if entry.status == "running" else None
-    st.badge(f"{entry.status}: {busy}" if busy else entry.status, color=colour, icon=icon, help=help_text)
+    status = f"{entry.status}: {busy}" if busy else entry.status
+    st.badge(markdown("{}", status), color=colour, icon=icon, help=markdown("{}", help_text))
 
 
 def alert_badges(spans: Frame, run: str) -> None:
@@ -99,15 +102,25 @@ def alert_badges(spans: Frame, run: str) -> None:
         firing = np.isnan(mine["end_step"][i])
         severity = str(mine["severity"][i])
         text = f"{mine['rule'][i]} · step {mine['first_step'][i]}" + ("" if firing else " · resolved")
-        st.badge(text, color=SEVERITY.get(severity, "gray") if firing else "gray", icon=":material/notifications:",
-                 help=str(mine["message"][i]))  # fmt: skip
+        colour: Any = SEVERITY.get(severity, "gray") if firing else "gray"
+        message = markdown("{}", mine["message"][i])
+        st.badge(markdown("{}", text), color=colour, icon=":material/notifications:", help=message)
 
 
 def describe(entry: RunEntry) -> str:
     """One line of what a run is: task, weighting, seed, model."""
     info = entry.info
+    if not info:
+        return "its run.json is missing or cannot be read"
     parts = [info.get("task"), info.get("weighting"), f"seed {info.get('seed', 0)}", info.get("model")]
     return " · ".join(str(part) for part in parts if part)
+
+
+def no_steps(entry: RunEntry) -> str:
+    """Why a run shows no steps, in a word or two."""
+    if any(name.startswith("steps/") for name in data.tail().quarantined().get(entry.name, ())):
+        return "no steps that can be read"
+    return "no steps" if entry.status in ENDED else "no steps yet"
 
 
 def age(ts: float) -> str:
@@ -137,5 +150,5 @@ def chart(fig: go.Figure, key: str, *, group: str = "steps", pick: bool = False)
 
 
 def small_heading(text: str, note: str = "") -> None:
-    tail = f'<span style="opacity:.65;font-size:.85rem;font-weight:400"> {escape(note)}</span>' if note else ""
-    st.html(f'<div style="font-weight:600;font-size:1.05rem;margin-top:.6rem">{escape(text)}{tail}</div>')
+    tail = html('<span style="opacity:.65;font-size:.85rem;font-weight:400"> {}</span>', note) if note else Markup("")
+    st.html(html('<div style="font-weight:600;font-size:1.05rem;margin-top:.6rem">{}{}</div>', text, tail))

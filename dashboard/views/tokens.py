@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
 import streamlit as st
 
 from dashboard import data
 from dashboard.components.tokens import COLOUR_BY, legend_html, token_css, token_scale, tokens_html
+from dashboard.escape import html, markdown
 from dashboard.figures.theme import label
 from dashboard.views import shared
 from monitor.metrics import metric
@@ -35,7 +34,9 @@ def page() -> None:
         step = _pick_step(steps)
     rows = data.samples(entry.name, step)
     if not n_rows(rows):
-        st.info(f"Step {step} has no rollouts stored: raw tokens were thinned or pruned. Choose another step.")
+        st.info(
+            markdown("Step {} has no rollouts stored: raw tokens were thinned or pruned. Choose another step.", step)
+        )
         return
     _group(entry, step, rows)
 
@@ -44,12 +45,12 @@ def _pick_step(steps: np.ndarray) -> int:
     options = [int(step) for step in steps]
     wanted = st.query_params.get("step", "")
     if wanted and wanted not in map(str, options):
-        st.caption(f"Step {wanted} has no stored rollouts; the nearest one is shown.")
+        st.caption(markdown("Step {} has no stored rollouts; the nearest one is shown.", wanted))
         if wanted.lstrip("-").isdigit():
             st.query_params["step"] = str(min(options, key=lambda option: abs(option - int(wanted))))
     if len(options) == 1:
         return options[0]
-    return shared.choose(st.select_slider, f"Step, newest {options[-1]}", "step", options, options[-1])
+    return shared.choose(st.select_slider, markdown("Step, newest {}", options[-1]), "step", options, options[-1])
 
 
 def _group(entry: RunEntry, step: int, rows: Frame) -> None:
@@ -65,7 +66,7 @@ def _group(entry: RunEntry, step: int, rows: Frame) -> None:
     _prompt(mine)
     mine = _ordered(mine, order, kept)
     if not n_rows(mine):
-        st.info(f"No {kept} rollout in this group.")
+        st.info(markdown("No {} rollout in this group.", kept))
         return
     samples = [int(sample) for sample in mine["sample"]]
     only = shared.choose(
@@ -86,11 +87,11 @@ def _group_name(rows: Frame, group: int) -> str:
 
 def _prompt(rows: Frame) -> None:
     if n_rows(rows):
-        st.html('<div style="font-size:.8rem;opacity:.65">Prompt '
-                f'{escape(str(rows["prompt_id"][0]))}, {escape(str(rows["split"][0]))}</div>'
-                '<div style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:var(--st-code-font,monospace);'
-                'font-size:.9rem;max-height:14rem;overflow:auto;border-left:3px solid rgba(128,128,128,.35);'
-                f'padding:.2rem .8rem">{escape(str(rows["prompt"][0]))}</div>')  # fmt: skip
+        st.html(html('<div style="font-size:.8rem;opacity:.65">Prompt {}, {}</div>'
+                     '<div style="white-space:pre-wrap;overflow-wrap:anywhere;'
+                     'font-family:var(--st-code-font,monospace);font-size:.9rem;max-height:14rem;overflow:auto;'
+                     'border-left:3px solid rgba(128,128,128,.35);padding:.2rem .8rem">{}</div>',
+                     rows["prompt_id"][0], rows["split"][0], rows["prompt"][0]))  # fmt: skip
 
 
 def _ordered(rows: Frame, order: str, kept: str) -> Frame:
@@ -103,8 +104,8 @@ def _ordered(rows: Frame, order: str, kept: str) -> Frame:
 
 def _rollouts(entry: RunEntry, step: int, rows: Frame, colour_by: str) -> None:
     theme, scale = shared.theme(), token_scale(colour_by)
-    st.html(token_css(theme) + legend_html(scale))
-    st.caption(f"{metric(colour_by).help} Hover a token for its values.")
+    st.html(html("{}{}", token_css(theme), legend_html(scale)))
+    st.caption(markdown("{} Hover a token for its values.", metric(colour_by).help))
     shown = np.cumsum(rows["n_tokens"]) <= PAGE_TOKENS
     shown[0] = True
     visible = select(rows, shown)
@@ -112,29 +113,27 @@ def _rollouts(entry: RunEntry, step: int, rows: Frame, colour_by: str) -> None:
     for i in range(n_rows(visible)):
         _rollout(visible, i, tokens, scale)
     if not shown.all():
-        st.caption(f"{int((~shown).sum())} further rollouts of this group: choose one above to read it.")
+        st.caption(markdown("{} further rollouts of this group: choose one above to read it.", int((~shown).sum())))
 
 
 def _rollout(rows: Frame, i: int, tokens: Frame, scale) -> None:
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.markdown(f"**Rollout {rows['sample'][i]}**", width="content")
+            st.markdown(markdown("**Rollout {}**", rows["sample"][i]), width="content")
             correct = bool(rows["correct"][i])
             st.badge("correct" if correct else "incorrect", color="green" if correct else "gray",
                      icon=":material/check:" if correct else ":material/close:")  # fmt: skip
             if rows["truncated"][i]:
                 st.badge("truncated", color="orange", icon=":material/content_cut:")
-            st.caption(
-                f"reward {rows['reward'][i]:.3g} · advantage {rows['advantage'][i]:+.3g} · "
-                f"{rows['n_tokens'][i]} tokens",
-                width="content",
-            )
+            reward, advantage, n_tokens = (rows[key][i] for key in ("reward", "advantage", "n_tokens"))
+            figures = markdown("reward {:.3g} · advantage {:+.3g} · {} tokens", reward, advantage, n_tokens)
+            st.caption(figures, width="content")
         mine = select(tokens, tokens["sample"] == rows["sample"][i]) if n_rows(tokens) else {}
         if n_rows(mine):
             texts = list(rows["token_texts"][i])
             means = " · ".join(f"{label(key)[0].lower()} {np.mean(mine[key]):.3f}" for key in ("entropy", "deviation"))
-            st.html(tokens_html(texts, mine, scale) + f'<div style="font-size:.8rem;opacity:.65">mean {means} nats · '
-                    f"{np.mean(mine['weight'] > 0):.0%} selected</div>")  # fmt: skip
+            st.html(html('{}<div style="font-size:.8rem;opacity:.65">mean {} nats · {:.0%} selected</div>',
+                         tokens_html(texts, mine, scale), means, np.mean(mine["weight"] > 0)))  # fmt: skip
         else:
             st.caption("Raw tokens of this rollout were not kept; its text:")
-            st.html(f'<div style="white-space:pre-wrap">{escape(str(rows["completion"][i]))}</div>')
+            st.html(html('<div style="white-space:pre-wrap">{}</div>', rows["completion"][i]))

@@ -54,25 +54,28 @@ class AlertEngine:
     def observe(self, step: int, scalars: Mapping[str, float]) -> list[Alert]:
         """The transitions that this row causes, in the order of the rules.
 
-        scalars: keys of METRICS; a row without "entropy" is ignored, one with nan or inf counts as non-finite and
-        leaves the series alone. A step at or before an earlier one (a resumed run) replaces the rows from there on.
+        scalars: keys of METRICS; a row without "entropy" is ignored, one with nan or inf counts as non-finite, adds
+        nothing to the series, and is judged by rules with `broken_rows` alone. A step at or before an earlier one (a
+        resumed run) replaces the rows from there on.
         """
         entropy = scalars.get("entropy")
         if entropy is None:
             return []
         if self._first_step is None:
             self._first_step = step
-        if math.isfinite(entropy):
+        while self._rows and self._rows[-1][0] >= step:
+            self._rows.pop()
+        finite = math.isfinite(entropy)
+        if finite:
             self._append(step, {key: float(scalars[key]) for key in SERIES if scalars.get(key) is not None})
         else:
             self._nonfinite_rows += 1
         window = self._window()
-        return [alert for rule in self.rules for alert in self._advance(rule, step, rule.check(window))]
+        asked = [rule for rule in self.rules if finite or rule.broken_rows]
+        return [alert for rule in asked for alert in self._advance(rule, step, rule.check(window))]
 
     def _append(self, step: int, row: dict[str, float]) -> None:
         self._nonfinite_rows = 0
-        while self._rows and self._rows[-1][0] >= step:
-            self._rows.pop()
         self._rows.append((step, row))
         first = self._first_step if self._first_step is not None else step
         if len(self._first_entropies) < BASELINE_ROWS and step >= first + self.warmup_steps:

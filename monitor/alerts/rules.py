@@ -49,11 +49,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One alert rule. `check` returns None where it cannot judge; `for_rows` as in FOR_ROWS."""
+    """One alert rule. `check` returns None where it cannot judge; `for_rows` as in FOR_ROWS.
+
+    A row whose entropy is nan or inf adds nothing to the window, so only rules with `broken_rows` are asked about it:
+    to the others it would be the old window a second time.
+    """
 
     name: str
     check: Callable[[Window], Finding | None]
     for_rows: int = FOR_ROWS
+    broken_rows: bool = False
 
 
 def _percent(trend: Trend) -> str:
@@ -173,5 +178,5 @@ def nonfinite_entropy(window: Window) -> Finding | None:
 DEFAULT_RULES = (
     Rule("entropy_collapse", entropy_collapse),
     Rule("entropy_explosion", entropy_explosion),
-    Rule("nonfinite_entropy", nonfinite_entropy, for_rows=1),  # the rule itself counts rows
+    Rule("nonfinite_entropy", nonfinite_entropy, for_rows=1, broken_rows=True),  # the rule itself counts rows
 )

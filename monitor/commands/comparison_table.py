@@ -81,9 +81,9 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
 
 def print_tables(comparison: Mapping[str, Any]) -> None:
     """The tables on standard output, a line for each figure and arm, so that eight arms fit a terminal too."""
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=140)
+        console = Console(markup=False, emoji=False, highlight=False, width=140)
     for when, title in TITLES.items():
         rows = [row for row in comparison["rows"] if row["when"] == when]
         if rows:

@@ -21,7 +21,7 @@ STREAMLIT_PROBES = re.compile(r"/_stcore/(health|host-config)$")
 
 
 @contextmanager
-def opened(browser, address: str, *, dark: bool = False) -> Iterator:
+def opened(browser, address: str, *, dark: bool = False, hosts: tuple[str, ...] = ("http://127.0.0.1:",)) -> Iterator:
     """A page that fails the test if anything goes wrong in it, or asks any other host. Dark ones are phones."""
     context = browser.contexts[dark]  # shared, so that the browser's cache holds Plotly
     page = context.new_page()
@@ -37,9 +37,7 @@ def opened(browser, address: str, *, dark: bool = False) -> Iterator:
     )
     page.on(
         "request",
-        lambda request: (
-            request.url.startswith(("http://127.0.0.1:", "data:", "blob:")) or wrong.append(f"asked {request.url}")
-        ),
+        lambda request: request.url.startswith((*hosts, "data:", "blob:")) or wrong.append(f"asked {request.url}"),
     )
     page.goto(address)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,12 @@ def open_page(monkeypatch, store: Path, page: str, **parameters: str) -> AppTest
 
 def words(app: AppTest) -> str:
     elements = (*app.markdown, *app.caption, *app.error, *app.info, *app.warning)
-    return "\n".join(str(element.value) for element in elements)
+    return "\n".join(told(element) for element in elements)
+
+
+def told(element) -> str:
+    """What a reader sees of an element with Markdown."""
+    return unescape(str(element.value))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -60,10 +66,23 @@ def test_an_empty_store_says_what_to_do(monkeypatch, tmp_path: Path, page: str) 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_run_without_steps(monkeypatch, tmp_path: Path, page: str) -> None:
-    Recorder(tmp_path, simulated.info("waiting", "ict", 0, 10)).close()
-    app = open_page(monkeypatch, tmp_path, page)
     expected = {"overview": "no steps yet", "run": "no steps yet", "compare": "needs two runs", "tokens": "no rollouts"}
-    assert expected[page] in words(app)
+    with Recorder(tmp_path, simulated.info("waiting", "ict", 0, 10)):
+        assert expected[page] in words(open_page(monkeypatch, tmp_path, page))
+    over = {"overview": "no steps ·", "run": "It ended before the first one was written"}
+    assert over.get(page, expected[page]) in words(open_page(monkeypatch, tmp_path, page))
+
+
+@pytest.mark.parametrize("page", ["overview", "run"])
+def test_a_run_whose_steps_and_description_cannot_be_read(monkeypatch, store: Path, tmp_path: Path, page: str) -> None:
+    shutil.copytree(store, tmp_path / "torn", symlinks=True)
+    run = tmp_path / "torn/runs/ict-s0"
+    for segment in (run / "data/steps").glob("*.parquet"):
+        segment.write_bytes(segment.read_bytes()[:100])
+    (run / "run.json").write_text('{"name": "ic')
+    shown = words(open_page(monkeypatch, tmp_path / "torn", page, run="ict-s0"))
+    assert "no steps that can be read" in shown and "its run.json is missing or cannot be read" in shown
+    assert "no steps yet" not in shown and ("seed 0" in shown) == (page == "overview")  # of the other run
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -72,7 +91,7 @@ def test_torn_segments_are_reported_and_the_rest_shown(monkeypatch, store: Path,
     segment = next((tmp_path / "torn/runs/ict-s0/data/histograms").glob("*.parquet"))
     segment.write_bytes(segment.read_bytes()[:100])
     app = open_page(monkeypatch, tmp_path / "torn", page)
-    assert "1 segment could not be read" in app.warning[0].value and segment.name in app.warning[0].value
+    assert "1 segment could not be read" in told(app.warning[0]) and segment.name in told(app.warning[0])
 
 
 def test_torn_tokens_leave_the_page_standing(monkeypatch, store: Path, tmp_path: Path) -> None:
@@ -87,9 +106,9 @@ def test_torn_tokens_leave_the_page_standing(monkeypatch, store: Path, tmp_path:
 def test_an_unknown_run_is_answered_with_the_nearest(monkeypatch, store: Path) -> None:
     for page in ("run", "tokens"):
         app = open_page(monkeypatch, store, page, run="ict-s1")
-        assert app.error[0].value == "No run 'ict-s1' in this store. Did you mean 'ict-s0'?"
+        assert told(app.error[0]) == "No run 'ict-s1' in this store. Did you mean 'ict-s0'?"
     app = open_page(monkeypatch, store, "compare", a="uniform-s0", b="itc-s0")
-    assert "Did you mean 'ict-s0'" in app.error[0].value
+    assert "Did you mean 'ict-s0'" in told(app.error[0])
 
 
 def test_the_url_holds_the_state(monkeypatch, store: Path) -> None:

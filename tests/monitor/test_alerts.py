@@ -208,6 +208,27 @@ def test_pending_that_goes_away_is_closed_and_never_reported_as_fired() -> None:
     assert fired(alerts) == []
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_broken_row_is_no_second_opinion_on_the_rows_before_it(broken: float) -> None:
+    """Between any two rows: what is judged, counted and announced is what it would be without the broken row."""
+    entropy = np.concatenate([np.full(40, 1.0), np.full(60, 1.0), np.geomspace(1.0, 0.05, 60), np.full(40, 0.9)])
+    entropy[[40, 41, 43]] = 0.1  # pending in 2 rows, an alert takes 3
+    for place in [*range(40, 50), *range(90, 200, 10)]:
+        plain = replay({"step": np.delete(np.arange(201), place), "entropy": entropy})
+        assert [a.state for a in plain] == ["pending", "resolved", "pending", "firing", "firing", "resolved"]
+        found = replay({"step": np.arange(201), "entropy": np.insert(entropy, place, broken)})
+        assert found == plain, place
+
+
+def test_a_broken_row_of_a_resumed_run_takes_the_place_of_the_old_ones() -> None:
+    engine = AlertEngine()
+    for step in range(30):
+        engine.observe(step, {"entropy": 1.0})
+    engine.observe(25, {"entropy": math.nan})
+    engine.observe(26, {"entropy": 2.0})
+    assert [step for step, _ in engine.state_dict()["rows"]] == [*range(25), 26]
+
+
 def test_escalation_announces_firing_again_with_the_same_first_step() -> None:
     n = 200
     reward = np.concatenate([np.linspace(0.2, 0.8, 130), np.linspace(0.8, 0.1, 70)])

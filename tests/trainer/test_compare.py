@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from monitor.children import RLVR
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
 from trainer.commands import compare
-from trainer.compare import jobs as jobs_module
+from trainer.commands.compare import jobs as jobs_module
 from trainer.compare.arms import parse_arms
 from trainer.compare.jobs import Job, run_jobs, settle
 from trainer.config import ConfigError, TrainConfig
@@ -28,16 +29,15 @@ SMALL = (
 ).split()
 
 
-def rlvr(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "monitor.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def rlvr(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RLVR, *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory) -> tuple[list[str], Path, subprocess.CompletedProcess[str]]:
+def compared(tmp_path_factory, crowded_folder) -> tuple[list[str], Path, subprocess.CompletedProcess[str]]:
     store = tmp_path_factory.mktemp("compare") / "store"
     command = ["compare", "--arms", "uniform", "ict:keep=0.3", "--seeds", "2", *SMALL, "--store", str(store)]
-    return command, store, rlvr(*command)
+    return command, store, rlvr(crowded_folder, *command)
 
 
 def test_arms_and_seeds_are_trained_paired_and_stored(compared):
@@ -57,10 +57,10 @@ def test_arms_and_seeds_are_trained_paired_and_stored(compared):
     assert (store / "comparisons" / "compare.html").stat().st_size > 1e6
 
 
-def test_a_rerun_trains_nothing_and_other_settings_are_an_error(compared, capsys):
+def test_a_rerun_trains_nothing_and_other_settings_are_an_error(compared, crowded_folder, capsys):
     command, store, first = compared
     before = {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*.parquet")}
-    again = rlvr(*command)
+    again = rlvr(crowded_folder, *command)
     assert again.returncode == 0 and "0 runs to do" in again.stderr and again.stdout == first.stdout
     assert {path: path.stat().st_mtime_ns for path in (store / "runs").rglob("*.parquet")} == before
     assert compare.main([*command[1:], "--optim.lr", "0.5"]) == 2
@@ -185,19 +185,7 @@ def test_no_more_than_the_asked_number_runs_at_a_time(tmp_path, monkeypatch):
 
 def test_ctrl_c_ends_every_child(tmp_path):
     """A real comparison, interrupted while two children train: both close their runs, nothing is left running."""
-    command = [
-        sys.executable,
-        "-m",
-        "monitor.cli",
-        "compare",
-        "--seeds",
-        "1",
-        "--arms",
-        "uniform",
-        "ict",
-        "--jobs",
-        "2",
-    ]
+    command = [*RLVR, "compare", "--seeds", "1", "--arms", "uniform", "ict", "--jobs", "2"]
     options = [*SMALL, "--steps", "5000", "--eval.every", "0", "--store", str(tmp_path)]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     beats = [tmp_path / "runs" / f"compare-{arm}-s0" / "heartbeat-r000-a001.json" for arm in ("uniform", "ict")]

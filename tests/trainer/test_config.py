@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.commands.train import main, parse_config
-from trainer.config import ConfigError, TrainConfig
-from trainer.config.weighting import Ict
+from trainer.config import ConfigError, Ict, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 
 import pytest
 from rich.console import Console
 
+from monitor.children import RLVR
 from monitor.recorder import Recorder
 from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
@@ -31,7 +31,7 @@ def alerts_at(step: int) -> list[Alert]:
         return []
     state, first = EPISODES[step]
     severity = "critical" if step == 8 else "warning"
-    return [Alert("entropy_collapse", severity, state, step, first, 0.1, 1.0, 0.3, f"m{step}", "")]
+    return [Alert("entropy_collapse", severity, state, step, first, 0.1, 1.0, 0.3, f"m{step} [/red] :smile:", "")]
 
 
 class Scripted:
@@ -49,10 +49,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     return told
 
 
-def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path):
-    command = [sys.executable, "-m", "monitor.cli", "demo", "--no-browser", "--store", str(tmp_path), "--steps", "2"]
+def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path, crowded_folder):
+    command = [*RLVR, "demo", "--no-browser", "--store", str(tmp_path), "--steps", "2"]
     environment = os.environ | {"COLUMNS": "80"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=crowded_folder)
     try:
         url = read_until(process, "Dashboard: ").split("Dashboard: ")[1].split()[0]
         told = read_until(process, "until Ctrl-C")
@@ -78,7 +78,7 @@ def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path)
 
 def test_a_store_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "store").write_text("")
-    command = [sys.executable, "-m", "monitor.cli", "demo", "--store", str(tmp_path / "store")]
+    command = [*RLVR, "demo", "--store", str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "is a file, expected a folder" in done.stderr
 
@@ -87,20 +87,21 @@ def test_the_terminal_tells_firing_and_the_end_of_what_fired_once(tmp_path):
     with Recorder(tmp_path, "r", engine=Scripted()) as recorder:
         for step in range(1, 11):
             recorder.record(StepRecord(step, {"entropy": 1.0}))
-    console, told = Console(file=io.StringIO(), width=200), set()
+    console, told = Console(file=io.StringIO(), width=200, emoji=False), set()
     tail = Tail(tmp_path)
     tail.poll()
     for _ in range(2):
         demo._tell_alerts(tail, ["r"], told, console)
     tail.close()
     assert console.file.getvalue().splitlines() == [
-        "r: entropy_collapse firing at step 6. m6",
-        "r: entropy_collapse firing at step 8. m8",
-        "r: entropy_collapse resolved at step 9. m9",
+        "r: entropy_collapse firing at step 6. m6 [/red] :smile:",
+        "r: entropy_collapse firing at step 8. m8 [/red] :smile:",
+        "r: entropy_collapse resolved at step 9. m9 [/red] :smile:",
     ]
-    console, fired = Console(file=io.StringIO(), width=200), set()
+    console, fired = Console(file=io.StringIO(), width=200, emoji=False), set()
     for step in EPISODES:
         for alert in alerts_at(step):
             runs._print_alert(console, fired, alert)
+    assert console.file.getvalue().count("[/red] :smile:") == 3  # text of an alert is no markup
     told_lines = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in told_lines] == ["ALERT", "ALERT", "RESOLVED"] and "m4" not in str(told_lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from trainer.evaluate import SplitOutcome
 
 def outcome(n_correct: list[int], distinct: list[int] | None = None) -> SplitOutcome:
     found = np.array(distinct) if distinct else None
-    return SplitOutcome(4, np.array(n_correct), found, np.arange(len(n_correct), dtype=float))
+    numbers = np.arange(len(n_correct), dtype=float)
+    return SplitOutcome(4, np.array(n_correct), found, numbers, numbers / 4)
 
 
 def test_figures_are_means_over_prompts_with_an_interval_over_prompts():
@@ -24,6 +26,7 @@ def test_figures_are_means_over_prompts_with_an_interval_over_prompts():
     assert found["pass@1"]["mean"] == pytest.approx((0 + 1 + 0.25) / 3)
     assert found["pass@2"]["mean"] == pytest.approx((0 + 1 + (1 - math.comb(3, 2) / math.comb(4, 2))) / 3)
     assert found["distinct"]["mean"] == 1.0 and found["response_length"]["mean"] == 1.0
+    assert found["truncated"]["mean"] == pytest.approx((0 + 1 / 4 + 2 / 4) / 3)
     # 27 resamples of 0, 1, 1/4: all 0 with chance 1/27 = 3.7 %, so the interval reaches from 0 to 1
     assert (found["pass@1"]["low"], found["pass@1"]["high"]) == (0.0, 1.0)
 
@@ -65,13 +68,37 @@ def test_equal_seeds_draw_alike_also_in_portions(store, capsys):
     assert results[0] == results[1]
 
 
-def test_a_jsonl_task_of_ones_own_and_the_table(store, tmp_path, capsys):
-    rows = [{"prompt": f"{n}: \\boxed", "answer": n} for n in (57, 24)]
-    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = f"jsonl:{tmp_path / 'p.jsonl'}"
-    assert main(["builtin", "--task", task, "--samples", "2", "--k", "1", "--max-new-tokens", "8"]) == 0
+def jsonl(folder: Path, *prompts: str) -> str:
+    rows = [{"prompt": prompt, "answer": "no number"} for prompt in prompts]
+    (folder / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return f"jsonl:{folder / 'p.jsonl'}"
+
+
+def test_a_jsonl_task_of_ones_own_and_the_table(tmp_path, capsys):
+    task = jsonl(tmp_path, "57: \\boxed", "24: \\boxed")
+    assert main(["builtin", "--task", task, "--samples", "2", "--k", "1", "--max-new-tokens", "3"]) == 0
     told = capsys.readouterr().out
-    assert "at most 8 tokens" in told and "heldout" in told and "ood" not in told and "95 % bootstrap" in told
+    assert "at most 3 tokens" in told and "heldout" in told and "ood" not in told and "95 % bootstrap" in told
+    assert "100% of the samples of heldout were cut off at 3 tokens" in told  # no chain is that short
+
+
+@pytest.mark.parametrize("name", ["r", "builtin"])
+def test_another_task_than_the_runs_gets_the_length_that_the_context_leaves(store, tmp_path, capsys, name):
+    task = jsonl(tmp_path, "57: \\boxed", "57+57: \\boxed")
+    options = ["--task", task, "--samples", "2", "--k", "1", "--json", "--store", str(store)]
+    assert main([name, *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    context = 80
+    assert told["max_new_tokens"] == context - len("57+57: \\boxed")  # the built-in tokenizer's tokens are characters
+    heldout = told["splits"]["heldout"]
+    assert 0 <= heldout["truncated"]["mean"] <= 1 and heldout["truncated"]["low"] is None
+    assert heldout["solved"] == 0 and "distinct" not in heldout  # nothing right, and no forms that could differ
+
+
+def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_sampled(tmp_path, capsys):
+    task = jsonl(tmp_path, "57: \\boxed", "7" * 90 + "\\boxed")
+    assert main(["builtin", "--task", task, "--samples", "2", "--k", "1"]) == 2
+    assert "Prompt 'line-2' of split 'heldout' has 96 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -13,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parallel_child import GROUP, replay
+from parallel_child import GROUP, STEPS, replay
+from rounding import gradient_rounding
+from transformers import AutoConfig
 
 from monitor.metrics import METRICS
 from monitor.signals.histograms import device_histograms
@@ -21,6 +22,7 @@ from monitor.store.reader import open_store
 from trainer.commands.train import parse_config
 from trainer.flow import TokenBatch
 from trainer.learning.batch import token_batch
+from trainer.policy.sources import BUILTIN
 from trainer.runtime.build import prepare
 from trainer.runtime.ranks import Ranks
 from trainer.train import sample_step
@@ -28,15 +30,11 @@ from trainer.train import sample_step
 CHILD = Path(__file__).with_name("parallel_child.py")
 
 
-def torchrun(*command: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def torchrun(*command: str, cwd: Path | None = None, timeout: float = 150) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[2])
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
-         "--master-port", str(port), *command],
-        capture_output=True, text=True, timeout=timeout, check=False,
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command],
+        capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, str(CHILD.parent)])},
     )  # fmt: skip
 
@@ -64,7 +62,7 @@ def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 
 @pytest.mark.parametrize(
     ("loss", "micro_batch", "mode"),
-    [("grpo", 256, "replicate"), ("dapo", GROUP, "replicate"), ("gspo", 256, "replicate"), ("grpo", 256, "shard")],
+    [("grpo", 256, "replicate"), ("dapo", GROUP, "replicate"), ("gspo", GROUP - 1, "replicate"), ("grpo", 3, "shard")],
 )
 def test_two_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch, mode):
     """Denominators are those of the step, gradients are summed: splits over ranks and micro-batches change nothing."""
@@ -73,14 +71,16 @@ def test_two_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"out.{rank}", weights_only=False) for rank in (0, 1)]
     single = replay(made, Ranks(), loss, 256, False)
+    tokens = int(made.mask.sum())
+    allowed = gradient_rounding(AutoConfig.from_pretrained(BUILTIN), made.input_ids.shape[1], tokens)
     for rank in ranks:
-        assert difference(rank["gradients"], single["gradients"]) < 1e-6
-        assert difference(rank["parameters"], single["parameters"]) < 1e-6
+        assert difference(rank["gradients"], single["gradients"]) < allowed
+        assert difference(rank["parameters"], single["parameters"]) < allowed
     assert all(torch.equal(a, b) for a, b in zip(ranks[0]["parameters"], ranks[1]["parameters"], strict=True))
     both = [rank["record"] for rank in ranks]
     assert both[0].scalars == both[1].scalars  # means and shares are those of all ranks
     for key, value in single["record"].scalars.items():
-        assert both[0].scalars[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+        assert both[0].scalars[key] == pytest.approx(value, rel=STEPS * allowed, abs=1e-6), key
     merged_are_those_of_the_concatenated_tokens(ranks)
 
 
@@ -93,14 +93,14 @@ def merged_are_those_of_the_concatenated_tokens(ranks):
         assert int(merged.sum()) == len(values) > 100
 
 
-def test_a_sharded_run_records_every_rank_and_resumes(tmp_path):
+def test_a_sharded_run_records_every_rank_and_resumes(tmp_path, crowded_folder):
     store = tmp_path / "store"
     options = ("--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 2 --eval.prompts 3 "
                "--eval.samples 4 --weighting.warmup-steps 1 --checkpoint.every 2 --shard").split()  # fmt: skip
-    train = ["-m", "--", "monitor.cli", "train"]
-    done = torchrun(*train, *options, "--steps", "2", "--store", str(store), "--run", "two")
+    train = ["--no-python", "--", str(Path(sys.executable).with_name("rlvr")), "train"]
+    done = torchrun(*train, *options, "--steps", "2", "--store", str(store), "--run", "two", cwd=crowded_folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    done = torchrun(*train, "--resume", "two", "--steps", "3", "--store", str(store))
+    done = torchrun(*train, "--resume", "two", "--steps", "3", "--store", str(store), cwd=crowded_folder)
     assert done.returncode == 0 and "goes on at step 3" in done.stderr, done.stderr[-3000:]
     with open_store(store) as opened:
         counts = opened.sql("SELECT step, rank, count(*) FROM tokens GROUP BY ALL ORDER BY ALL").rows
@@ -120,5 +120,9 @@ def test_a_sharded_run_records_every_rank_and_resumes(tmp_path):
 
 def test_prompts_that_do_not_divide_are_refused():
     config = parse_config(["--rollout.prompts", "5"])
-    with pytest.raises(ValueError, match=r"rollout.prompts is 5 for 2 processes .* multiple of 2"):
+    with pytest.raises(ValueError, match=r"prompts is 5 for 2 processes.* to 4 or 6, or another multiple of 2"):
         prepare(config, Ranks(0, 2))
+    config = parse_config(["--rollout.prompts", "6", "--optim.mini-batches", "4"])
+    with pytest.raises(ValueError, match=r"batches is 4 .* has 3 of the 6 groups.* to 3 or less, or .* to 8 or more"):
+        prepare(config, Ranks(0, 2))
+    prepare(parse_config(["--rollout.prompts", "6", "--optim.mini-batches", "2"]), Ranks(0, 2))

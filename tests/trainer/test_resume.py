@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from monitor.alerts.engine import AlertEngine
+from monitor.recorder import Recorder
+from monitor.records import StepRecord
 from monitor.store.reader import open_store
 from trainer.commands.train import main, parse_config
 from trainer.runtime import checkpoint
@@ -133,24 +139,81 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(saved, caplog):
         checkpoint.resume(checkpoints.folder, parts, AlertEngine())
 
 
-def test_a_failed_write_leaves_the_old_checkpoints_alone(saved, monkeypatch):
+@contextmanager
+def file_size_limit(n_bytes: int) -> Iterator[None]:
+    """A disk that takes small files only: no file of this process may grow past n_bytes (Python ignores SIGXFSZ)."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+SMALL_FILES = 1_000_000  # enough for the store; the parameters take 3.3 MB
+
+
+def test_a_failed_write_leaves_the_old_checkpoints_alone(saved):
     checkpoints = saved[1]
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with file_size_limit(SMALL_FILES), pytest.raises(OSError, match="File too large"):
         checkpoints.save(3)
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001", "step-00000002"]
+    assert checkpoints.save(3).name == "step-00000003"  # once there is room
 
 
-def test_training_goes_on_without_a_disk_for_checkpoints(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda self, step: (_ for _ in ()).throw(OSError("disk full")))
-    assert main([*SMALL, "--steps", "2", "--eval.every", "0", "--store", str(tmp_path), "--run", "r"]) == 0
-    assert rows(tmp_path, "SELECT step, message FROM events WHERE kind = 'checkpoint_error'") == [
-        (2, "No checkpoint at step 2: disk full.")
+def test_a_checkpoint_that_cannot_be_written_is_one_event_and_the_next_is_tried(saved, tmp_path, caplog):
+    checkpoints = saved[1]
+    with Recorder(tmp_path / "store", "r") as checkpoints.recorder:
+        for step, limit in ((2, SMALL_FILES), (4, resource.RLIM_INFINITY)):
+            checkpoints.recorder.record(StepRecord(step, {"reward": 0.5}))
+            with file_size_limit(limit):
+                checkpoints.after(step)
+    assert [path.name for path in checkpoints_of(checkpoints.folder)] == ["step-00000002", "step-00000004"]
+    told = rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint_error'")
+    assert [step for step, _ in told] == [2] and [record.message for record in caplog.records] == [told[0][1]]
+    assert re.fullmatch(r"No checkpoint at step 2 in .*: .*File too large.*\. Training goes on.*", told[0][1])
+
+
+def test_a_policy_that_cannot_be_written_fails_the_run_and_keeps_the_older_one(tmp_path, capsys):
+    """Checkpoints neither: training goes on to its end. With room again the run trains its lost steps and is saved."""
+    store, policy = tmp_path / "store", tmp_path / "policy"
+    options = [*SMALL, "--eval.every", "0", "--store", str(store), "--save", str(policy)]
+    assert main([*options, "--steps", "2", "--run", "older"]) == 0
+    before = {path.name: path.read_bytes() for path in policy.iterdir()}
+    capsys.readouterr()
+    with file_size_limit(SMALL_FILES):
+        assert main([*options, "--steps", "4", "--run", "r", "--seed", "1"]) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert len(told) == 1 and f"to {policy}: " in told[0] and "too large" in told[0] and "--resume r" in told[0]
+    assert {path.name: path.read_bytes() for path in policy.iterdir()} == before
+    assert json.loads((store / "runs" / "r" / "heartbeat-r000.json").read_text())["status"] == "failed"
+    assert rows(store, "SELECT max(step) FROM steps WHERE run = 'r' AND name = 'reward'") == [(4,)]
+    assert rows(store, "SELECT step FROM events WHERE kind = 'checkpoint_error' ORDER BY 1") == [(2,), (4,)]
+    assert rows(store, "SELECT count(*) FROM events WHERE kind = 'failed' AND message LIKE '%cannot be written%'") == [
+        (1,)
     ]
+    assert main(["--resume", "r", "--store", str(store)]) == 0
+    trained = load_file(store / "checkpoints" / "r" / "step-00000004" / "parameters.safetensors")
+    saved = load_file(policy / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in trained.items())
+    assert sorted(path.name for path in policy.iterdir()) == sorted(before)
+
+
+def test_a_run_whose_policy_alone_could_not_be_written_is_resumed_to_save_it(tmp_path):
+    options = [*SMALL, "--eval.every", "0", "--steps", "2", "--store", str(tmp_path), "--run", "r"]
+    (tmp_path / "policies").write_text("in the way")
+    assert main(options) == 1
+    (tmp_path / "policies").unlink()
+    assert main(["--resume", "r", "--store", str(tmp_path)]) == 0
+    assert (tmp_path / "policies" / "r" / "model.safetensors").exists()
+    assert main(["--resume", "r", "--store", str(tmp_path)]) == 2  # done, and saved
+
+
+def test_a_folder_for_the_policy_that_cannot_be_made_is_refused_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*SMALL, "--steps", "1", "--store", str(tmp_path / "s"), "--save", str(tmp_path / "file" / "p")]) == 2
+    assert "where nothing can be written: Not a directory" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
 
 
 def test_another_model_or_task_does_not_take_the_state(saved):

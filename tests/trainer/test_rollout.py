@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_backends import assert_agree
 
 from trainer.errors import NonFiniteError
 from trainer.rollout import generate
@@ -26,12 +27,7 @@ TEXTS = ["7:", "57:", "123:", "9:"] * 8  # three prompt lengths, so left padding
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_trainer_log_probabilities_agree(policy, temperature):
     rollouts = draw(policy, TEXTS, temperature=temperature)
-    mask = rollouts.mask
-    with torch.no_grad():
-        hidden = policy.hidden(rollouts)
-        logprob, _ = policy.logprobs(hidden[mask], rollouts.token_ids[mask], temperature)
-    torch.testing.assert_close(logprob, rollouts.sampler_logprobs[mask], atol=2e-5, rtol=0)
-    assert (rollouts.sampler_logprobs[~mask] == 0).all()
+    assert_agree(policy, rollouts, temperature)
 
 
 def test_equal_seeds_draw_alike_and_others_differ(policy):
@@ -57,11 +53,7 @@ def test_each_response_ends_at_its_first_end_token_or_at_the_limit(policy):
 def test_rows_that_end_early_and_chunks_keep_each_response_with_its_cache(policy, monkeypatch, every, max_batch):
     """A row that got another row's keys and values would be far from its own log-probabilities."""
     monkeypatch.setattr(generate, "COMPACT_EVERY", every)
-    rollouts = draw(policy, TEXTS, limit=30, max_batch=max_batch)
-    with torch.no_grad():
-        hidden = policy.hidden(rollouts)
-        logprob, _ = policy.logprobs(hidden[rollouts.mask], rollouts.token_ids[rollouts.mask], 1.0)
-    torch.testing.assert_close(logprob, rollouts.sampler_logprobs[rollouts.mask], atol=2e-5, rtol=0)
+    assert_agree(policy, draw(policy, TEXTS, limit=30, max_batch=max_batch), 1.0)
 
 
 def test_sampled_frequencies_follow_the_policy(policy):
@@ -76,8 +68,8 @@ def test_sampled_frequencies_follow_the_policy(policy):
 
 
 def test_a_prompt_too_long_for_the_context_is_named(policy):
-    with pytest.raises(ValueError, match=r"Prompt 'p9' has 60 tokens and rollout.max_new_tokens is 24, but .* 64"):
-        encode_prompts(policy, [Prompt("p9", "1" * 60, "train")], None, 24)
+    with pytest.raises(ValueError, match=r"'p9' of split 'ood' has 60 tokens and .*max_new_tokens is 24, but .* 64"):
+        encode_prompts(policy, [Prompt("p9", "1" * 60, "ood")], None, 24)
 
 
 def test_non_finite_logits_stop_the_sampling(policy):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainer.rewards.loading import checked_rewards
 from trainer.tasks import make_task
 from trainer.tasks.jsonl import JsonlTask
 from trainer.tasks.reasoning_gym import HELDOUT, OOD, ReasoningGymTask, extract_answer
@@ -128,6 +130,10 @@ SCORES = [
     ("42", "I do not know", 0.0),
     ("42", "", 0.0),
     ("x + 1", "<answer>1 + x</answer>", 1.0),
+    ("x + 1", "<answer>1</answer>", 0.0),
+    ("x + 1", "\\boxed{x - 1}", 0.0),
+    ("72", "48 + 24 = 72\n#### 72", 1.0),
+    ("1,000", "#### 1000", 1.0),
     ("\\sqrt{8}", "<answer>2\\sqrt{2}</answer>", 1.0),
     ("1,000", "<answer>1000</answer>", 1.0),
     ("Paris", "<answer> paris </answer>", 1.0),
@@ -168,6 +174,12 @@ def test_jsonl_scores_the_same_off_the_main_thread(tmp_path: Path) -> None:
         ("[1]\n", "line 1 is a list, expected an object"),
         ('{"prompt": [1], "answer": 1}\n', "line 1: prompt is '[1]', expected a text"),
         ('{"prompt": "a", "answer": [1]}\n', "line 1: answer is a list, expected a text or a number"),
+        ('{"prompt": "a", "answer": " "}\n', "line 1: answer is ' ', expected a text or a number"),
+        (
+            '{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": 1, "completions": 1}\n',
+            "line 2: key 'completions' would be a column for reward functions, which are given prompts, completions, "
+            "completion_ids already. Rename the key in the file.",
+        ),
         ('{"prompt": "a", "answer": 1, "split": "trian"}\n', "split is 'trian'. Did you mean 'train'?"),
         ('{"prompt": "a", "answer": 1, "split": "ood"}\n', "has no row of split 'train'"),
     ],
@@ -178,6 +190,14 @@ def test_jsonl_errors_name_the_line(tmp_path: Path, text: str, expected: str) ->
     with pytest.raises(ValueError) as caught:
         JsonlTask(str(path))
     assert expected in str(caught.value)
+
+
+def test_jsonl_keys_may_be_called_like_our_own_parameters(tmp_path: Path) -> None:
+    task = JsonlTask(write(tmp_path / "d.jsonl", [{"prompt": "?", "answer": 4, "function": "f", "self": 1}]))
+    columns = {key: [value] for key, value in task.prompts("train")[0].columns.items()}
+    assert columns == {"answer": ["4"], "function": ["f"], "self": [1]}
+    reward = partial(checked_rewards, task.reward)
+    assert reward(prompts=["?"], completions=["\\boxed{4}"], completion_ids=[[0]], **columns) == [1.0]
 
 
 def test_jsonl_missing_file(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from rounding import LARGEST, gradient_rounding, rounding, summed_terms
+from test_backends import assert_agree
 from tiny import tiny_policy
 from weighting_inputs import REQUIRED
 
 from monitor.signals import deviation_cap
-from trainer.config import OFF_POLICY, WEIGHTINGS, LossConfig, TrainConfig
+from trainer.config import OFF_POLICY, WEIGHTINGS, ConfigError, LossConfig, TrainConfig, changed_weighting
 from trainer.errors import NonFiniteError
 from trainer.flow import Scored
 from trainer.learning.batch import token_batch
@@ -21,17 +24,19 @@ from trainer.policy.attention import attention_received
 from trainer.rollout.prompts import encode_prompts
 from trainer.rollout.sampling import sample
 from trainer.tasks import Prompt
-from trainer.update import Updater
+from trainer.update import Updater, mini_batch_groups
 
 
 def config_of(**changes) -> TrainConfig:
     settings = {
         "rollout": {"prompts": 4, "group_size": 4, "max_new_tokens": 16},
-        "weighting": {"kind": "ict", "keep": 0.3, "warmup_steps": 0},
         "optim": {"lr": 1e-2},
     }
     for key, value in changes.items():
         settings[key] = {**settings.get(key, {}), **value}
+    settings["weighting"] = changed_weighting(
+        {"kind": "ict", "keep": 0.3, "warmup_steps": 0}, changes.get("weighting", {})
+    )
     return TrainConfig(**settings)
 
 
@@ -53,6 +58,12 @@ def batch_of(policy, config, seed=0, rewards=None):
 
 def gradients(policy):
     return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+
+
+def assert_same_gradient(found, expected, policy, batch):
+    """But for rounding: two passes whose products have other shapes add in another order."""
+    allowed = gradient_rounding(policy.model.config, batch.input_ids.shape[1], int(batch.mask.sum()))
+    assert (found - expected).norm() < allowed * expected.norm()
 
 
 def gradient_of(config, *, slab=None, monkeypatch=None, reference=None):
@@ -98,7 +109,7 @@ def test_gradient_of_the_selected_positions_equals_the_dense_one(kind, normalise
     config = config_of(weighting=settings, loss={"entropy_coef": 0.01})
     (found,), update, batch, policy = gradient_of(config)
     expected = dense_gradient(policy, batch, update.weights, config)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert_same_gradient(found, expected, policy, batch)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
@@ -106,8 +117,9 @@ def test_the_loss_uses_the_sampling_temperature(temperature):
     config = config_of(rollout={"temperature": temperature})
     (found,), update, batch, policy = gradient_of(config)
     expected = dense_gradient(policy, batch, update.weights, config)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
-    assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
+    assert_same_gradient(found, expected, policy, batch)
+    for logprobs in (update.signals.logprob, batch.sampler_logprobs):
+        assert_agree(policy, replace(batch, sampler_logprobs=logprobs), temperature)
 
 
 @pytest.mark.parametrize("outside", [False, True])
@@ -117,7 +129,7 @@ def test_every_loss_with_kl_at_the_positions_it_needs(kind, outside):
     config, reference = config_of(loss=loss), tiny_policy(seed=1)
     (found,), update, batch, policy = gradient_of(config, reference=reference)
     expected = dense_gradient(policy, batch, update.weights, config, reference)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert_same_gradient(found, expected, policy, batch)
     assert 0 < int((update.weights > 0).sum()) < int(batch.loss_mask.sum()) < int(batch.mask.sum())
 
 
@@ -135,7 +147,7 @@ def test_left_out_responses_have_no_weight_and_leave_the_others_as_if_alone():
     rows = (logprobs[kept], logprobs[kept].detach(), batch.advantages[kept], batch.mask[kept], batch.mask[kept].float())
     policy_loss(*rows, LossConfig()).loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-    assert (found - gradients(policy)).norm() < 1e-5 * found.norm()
+    assert_same_gradient(found, gradients(policy), policy, batch)
 
 
 def test_a_step_whose_responses_are_all_left_out_has_gradient_0():
@@ -168,23 +180,80 @@ def test_one_controlled_value_serves_signals_and_loss(actuator):
     tau = math.exp(0.2) if actuator == "temperature" else 1.0
     fixed = config_of(rollout={"temperature": tau}, loss={"entropy_coef": 0.3 if actuator == "coefficient" else 0.0})
     expected = dense_gradient(policy, batch, update.weights, fixed)
-    assert (seen[0] - expected).norm() < 1e-5 * expected.norm()
-    _, logprobs = dense_logp(policy, batch, fixed)
-    torch.testing.assert_close(update.signals.logprob, torch.where(batch.mask, logprobs, 0.0).detach())
+    assert_same_gradient(seen[0], expected, policy, batch)
+    assert_agree(policy, replace(batch, sampler_logprobs=update.signals.logprob), tau)
 
 
+@pytest.mark.parametrize("size", [5, 4, 3, 1])  # a group and a bit, a group, less
 @pytest.mark.parametrize("loss", [kind for kind in LOSSES if kind != "bnpo"])
-def test_micro_batches_change_memory_and_not_gradients(loss):
-    whole, split = (gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": size}))[0][0] for size in (256, 4))
-    assert (whole - split).norm() < 1e-5 * whole.norm()
+def test_micro_batches_change_memory_and_not_gradients(loss, size):
+    whole, split = (gradient_of(config_of(loss={"kind": loss}, optim={"micro_batch": n})) for n in (256, size))
+    assert_same_gradient(split[0][0], whole[0][0], whole[3], whole[2])
+    assert torch.equal(split[1].weights, whole[1].weights)
+    for logprobs in (split[1].signals.logprob, whole[1].signals.logprob):
+        assert_agree(whole[3], replace(whole[2], sampler_logprobs=logprobs), 1.0)
+    gap = (split[1].signals.deviation - whole[1].signals.deviation).abs().max()
+    assert gap < LARGEST * rounding(torch.float32, summed_terms(whole[3].model.config, 20), 7)  # logits are below 7
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 16])
+@pytest.mark.parametrize("kind", ["ict", "divergence", "attention"])
+def test_no_pass_through_the_model_has_more_rows_than_the_micro_batch(kind, size):
+    config = config_of(
+        weighting={"kind": kind, "ramp_steps": 1} if kind == "divergence" else {"kind": kind},
+        optim={"micro_batch": size, "mini_batches": 2 if kind == "divergence" else 1},
+        loss={"kl_coef": 0.1},
+        record={"probe_every": 1},
+    )
+    policy, reference = tiny_policy(), tiny_policy(seed=1)
+    updater, batch = Updater(policy, reference, config), batch_of(policy, config)
+    rows = []
+    for module in (policy, reference):
+        module.model.get_decoder().register_forward_pre_hook(
+            lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+        )
+    updater.update(batch, step=1)
+    assert max(rows) == size and sum(rows) >= 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("prompts", "mini_batches", "sizes"),
+    [(4, 3, [1, 1, 2]), (4, 4, [1] * 4), (16, 3, [5, 5, 6]), (8, 5, [1, 1, 2, 2, 2]), (16, 9, [1, 1] + [2] * 7)],
+)
+def test_mini_batches_are_exactly_as_many_and_balanced(prompts, mini_batches, sizes):
+    bounds = mini_batch_groups(prompts, mini_batches)
+    found = [end - first for first, end in bounds]
+    assert [i for first, end in bounds for i in range(first, end)] == list(range(prompts))
+    assert len(found) == mini_batches and sorted(found) == sizes and max(found) - min(found) <= 1
+
+
+@pytest.mark.parametrize("micro_batch", [3, 256])
+def test_an_epoch_has_as_many_updates_as_mini_batches(micro_batch):
+    config = config_of(optim={"mini_batches": 3, "epochs": 2, "micro_batch": micro_batch})
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    rows, inner = [], updater._mini_batch
+    updater._mini_batch = lambda part, *rest: (rows.append(len(part)), inner(part, *rest))[1]
+    steps, step = [], updater.optimizer.step
+    updater.optimizer.step = lambda: (steps.append(1), step())[1]
+    update = updater.update(batch, step=1)
+    assert rows == [4, 4, 8] * 2 and len(steps) == 6
+    assert len(update.weights) == len(batch)
+
+
+def test_more_mini_batches_than_groups_are_refused_with_the_nearest_numbers():
+    message = r"optim\.mini_batches to 4 or less, or rollout\.prompts to 5 or more"
+    with pytest.raises(ConfigError, match=message):
+        config_of(optim={"mini_batches": 5})
 
 
 def test_slabs_of_logits_change_memory_and_not_gradients(monkeypatch):
     config = config_of()
-    (whole,), first, *_ = gradient_of(config)
+    (whole,), first, batch, policy = gradient_of(config)
     (slabs,), second, *_ = gradient_of(config, slab=19 * 20, monkeypatch=monkeypatch)  # 20 logit rows at a time
-    assert (whole - slabs).norm() < 1e-5 * whole.norm()
-    assert torch.allclose(first.signals.deviation, second.signals.deviation, atol=1e-6)
+    assert_same_gradient(slabs, whole, policy, batch)
+    scale = LARGEST * rounding(torch.float32, policy.model.config.hidden_size)  # the head's product, in slabs
+    assert (first.signals.deviation - second.signals.deviation).abs().max() < scale
 
 
 def test_mini_batches_and_epochs_update_from_the_old_signals():
@@ -198,7 +267,7 @@ def test_mini_batches_and_epochs_update_from_the_old_signals():
     assert len(steps) == 4
     # on the first mini-batch ratios are 1; later ones have moved, and the old log-probabilities have not
     assert float(update.loss_stats.sums["log_ratio_abs"]) > 0
-    assert (update.signals.logprob - batch.sampler_logprobs).abs().max() < 2e-5
+    assert_agree(tiny_policy(), replace(batch, sampler_logprobs=update.signals.logprob), 1.0)
     assert int(update.loss_stats.histograms["log_ratio"].n[0]) == 2 * int((update.weights > 0).sum())
 
 
@@ -208,8 +277,7 @@ def test_kl_to_the_reference_starts_at_zero_and_then_pulls_back():
     updater = Updater(policy, reference, config)
     first = updater.update(batch_of(policy, config), step=1)
     second = updater.update(batch_of(policy, config, seed=1), step=2)
-    assert float(first.loss_stats.sums["kl"]) == pytest.approx(0.0, abs=1e-5)
-    assert float(second.loss_stats.sums["kl"]) > 0
+    assert 0 <= float(first.loss_stats.sums["kl"]) < 1e-3 * float(second.loss_stats.sums["kl"])
 
 
 def test_a_non_finite_gradient_never_reaches_the_weights():
@@ -234,10 +302,11 @@ def test_divergence_weighs_by_how_far_the_policy_has_moved():
     updater._mini_batch = lambda *args: (seen.append(inner(*args)), seen[-1])[1]
     update = updater.update(batch, step=1)
     first, second, *last = (outcome[3] for outcome in seen)
-    assert torch.allclose(first, batch.mask[:8].float(), atol=1e-6)  # nothing has moved yet
+    allowed = LARGEST * rounding(torch.float32, summed_terms(policy.model.config, batch.input_ids.shape[1]))
+    assert (first - batch.mask[:8].float()).abs().max() < allowed  # nothing has moved yet
     assert second.max() > 1.001  # the first update has moved the other half of the rollouts too
     assert torch.equal(update.weights, torch.cat(last))  # recorded: the last epoch's
-    assert ((update.weights >= 1 - 1e-6) & (update.weights <= 1.15))[batch.mask].all()
+    assert ((update.weights >= 1 - allowed) & (update.weights <= 1.15))[batch.mask].all()
 
 
 def test_the_penalty_of_kl_cov_holds_its_tokens_near_the_old_policy():
@@ -269,7 +338,7 @@ def test_attention_received_is_the_last_layers_from_later_response_tokens(monkey
     monkeypatch.setattr(policy_module, "SLAB_ELEMENTS", slab)
     policy = tiny_policy()
     batch = batch_of(policy, config_of())
-    found = attention_received(policy, batch)
+    found = attention_received(policy, batch, 256)
     assert policy.model.config._attn_implementation == "sdpa"
     policy.model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -298,5 +367,5 @@ def test_a_model_that_returns_no_attention_is_refused():
     layer = policy.model.get_decoder().layers[-1].self_attn
     layer.register_forward_hook(lambda module, inputs, output: (output[0], None))  # as fused implementations do
     with pytest.raises(ValueError, match=r"returns no attention, which weighting\.kind attention needs"):
-        attention_received(policy, batch)
+        attention_received(policy, batch, 256)
     assert policy.model.config._attn_implementation == "sdpa"

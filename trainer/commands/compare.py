@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from monitor.children import RLVR, child_environment
 from monitor.commands.comparison_table import markdown, print_tables
 from monitor.errors import MonitorError
 from monitor.queries.series import latest_scalars
@@ -23,7 +24,7 @@ from trainer.commands.train import parse_config
 from trainer.compare.arms import GRAMMAR, Arm, arm_config, both_normalisations, parse_arms
 from trainer.compare.jobs import Job, cores, devices, run_jobs, settle
 from trainer.config import ConfigError, TrainConfig
-from trainer.runtime.children import RLVR, interrupts_raise
+from trainer.runtime.children import interrupts_raise
 
 OWN = ("seed", "run", "comparison", "save", "weighting.kind")  # options of `rlvr train` that an arm or we set
 HELP = f"""Train arms x seeds and compare them, paired by seed.
@@ -43,7 +44,7 @@ gradient's scale out again: there the two differ only through gradient clipping,
 def main(argv: list[str]) -> int:
     """Exit codes: 0 every run finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C."""
     options, extras = _parse(argv)
-    console = Console(highlight=False, stderr=True, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, stderr=True, soft_wrap=True)
     try:
         if options.show:
             comparison = load_comparison(Path(options.store or "runs"), options.show)
@@ -157,7 +158,11 @@ def _conclude(
     path = save_comparison(store, comparison)
     print(markdown(comparison)) if options.markdown else print_tables(comparison)
     done = subprocess.run(
-        [*RLVR, "report", options.comparison, str(store)], capture_output=True, text=True, check=False
+        [*RLVR, "report", options.comparison, str(store)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment(),
     )
     written = ".csv, .html" if done.returncode == 0 else f".csv; no report: {done.stderr.strip()}"
     console.print(f"Stored: {path}, {written}")

@@ -20,12 +20,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from rich.text import Text
 
+from monitor.children import RLVR, child_environment
 from monitor.queries.alerts import alert_log, alert_spans
 from monitor.queries.differences import final_figures
 from monitor.queries.series import latest_scalars, scalar_series, series_of, value_at
 from monitor.store.tail import Tail
-from trainer.runtime.children import RLVR, ending, interrupts_raise, run_bars, start_trainer
+from trainer.runtime.children import ending, interrupts_raise, run_bars, start_trainer
 
 ARMS = ("uniform", "ict")
 PRESET = Path(__file__).parents[1] / "presets" / "demo.toml"
@@ -41,7 +43,7 @@ FIGURES = {  # row of the table -> (series, format)
 def main(argv: list[str]) -> int:
     """Exit codes: 0 both runs finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C while training."""
     options = _parser().parse_args(argv)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # texts of runs are no markup
     store = Path(options.store)
     if store.exists() and not store.is_dir():
         print(f"rlvr demo: the store {store} is a file, expected a folder. Choose another --store.", file=sys.stderr)
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
         with ExitStack() as stack:
             if not options.exit_when_done:
                 url = stack.enter_context(_dashboard(store, browser=not options.no_browser))
-                console.print(f"Dashboard: [bold]{url}[/]   store: {store}")
+                console.print(Text.assemble("Dashboard: ", (url, "bold"), f"   store: {store}"))
             runs = {f"{name}-{arm}": stack.enter_context(_trainer(store, name, arm, options)) for arm in ARMS}
             failed = _follow(store, runs, console)
             if failed:
@@ -89,7 +91,9 @@ def _free_comparison(store: Path) -> str:
 def _dashboard(store: Path, *, browser: bool) -> Iterator[str]:
     """Starts `rlvr dashboard` and yields its address."""
     command = [*RLVR, "dashboard", str(store), *([] if browser else ["--no-browser"])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=child_environment()
+    )
     with ending(process, 8):
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -151,7 +155,7 @@ def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[Any, ...]], consol
         known = any((run, rule, first) == other[:3] for other in told)
         if key not in told and (state == "firing" or (state == "resolved" and known)):
             told.add(key)
-            console.print(f"[yellow]{run}: {rule} {state} at step {step}.[/] {message}")
+            console.print(Text.assemble((f"{run}: {rule} {state} at step {step}.", "yellow"), f" {message}"))
 
 
 def _result(store: Path, runs: list[str]) -> Table:

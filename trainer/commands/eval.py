@@ -1,7 +1,8 @@
 """`rlvr eval`: how good, and how varied, a run's final policy or any Hugging Face folder is on a task.
 
-Samples as the run trained (task, temperature, length), so the figures continue those of its evaluations. A run's
-result is added to STORE/evals/RUN.json.
+Samples as the run trained (task, temperature, length), so the figures continue those of its evaluations. On another
+task the longest response is what the model's context leaves, at most LONGEST_RESPONSE tokens. A run's result is added
+to STORE/evals/RUN.json.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from trainer.rewards.scoring import RewardFunction
 
 MIN_PROMPTS = 3  # for an interval, as for a band over seeds
+LONGEST_RESPONSE = 1024  # tokens, unless the run or the user says
+MANY_TRUNCATED = 0.05  # of the samples of a split: more is said below the table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +53,13 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         is_run, model, config = subject(options.subject, Path(options.store))
+        known = options.max_new_tokens is not None or options.task in (None, config.task)
         config = _configured(config, options)
         splits = {split: list(make_task(config.task).prompts(split)) for split in options.split}
         splits = {split: prompts[: options.prompts] for split, prompts in splits.items() if prompts}
         if not splits:
             raise ConfigError(f"{config.task} has no prompts of split {' or '.join(options.split)}.")
-        report = evaluate_model(model, config, splits, options.k)
+        report = evaluate_model(model, config, splits, options.k, length_is_set=known)
     except (ValueError, MonitorError, OSError) as error:
         print(f"rlvr eval: {error}", file=sys.stderr)
         return 2
@@ -80,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 16], help="k of pass@k (default: 1 4 16)")
     parser.add_argument("--prompts", type=int, help="at most so many prompts of each split (default: all)")
     parser.add_argument("--temperature", type=float, help="sampling temperature (default: the run's, or 1)")
-    parser.add_argument("--max-new-tokens", type=int, help="longest response (default: the run's, or 56)")
+    parser.add_argument("--max-new-tokens", type=int, help="longest response (default: the run's, 56 for chain; on "
+                        f"another task what the model's context leaves, at most {LONGEST_RESPONSE})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     return parser
@@ -128,18 +133,35 @@ def _configured(config: TrainConfig, options: argparse.Namespace) -> TrainConfig
 
 
 def evaluate_model(
-    model: str, config: TrainConfig, splits: dict[str, list[Prompt]], ks: Sequence[int]
+    model: str,
+    config: TrainConfig,
+    splits: dict[str, list[Prompt]],
+    ks: Sequence[int],
+    *,
+    length_is_set: bool = True,
 ) -> dict[str, Any]:
-    """The model's figures on each split, with how they were sampled. Plain JSON types."""
+    """The model's figures on each split, with how they were sampled. Plain JSON types.
+
+    length_is_set: responses may have rollout.max_new_tokens, else what the longest prompt leaves of the model's
+    context, at most LONGEST_RESPONSE. Raises ValueError, before anything is sampled, for a prompt that leaves no room.
+    """
     import torch
 
     from trainer.policy.policy import Policy, pick_device
     from trainer.policy.sources import ensure_model
     from trainer.rewards.loading import checked_rewards, load_reward
+    from trainer.rollout.prompts import encode_prompts
 
     task = make_task(config.task)
     reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
-    found = _Subject(config, Policy.load(ensure_model(model), pick_device()), task, reward)
+    policy = Policy.load(ensure_model(model), pick_device())
+    prompts = [prompt for split in splits.values() for prompt in split]
+    least = config.rollout.max_new_tokens if length_is_set else 1
+    longest = max(map(len, encode_prompts(policy, prompts, task.system_prompt, least)))
+    if not length_is_set:
+        limit = min(LONGEST_RESPONSE, policy.context - longest)
+        config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_new_tokens": limit})})
+    found = _Subject(config, policy, task, reward)
     generator = torch.Generator(found.policy.device).manual_seed(config.seed)
     began = time.time()
     outcomes = _sampled(found, splits, generator)
@@ -177,6 +199,7 @@ def _sampled(found: _Subject, splits: dict[str, list[Prompt]], generator: Any) -
                 np.concatenate([part.n_correct for part in parts]),
                 np.concatenate(distinct) if len(distinct) == len(parts) else None,
                 np.concatenate([part.response_length for part in parts]),
+                np.concatenate([part.truncated for part in parts]),
             )
     return outcomes
 
@@ -185,8 +208,8 @@ def split_figures(outcome: SplitOutcome, ks: Sequence[int]) -> dict[str, Any]:
     """{"prompts", figure: {"mean", "low", "high"}}: mean over prompts with its bootstrap 95 % interval.
 
     pass@k is the unbiased estimate per prompt (`trainer.evaluate.pass_at_k`); "solved" is the share of prompts with
-    any correct sample. The prompt is the unit that is resampled: it holds all spread between problems, and under
-    three prompts there is no interval (null).
+    any correct sample, "truncated" the share of samples that were cut off at the longest length. The prompt is the unit
+    that is resampled: it holds all spread between problems, and under three prompts there is no interval (null).
     """
     from trainer.evaluate import pass_at_k
 
@@ -194,6 +217,7 @@ def split_figures(outcome: SplitOutcome, ks: Sequence[int]) -> dict[str, Any]:
     if outcome.distinct is not None:
         values["distinct"] = outcome.distinct.astype(np.float64)
     values["response_length"] = outcome.response_length
+    values["truncated"] = outcome.truncated
     found: dict[str, Any] = {"prompts": len(outcome.n_correct), "solved": float(np.mean(outcome.n_correct > 0))}
     for name, each in values.items():
         low, high = bootstrap_interval(each) if len(each) >= MIN_PROMPTS else (None, None)
@@ -225,6 +249,12 @@ def _print(report: dict[str, Any]) -> None:
         rows.append([split, figures["prompts"], f"{figures['solved']:.1%}", *cells])
     print_table(columns, rows)
     print("In brackets: 95 % bootstrap interval over prompts. solved: share of prompts with any correct sample.")
+    for split, figures in report["splits"].items():
+        if (share := figures["truncated"]["mean"]) > MANY_TRUNCATED:
+            print(
+                f"{share:.0%} of the samples of {split} were cut off at {report['max_new_tokens']} tokens and may have "
+                "missed their answer. Raise --max-new-tokens."
+            )
 
 
 def _interval(figure: dict[str, Any] | None) -> str:

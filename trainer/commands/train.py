@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +16,7 @@ from pydantic import create_model
 
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
-from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting
-from trainer.config.weighting import weightings_help
+from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting, weightings_help
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from monitor.recorder import Recorder
     from monitor.records import StepRecord
     from trainer.runtime.build import Parts
-    from trainer.runtime.ranks import Ranks
     from trainer.runtime.runs import Run
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -41,14 +39,6 @@ stopped; only --steps may be raised.
 
 Weightings (--weighting.kind) and their own parameters (--weighting.NAME); below are those of the chosen kind:
 {weightings_help()}"""
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived. Like KeyboardInterrupt no Exception, so that no handler on the way keeps it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def parse_config(argv: list[str]) -> TrainConfig:
@@ -88,16 +78,16 @@ def _weighting_options(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _config_path(text: str) -> Path:
-    """The file that CONFIG means: a path, or the name of a preset."""
+    """The file that CONFIG means: the name of a preset, whatever lies here under that name, or a path."""
+    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+    if text in known:
+        return known[text]
     if text.endswith(".toml") or Path(text).exists():
         return Path(text)
-    known = {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
-    if text not in known:
-        raise ConfigError(
-            f"No preset {text!r}.{nearest(text, known)} Known presets: {', '.join(known)}. A configuration of your own "
-            "is a file that ends in .toml."
-        )
-    return known[text]
+    raise ConfigError(
+        f"No preset {text!r}.{nearest(text, known)} Known presets: {', '.join(known)}. A configuration of your own "
+        "is a file that ends in .toml."
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -142,40 +132,59 @@ def main(argv: list[str]) -> int:
     except (ConfigError, MonitorError) as error:
         return _refuse(error)
     from rich.console import Console
+    from rich.text import Text
 
     from trainer.runtime.ranks import join_ranks, leave_ranks
 
     ranks = join_ranks()
-    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=ranks.rank > 0)
-    with console.status(f"Loading {config.model} and {config.task}"):
+    quiet = ranks.rank > 0
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+    with console.status(Text(f"Loading {config.model} and {config.task}")):
         from trainer.runtime.build import prepare
         from trainer.runtime.runs import open_run
 
         try:
+            _check_save(config)
             parts = prepare(config, ranks)
             run = open_run(config, parts, console, resume=resumed is not None)
         except (ValueError, MonitorError, OSError) as error:  # OSError: a hub id that cannot be loaded
             return _refuse(error)
     console.print(_what_starts(parts, run))
     status, code = _guarded_run(parts, run, console)
-    if status != "failed":
-        parts.policy.save(folder := _policy_folder(config, run.name))
-        console.print(f"Run {run.name} {status}. Policy: {folder}  Look at it: rlvr dashboard {config.store}")
+    if status != "failed" and not _saved(parts, run, console, status):
+        status, code = "failed", 1
     run.recorder.close(status)
     leave_ranks()
     return code
+
+
+def _saved(parts: Parts, run: Run, console: Console, status: str) -> bool:
+    """Saves the policy; says where, or why not."""
+    from trainer.runtime.disk import attempt
+
+    folder, store = _policy_folder(parts.config, run.name), parts.config.store
+    error = attempt(lambda: parts.policy.save(folder))
+    if not parts.ranks.any(error is not None):
+        console.print(f"Run {run.name} {status}. Policy: {folder}  Look at it: rlvr dashboard {store}")
+        return True
+    message = f"The policy cannot be written to {folder}: {error}. What was there before is as it was."
+    run.recorder.event("failed", message)
+    again = f"Make room, then: rlvr train --resume {run.name} --store {store}"
+    console.print(f"Run {run.name} failed. {message} {again}", style="red")
+    return False
 
 
 def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
     """(status, exit code) of the training; only unforeseen errors propagate, recorded like the foreseen ones."""
     from trainer.errors import NonFiniteError
     from trainer.rewards.loading import RewardError
+    from trainer.runtime.stops import Interrupted, Stops
     from trainer.train import train
 
-    recorder = run.recorder
+    recorder, stops = run.recorder, Stops(parts.ranks)
     try:
-        with _stops(parts.ranks) as check, _progress(console, parts.config.steps, recorder) as progress:
-            train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after, check))
+        with stops.installed(), _progress(console, parts.config.steps, recorder) as progress:
+            train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after,), stops=stops)
         return "finished", 0
     except Interrupted as stop:
         console.print(
@@ -198,6 +207,20 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
+def _check_save(config: TrainConfig) -> None:
+    """Raises ConfigError, before the hours of training, for a folder that cannot be made or written to."""
+    if config.save:
+        try:
+            Path(config.save).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=config.save):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"save is {config.save!r}, where nothing can be written: {error.strerror}. Expected a folder for the "
+                "final policy that can be made or written to; none: STORE/policies/RUN."
+            ) from None
+
+
 def _policy_folder(config: TrainConfig, name: str) -> Path:
     return Path(config.save) if config.save else Path(config.store) / "policies" / name
 
@@ -215,34 +238,6 @@ def _what_starts(parts: Parts, run: Run) -> str:
         f"{config.steps} steps of {rollout.prompts} x {rollout.group_size} rollouts. "
         f"Store {config.store}: at most about {upper / 1e3:.0f} kB a step, {upper * config.steps / 1e6:.0f} MB in all."
     )
-
-
-@contextmanager
-def _stops(ranks: Ranks) -> Iterator[Callable[[int], None]]:
-    """Inside, SIGINT and SIGTERM raise Interrupted between two bytecodes; a second one kills as usual.
-
-    With several ranks they raise at the end of the step, in the check that is yielded, on all of them: a rank that left
-    alone would leave the others waiting.
-    """
-    met: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        met.append(number)
-        if ranks.world == 1:
-            raise Interrupted(number)
-
-    def check(step: int) -> None:
-        if ranks.any(bool(met)):
-            raise Interrupted(met[0] if met else signal.SIGTERM)
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield check
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 @contextmanager

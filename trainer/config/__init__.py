@@ -2,7 +2,14 @@
 
 from trainer.config.base import ConfigError, SettingsGroup
 from trainer.config.settings import CheckpointConfig, LoraConfig, LossConfig, TrainConfig
-from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, WeightingConfig, changed_weighting, make_weighting
+from trainer.config.weighting import (
+    OFF_POLICY,
+    WEIGHTINGS,
+    WeightingConfig,
+    changed_weighting,
+    make_weighting,
+    weightings_help,
+)
 
 __all__ = [
     "OFF_POLICY",
@@ -16,4 +23,5 @@ __all__ = [
     "WeightingConfig",
     "changed_weighting",
     "make_weighting",
+    "weightings_help",
 ]

@@ -103,10 +103,14 @@ class OptimConfig(_Group):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     epochs: int = Field(1, ge=1, description="passes over a step's rollouts")
-    mini_batches: int = Field(1, ge=1, description="optimizer updates in an epoch; groups stay whole")
+    mini_batches: int = Field(
+        1, ge=1, description="optimizer updates in an epoch, each on whole groups, as many but for one; at most "
+        "rollout.prompts over the number of processes"
+    )  # fmt: skip
     micro_batch: int = Field(
-        256, ge=1, description="rollouts in a forward pass; changes memory, not gradients (but bnpo's)"
-    )
+        256, ge=1, description="most rollouts in a pass through the model, fewer than a group too; changes memory, not "
+        "gradients (but bnpo's)"
+    )  # fmt: skip
 
 
 class LoraConfig(_Group):
@@ -169,7 +173,7 @@ class TrainConfig(_Group):
     task: str = Field("chain", description="chain, reasoning_gym:<dataset> or jsonl:<path>")
     reward: str | None = Field(None, description="package.module:function with TRL's signature; none: the task's own")
     steps: int = Field(200, ge=1, description="training steps")
-    seed: int = Field(0, ge=0, description="seed of prompts and sampling; a CPU run is bit-reproducible")
+    seed: int = Field(0, ge=0, description="seed of prompts and sampling; on one CPU a run is bit-reproducible")
     store: str = Field("runs", description="folder of the store")
     run: str | None = Field(None, description="name of the run; none: made from weighting and seed")
     comparison: str = Field("", description="runs with equal comparison and seed are paired on the Compare page")
@@ -236,8 +240,9 @@ class TrainConfig(_Group):
     def _groups_divide(self) -> TrainConfig:
         if self.optim.mini_batches > self.rollout.prompts:
             raise ValueError(
-                f"optim.mini_batches is {self.optim.mini_batches} but a step has {self.rollout.prompts} groups: "
-                "a mini-batch needs at least one whole group."
+                f"optim.mini_batches is {self.optim.mini_batches} but a step has {self.rollout.prompts} groups, and a "
+                f"mini-batch needs at least one whole group. Set optim.mini_batches to {self.rollout.prompts} or less, "
+                f"or rollout.prompts to {self.optim.mini_batches} or more."
             )
         return self
 

@@ -2,7 +2,8 @@
 
 The logits of a small sample of the batch's positions are taken before the first and after the last optimizer update
 of a step, in full precision (bf16 logits would hide a step at lr 1e-6). The sample is fixed by the batch's shape, so
-the probe draws no random numbers and changes no run. Cost: two forward passes over ROWS rollouts, in probed steps only.
+the probe draws no random numbers and changes no run. Cost: two forward passes over ROWS rollouts, at most
+optim.micro_batch at once, in probed steps only.
 """
 
 from __future__ import annotations
@@ -28,21 +29,23 @@ class Probe:
     rows: Tensor
     columns: Tensor
     temperature: float
+    micro_batch: int
     logits: Tensor
 
 
-def take_probe(policy: Policy, batch: TokenBatch, temperature: float) -> Probe:
+def take_probe(policy: Policy, batch: TokenBatch, temperature: float, micro_batch: int = ROWS) -> Probe:
     """The sample's logits now: call before the step's first update."""
     stride = -(-len(batch) // ROWS)
     part = TokenBatch(*(getattr(batch, spec.name)[::stride] for spec in fields(batch)))
     count = max(1, min(POSITIONS, policy_module.SLAB_ELEMENTS // (4 * policy.vocabulary)))
     rows, columns = spread(part.mask, count)
-    return Probe(part, rows, columns, temperature, policy.logits_at(part, rows, columns, temperature))
+    logits = policy.logits_at(part, rows, columns, temperature, micro_batch)
+    return Probe(part, rows, columns, temperature, micro_batch, logits)
 
 
 def finish_probe(policy: Policy, probe: Probe) -> tuple[Tensor, Tensor]:
     """(predicted, true) change of H2 since `take_probe`, float64 [M], nats."""
-    after = policy.logits_at(probe.batch, probe.rows, probe.columns, probe.temperature)
+    after = policy.logits_at(probe.batch, probe.rows, probe.columns, probe.temperature, probe.micro_batch)
     return renyi2_changes(probe.logits, after)
 
 

@@ -11,12 +11,12 @@ from trainer.policy.policy import Policy
 
 
 @torch.no_grad()
-def attention_received(policy: Policy, batch: TokenBatch) -> Tensor:
+def attention_received(policy: Policy, batch: TokenBatch, micro_batch: int) -> Tensor:
     """Attention that each response token gets from the later tokens of its response, float32 [N, T], in [0, 1].
 
     a_t = 1 / (T_i - t) sum_{q > t} mean_h alpha_h[q, t], alpha_h the last layer's attention; 0 for the last token.
-    A forward pass of its own with eager attention, in chunks of rows: [rows, heads, P + T, P + T] exists for one
-    layer at a time. Raises ValueError for a model that does not return attention.
+    A forward pass of its own with eager attention, in chunks of at most `micro_batch` rows: [rows, heads, P + T, P + T]
+    exists for one layer at a time. Raises ValueError for a model that does not return attention.
     """
     implementation = policy.model.config._attn_implementation
     layer = [m for m in policy.model.modules() if type(m).__name__.endswith("Attention")][-1]
@@ -26,7 +26,7 @@ def attention_received(policy: Policy, batch: TokenBatch) -> Tensor:
         lambda module, inputs, output: seen.append(output[1] if isinstance(output, tuple) else None)
     )
     policy.model.set_attn_implementation("eager")
-    size = max(1, policy_module.SLAB_ELEMENTS // (heads * batch.input_ids.shape[1] ** 2))
+    size = max(1, min(micro_batch, policy_module.SLAB_ELEMENTS // (heads * batch.input_ids.shape[1] ** 2)))
     found = []
     try:
         for start in range(0, len(batch), size):

@@ -22,6 +22,7 @@ from trainer.flow import Rollouts, TokenBatch
 from trainer.policy.gguf import unpacked
 from trainer.policy.lora import merged_copy, with_adapters
 from trainer.policy.sources import ModelSource
+from trainer.runtime.disk import write_whole
 from trainer.runtime.ranks import Ranks, shard, whole
 
 SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
@@ -108,6 +109,12 @@ class Policy:
         width = batch.mask.shape[1]
         return states[:, -width - 1 : -1]
 
+    @torch.no_grad()
+    def states(self, batch: TokenBatch, micro_batch: int, *, full_precision: bool = False) -> Tensor:
+        """`hidden` without gradient, at most `micro_batch` rows in a pass through the model."""
+        parts = [batch.rows(start, start + micro_batch) for start in range(0, len(batch), micro_batch)]
+        return torch.cat([self.hidden(part, full_precision=full_precision) for part in parts])
+
     def project(self, slab: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
         with self.autocast():
@@ -140,9 +147,12 @@ class Policy:
         return TokenSignals.concat(parts, dim=1)
 
     @torch.no_grad()
-    def logits_at(self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+    def logits_at(
+        self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro_batch: int
+    ) -> Tensor:
         """Logits over the temperature of M response positions, [M, V], without autocast: the caller bounds M."""
-        return self._halves(_Slab(self.hidden(batch, full_precision=True)[rows, columns])).float() / temperature
+        states = self.states(batch, micro_batch, full_precision=True)[rows, columns]
+        return self._halves(_Slab(states)).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.
@@ -161,20 +171,25 @@ class Policy:
 
     def _slab_logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logp = torch.log_softmax(self.project(hidden).float() / temperature, dim=-1)
-        entropy = -torch.where(torch.isfinite(logp), logp.exp() * logp, 0.0).sum(-1)
+        entropy = -(logp.exp() * logp.clamp(min=-104)).sum(-1)  # e^-104 is 0 in float32; 0 * -inf is NaN, its slope too
         return logp.gather(1, token_ids.unsqueeze(1)).squeeze(1), entropy
 
     def save(self, folder: Path) -> None:
         """The policy as a normal Hugging Face folder: AutoModelForCausalLM.from_pretrained(folder) loads it.
 
-        With several ranks all of them call it, and rank 0 writes.
+        With several ranks all of them call it, and rank 0 writes. An older policy in the folder is replaced once the
+        new one is whole. Raises OSError, on rank 0, if the disk refuses; the older one then stays.
         """
         self._reshard()
         state = {name: whole(value) for name, value in self.model.state_dict().items()}
         if int(os.environ.get("RANK", "0")) == 0:
             merged = merged_copy(self.model) if hasattr(self.model, "merge_and_unload") else None
-            (merged or self.model).save_pretrained(folder, state_dict=None if merged else state)
-            self.tokenizer.save_pretrained(folder)
+
+            def write(half: Path) -> None:
+                (merged or self.model).save_pretrained(half, state_dict=None if merged else state)
+                self.tokenizer.save_pretrained(half)
+
+            write_whole(folder, write)
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -183,8 +198,8 @@ class Policy:
         with self.autocast():
             expected = self.model(input_ids=ids).logits.float()
             ours = self.project(self.body(input_ids=ids).last_hidden_state).float()
-        error = (expected - ours).abs().max()
-        if not error < 1e-2 * expected.abs().max().clamp(min=1.0):
+        error = torch.where(expected == ours, 0.0, expected - ours).abs().max()  # -inf forbids a token in both
+        if not error < 1e-2 * expected.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0):
             raise ValueError(
                 f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
                 f"{error:.3g}); expected logits = head(body(ids)). Use a model without logit scaling or soft-capping."

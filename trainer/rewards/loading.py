@@ -49,7 +49,11 @@ def load_reward(target: str) -> RewardFunction:
     function = getattr(module, name, None)
     if function is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RewardError(f"reward {target!r}: module {module_name!r} has no function {name!r}.{nearest(name, known)}")
+        ours = module_name in ("monitor", "trainer", "dashboard")
+        hint = f" {module_name!r} is a package of rlvr-monitor: call your file something else." if ours else ""
+        raise RewardError(
+            f"reward {target!r}: module {module_name!r} has no function {name!r}.{nearest(name, known)}{hint}"
+        )
     if not callable(function):
         raise RewardError(f"reward {target!r} is a {type(function).__name__}, expected a function.")
     return function
@@ -81,6 +85,7 @@ def function_name(function: RewardFunction) -> str:
 
 def checked_rewards(
     function: RewardFunction,
+    /,  # a task may have a column called function
     prompts: list[str],
     completions: list[str],
     completion_ids: list[list[int]],

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from trainer.config import TrainConfig
 from trainer.policy.policy import Policy
-from trainer.tasks import Prompt
+from trainer.tasks import Prompt, Task
 
 
 class PromptStream:
@@ -48,6 +49,12 @@ class PromptStream:
         self._queue, self._rng.bit_generator.state = list(state["queue"]), state["rng"]
 
 
+def evaluation_prompts(config: TrainConfig, task: Task) -> dict[str, list[Prompt]]:
+    """The prompts that an evaluation of the run samples, for each configured split that the task has."""
+    found = {split: list(task.prompts(split))[: config.eval.prompts] for split in config.eval.splits}
+    return {split: prompts for split, prompts in found.items() if prompts}
+
+
 def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, max_new_tokens: int) -> list[list[int]]:
     """Token ids of each prompt, through the chat template where the tokenizer has one.
 
@@ -65,8 +72,9 @@ def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, ma
             ids = tokenizer(f"{system}\n\n{prompt.text}" if system else prompt.text, verbose=False)["input_ids"]
         if not ids or len(ids) + max_new_tokens > policy.context:
             raise ValueError(
-                f"Prompt {prompt.id!r} has {len(ids)} tokens and rollout.max_new_tokens is {max_new_tokens}, but the "
-                f"model's context is {policy.context} tokens. Lower rollout.max_new_tokens or shorten the prompt."
+                f"Prompt {prompt.id!r} of split {prompt.split!r} has {len(ids)} tokens and rollout.max_new_tokens is "
+                f"{max_new_tokens}, but the model's context is {policy.context} tokens. Lower rollout.max_new_tokens "
+                "or shorten the prompt."
             )
         encoded.append(ids)
     return encoded

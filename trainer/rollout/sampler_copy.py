@@ -18,9 +18,9 @@ from trainer.policy.policy import Policy
 class Twin:
     """A policy's model for sampling. `model`: the twin module; `memory`: what a sampler keeps between its calls.
 
-    cast: "linear" holds the weights of linear layers in bfloat16: under autocast its logits are those of the policy,
-    bit for bit, without casting them at each token. "all" holds every weight so, for a sampler without autocast; the
-    sums between layers are then bfloat16 too (benchmarks/results/rollout_bfloat16.csv). "none" shares all.
+    cast: "linear" holds the weights of linear layers in bfloat16: under autocast it computes what the policy does, bit
+    for bit on the same shapes, without casting them at each token. "all" holds every weight so, for a sampler without
+    autocast; sums between layers are then bfloat16 too (benchmarks/results/rollout_bfloat16.csv). "none" shares all.
     """
 
     def __init__(self, policy: Policy, cast: str) -> None:

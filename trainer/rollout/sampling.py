@@ -1,6 +1,11 @@
 """Sampling: groups of responses from the policy, reproducible from a generator, by one of two backends.
 
 `generate` (generate.py) draws a token for all rows at a time; `paged` (paged.py) is transformers' continuous batching.
+
+Promised: the same tokens from the same seed on one machine with one number of threads, one backend, dtype and shapes.
+Nothing more: attention adds in an order that depends on how many queries and keys it is given, so the sampler's
+log-probabilities are the trainer's but for rounding (float32 about 1e-6 nats, bfloat16 about 1e-2), and draws of
+another backend or batch part where a random number falls into that gap.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from trainer.policy.policy import Policy, pick_device
 from trainer.policy.sources import ensure_model
 from trainer.rewards.loading import checked_rewards, load_reward
 from trainer.rewards.scoring import RewardFunction
-from trainer.rollout.prompts import PromptStream, encode_prompts
+from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_prompts
 from trainer.runtime.clock import StepClock
 from trainer.runtime.environment import environment
 from trainer.runtime.ranks import Ranks
@@ -57,7 +57,9 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     source = ensure_model(config.model)
     device = pick_device()
     policy = Policy.load(source, device, config.lora)
-    encode_prompts(policy, train_prompts, task.system_prompt, config.rollout.max_new_tokens)
+    evaluated = evaluation_prompts(config, task) if config.eval.every else {}
+    for prompts in (train_prompts, *evaluated.values()):
+        encode_prompts(policy, prompts, task.system_prompt, config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
     reference = Policy.load(source, device) if kl_to_initial else None
     if config.shard and ranks.world > 1:
@@ -79,12 +81,20 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
-    mine, left = divmod(config.rollout.prompts, ranks.world)
-    if left or config.optim.mini_batches > mine:
+    """Every process takes as many whole groups, and every mini-batch one or more of each process."""
+    prompts, mini_batches = config.rollout.prompts, config.optim.mini_batches
+    mine, left = divmod(prompts, ranks.world)
+    if left:
+        nearest = " or ".join(str(n * ranks.world) for n in (mine, mine + 1) if n)
         raise ValueError(
-            f"rollout.prompts is {config.rollout.prompts} for {ranks.world} processes and {config.optim.mini_batches} "
-            "mini-batches: every process takes as many whole groups, and a mini-batch at least one. Set it "
-            f"to a multiple of {ranks.world * config.optim.mini_batches}."
+            f"rollout.prompts is {prompts} for {ranks.world} processes, of which each takes as many whole groups. "
+            f"Set it to {nearest}, or another multiple of {ranks.world}."
+        )
+    if mini_batches > mine:
+        raise ValueError(
+            f"optim.mini_batches is {mini_batches} but each of the {ranks.world} processes has {mine} of the "
+            f"{prompts} groups of a step, and a mini-batch needs at least one whole group of each. Set "
+            f"optim.mini_batches to {mine} or less, or rollout.prompts to {mini_batches * ranks.world} or more."
         )
 
 

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +38,7 @@ from monitor.recorder import Recorder
 from monitor.store.segments import fsync_folder
 from trainer.config import CheckpointConfig
 from trainer.runtime.build import Parts
+from trainer.runtime.disk import attempt
 from trainer.runtime.ranks import whole
 
 _log = logging.getLogger("rlvr.trainer")
@@ -82,7 +82,7 @@ class Checkpoints:
                 raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
             self.save(step)
         except OSError as error:
-            message = f"No checkpoint at step {step}: {error}."
+            message = f"No checkpoint at step {step} in {self.folder}: {error}. Training goes on and tries the next."
             _log.error(message)
             self.recorder.event("checkpoint_error", message, step)
 
@@ -93,13 +93,13 @@ class Checkpoints:
         ranks, error = self.parts.ranks, None
         trained, optimizer = _gathered(self.parts)
         if ranks.rank == 0:
-            error = _attempt(lambda: _write(half, step, self.parts, self.engine, trained, optimizer))
+            error = attempt(lambda: _write(half, step, self.parts, self.engine, trained, optimizer))
         if not ranks.any(error is not None):
             rng = half / f"rng-r{ranks.rank:03d}.safetensors"
-            error = _attempt(lambda: _save(_rng_states(self.parts), rng))
+            error = attempt(lambda: _save(_rng_states(self.parts), rng))
         failed = ranks.any(error is not None)
         if ranks.rank == 0 and not failed:
-            error = _attempt(lambda: self._publish(half, final))
+            error = attempt(lambda: self._publish(half, final))
         if ranks.any(error is not None) or failed:
             shutil.rmtree(half, ignore_errors=True)
             raise error or OSError("another rank could not write its part")
@@ -137,15 +137,6 @@ def resume(folder: Path, parts: Parts, engine: AlertEngine) -> int:
             "anew from its first step."
         )
     return 0
-
-
-def _attempt(action: Callable[[], None]) -> OSError | None:
-    """What the disk said, for the ranks to agree on before anyone raises."""
-    try:
-        action()
-    except OSError as error:
-        return error
-    return None
 
 
 def _gathered(parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-RLVR = (sys.executable, "-m", "monitor.cli")
+from monitor.children import RLVR, child_environment
+
 TRAINER_PATIENCE_S = 30.0  # a trainer answers SIGTERM by saving its policy and closing its run
 
 
@@ -36,14 +35,14 @@ def start_trainer(
             stderr=sink,
             text=True,
             start_new_session=True,
-            env=os.environ | dict(environment or {}),
+            env=child_environment() | dict(environment or {}),
         )
 
 
 def run_bars(console: Console, disable: bool = False) -> Progress:
     """Progress bars of runs; a task's field `now` is the text behind its bar."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

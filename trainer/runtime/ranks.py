@@ -1,7 +1,7 @@
 """Several processes, one run: whole groups on every rank, denominators of the whole step, gradients summed.
 
-Started by `torchrun --nproc-per-node N -m monitor.cli train ...` or `accelerate launch`; a single process is a world of
-one, in which every method returns its argument. Collectives are called by all ranks in the same order.
+Started by `torchrun --nproc-per-node N --no-python -- rlvr train ...` or `accelerate launch`; a single process is a
+world of one, in which every method returns its argument. Collectives are called by all ranks in the same order.
 """
 
 from __future__ import annotations

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from monitor.alerts.engine import AlertEngine
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import Alert
+from monitor.store.runs import get_run
 from trainer.config import ConfigError, TrainConfig
 from trainer.runtime import checkpoint
 from trainer.runtime.build import Parts, run_info
@@ -38,7 +40,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
     folder = checkpoint.checkpoint_folder(config.store, name)
     engine = AlertEngine(warmup_steps=config.weighting.warmup_steps)
     done = checkpoint.resume(folder, parts, engine) if resume else 0
-    if done >= config.steps:
+    if done >= config.steps and get_run(config.store, name).status != "failed":  # else its policy is still to be saved
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
     sinks: list[Any] = []
     if config.wandb != "off" and ranks.rank == 0:
@@ -87,6 +89,8 @@ def _print_alert(console: Console, fired: set[tuple[str, int]], alert: Alert) ->
     if alert.state == "firing":
         fired.add((alert.rule, alert.first_step))
         colour = {"critical": "bold red", "warning": "yellow"}.get(alert.severity, "cyan")
-        console.print(f"[{colour}]ALERT {alert.rule}[/] ({alert.severity}) at step {alert.step}: {alert.message}")
+        told = f" ({alert.severity}) at step {alert.step}: {alert.message}"
+        console.print(Text.assemble((f"ALERT {alert.rule}", colour), told))
     elif alert.state == "resolved" and (alert.rule, alert.first_step) in fired:
-        console.print(f"[green]RESOLVED {alert.rule}[/] at step {alert.step}: {alert.message}")
+        told = f" at step {alert.step}: {alert.message}"
+        console.print(Text.assemble((f"RESOLVED {alert.rule}", "green"), told))

@@ -24,6 +24,7 @@ class Task(Protocol):
 
     name: str
     correct_at: float  # a completion is correct if its reward is at least this
+    has_forms: bool  # whether `canonical` tells correct answers apart; else evaluations have no "distinct"
     system_prompt: str | None  # sent before the prompt to models with a chat template
 
     def prompts(self, split: str) -> Sequence[Prompt]:

@@ -52,6 +52,7 @@ class ChainTask:
 
     name = "chain"
     correct_at = 1.0
+    has_forms = True
     system_prompt = None
 
     def prompts(self, split: str) -> list[Prompt]:

@@ -1,36 +1,32 @@
-"""`jsonl:<path>`: problems from a file of JSON lines with a prompt and an answer, scored by math-verify."""
+"""`jsonl:<path>`: problems from a file of JSON lines with a prompt and an answer, scored as mathematics or text."""
 
 from __future__ import annotations
 
 import json
-import re
-import threading
 from pathlib import Path
 from typing import Any
 
-from math_verify import parse, verify
-
 from monitor.errors import nearest
+from trainer.rewards.math_answers import is_right
 from trainer.tasks.base import SPLITS, Prompt
 from trainer.tasks.public_sets import DATASETS
-from trainer.tasks.reasoning_gym import extract_answer
 
 HELDOUT_SHARE = 0.1  # of the rows, the last ones, if the file names no splits
-_LONGEST = 4000  # characters of a completion, from its end, that are parsed: answers stand there
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+RESERVED = ("prompts", "completions", "completion_ids")  # what reward functions are given beside a row's keys
 
 
 class JsonlTask:
     """Rows {"prompt": str, "answer": str or number, "split"?: train|heldout|ood|multipath, ...}.
 
     Without any "split" the last 10 % of the rows are held out; a row without one is train if others have one. Other
-    keys become columns for reward functions. A completion is right if math-verify finds its <answer>...</answer>, or
-    without that its own final answer, equal to the row's; answers that are no mathematics are compared as text.
+    keys become columns for reward functions. A completion is right if its <answer>...</answer> or \\boxed{}, or without
+    those what math-verify takes for its answer, is the row's answer (`trainer.rewards.math_answers`).
     Prompts that say where the answer goes, by asking for \\boxed{}, are sent without the system prompt.
     Raises ValueError with the line number for rows that cannot be used.
     """
 
     correct_at = 1.0
+    has_forms = False  # a row has one answer, so right completions do not differ in it
     system_prompt: str | None = (
         "Solve the problem step by step. Give the final answer, and nothing else, between <answer> and </answer>."
     )
@@ -51,51 +47,22 @@ class JsonlTask:
             raise ValueError(f"{path!r} has no row of split 'train': there is nothing to train on.")
         if all("\\boxed" in row["prompt"] for _, row in rows):
             self.system_prompt = None
-        self._gold: dict[str, list[Any]] = {}
 
     def prompts(self, split: str) -> list[Prompt]:
         """Prompts of a split, in the order of the file."""
         return self._splits.get(split, [])
 
     def reward(
-        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: list[Any]
+        self, /, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: list[Any]
     ) -> list[float | None]:
         """1.0 where the completion's answer equals the column "answer", else 0.0."""
         if "answer" not in columns:
             raise ValueError(f"{self.name}: the reward needs the column 'answer', got {', '.join(columns) or 'none'}.")
-        return [float(self._is_right(gold, text)) for gold, text in zip(columns["answer"], completions, strict=True)]
+        return [float(is_right(gold, text)) for gold, text in zip(columns["answer"], completions, strict=True)]
 
     def canonical(self, prompt: Prompt, completion: str) -> str | None:
-        """None: a row has one answer, so right completions do not differ in it."""
+        """None: see has_forms."""
         return None
-
-    def _is_right(self, gold: str, completion: str) -> bool:
-        answer = extract_answer(completion)
-        given = (answer if answer is not None else completion)[-_LONGEST:]
-        if gold not in self._gold:
-            self._gold[gold] = _parsed(gold, exact=True)
-        if answer is not None and _as_text(given) == _as_text(gold):
-            return True
-        if not self._gold[gold]:
-            boxed = _BOXED.findall(given)
-            return _as_text(boxed[-1] if boxed else given) == _as_text(gold)
-        return bool(verify(self._gold[gold], _parsed(given, exact=answer is not None), timeout_seconds=_timeout()))
-
-
-def _timeout() -> Any:
-    """math-verify's time limit works by SIGALRM, which only the main thread may set: none elsewhere."""
-    return 5 if threading.current_thread() is threading.main_thread() else None
-
-
-def _parsed(text: str, *, exact: bool) -> list[Any]:
-    """math-verify's reading of a text; if `exact`, of the text as one formula where it has no marks of its own."""
-    if exact and "\\" in text and "$" not in text and "boxed" not in text:
-        text = f"${text}$"
-    return list(parse(text, parsing_timeout=_timeout()))
-
-
-def _as_text(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -134,6 +101,13 @@ def _checked_row(path: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{where}: prompt is {str(row['prompt'])[:40]!r}, expected a text.")
     if isinstance(row["answer"], (list, dict)):
         raise ValueError(f"{where}: answer is a {type(row['answer']).__name__}, expected a text or a number.")
+    if not str(row["answer"]).strip():
+        raise ValueError(f"{where}: answer is {row['answer']!r}, expected a text or a number.")
+    if taken := [key for key in RESERVED if key in row]:
+        raise ValueError(
+            f"{where}: key {taken[0]!r} would be a column for reward functions, which are given {', '.join(RESERVED)} "
+            "already. Rename the key in the file."
+        )
     split = row.get("split")
     if split is not None and split not in SPLITS:
         raise ValueError(f"{where}: split is {split!r}.{nearest(str(split), SPLITS)} Expected {', '.join(SPLITS)}.")

@@ -37,6 +37,7 @@ class ReasoningGymTask:
     """
 
     correct_at = 1.0
+    has_forms = True
     system_prompt: str | None = (
         "Solve the problem step by step. Give the final answer, and nothing else, between <answer> and </answer>."
     )

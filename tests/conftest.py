@@ -1,0 +1,23 @@
+"""What tests of commands share: a working folder whose modules are called like ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+OWN = "raise RuntimeError('this is the user\\'s own module')\n"
+REWARD = "def always(prompts, completions, completion_ids, **columns):\n    return [1.0] * len(completions)\n"
+
+
+@pytest.fixture(scope="session")
+def crowded_folder(tmp_path_factory) -> Path:
+    """trainer.py, monitor.py, dashboard/ and demo/, none of which may be imported, and a reward that is to be."""
+    path = tmp_path_factory.mktemp("crowded")
+    for name in ("trainer", "monitor"):
+        (path / f"{name}.py").write_text(OWN)
+    for name in ("dashboard", "demo"):
+        (path / name).mkdir()
+        (path / name / "__init__.py").write_text(OWN)
+    (path / "my_rewards.py").write_text(REWARD)
+    return path
