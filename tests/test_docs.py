@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
 from pathlib import Path
 
-from docs import make_performance
+from docs import make_performance, make_reliability
 from docs.make_method import page
 from docs.make_reproduction import page as reproduction_page
 from monitor.store.reader import open_store
@@ -41,6 +42,14 @@ def test_figures_that_are_not_there_are_said_to_be_missing(tmp_path, monkeypatch
     assert make_performance.lines(table) == [
         "| arm | s | of it |", "|---|---|---|", "| ict | 1,234 | 1.0% |", "", "M; V; commit c1; `benchmarks/gpu.py`.",
     ]  # fmt: skip
+
+
+def test_the_reliability_page_is_made_from_rows_without_faults():
+    text = make_reliability.PAGE.read_text()
+    assert text == make_reliability.page(text), "Run: python -m docs.make_reliability"
+    with (make_performance.RESULTS / "reliability.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 and {row["faults"] for row in rows} == {"0"}
 
 
 def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
