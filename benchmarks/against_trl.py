@@ -28,11 +28,12 @@ import torch
 
 from monitor.recorder import Recorder
 from trainer.config import TrainConfig
-from trainer.policy import Policy
-from trainer.scoring import token_batch
-from trainer.setup import Parts, prepare, run_info
-from trainer.tokens import TokenBatch
-from trainer.train import describe, sample_step, sample_table
+from trainer.flow import TokenBatch
+from trainer.learning.batch import token_batch
+from trainer.policy.policy import Policy
+from trainer.runtime.build import Parts, prepare, run_info
+from trainer.runtime.samples import sample_table
+from trainer.train import describe, sample_step
 
 ARMS = ("uniform", "ict", "trl")
 TINY_LR = 1e-6  # updates cost what they cost; responses keep their length

@@ -20,7 +20,9 @@ import simulated
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, lines
 from dashboard.figures.theme import LIGHT
-from monitor import queries
+from monitor.queries.distributions import count_matrix, quantile_series
+from monitor.queries.rollouts import tokens_of_step
+from monitor.queries.series import scalar_series, series_of
 from monitor.recorder import Recorder
 from monitor.store.tail import Tail
 
@@ -61,18 +63,16 @@ def main() -> None:
         con = tail.cursor()
         rows.append(measure("poll without news", tail.poll))
         keys = ("reward", "entropy", "renyi2", "kl", "grad_norm", "response_length")
-        rows.append(measure("query: six series", lambda: queries.scalar_series(con, [RUN], keys)))
-        rows.append(measure("query: entropy fan", lambda: queries.quantile_series(con, RUN, "entropy", "all", 1000)))
-        rows.append(
-            measure("query: deviation heatmap", lambda: queries.count_matrix(con, RUN, "deviation", "all", 300))
-        )
-        rows.append(measure("query: tokens of one rollout", lambda: queries.tokens_of_step(
+        rows.append(measure("query: six series", lambda: scalar_series(con, [RUN], keys)))
+        rows.append(measure("query: entropy fan", lambda: quantile_series(con, RUN, "entropy", "all", 1000)))
+        rows.append(measure("query: deviation heatmap", lambda: count_matrix(con, RUN, "deviation", "all", 300)))
+        rows.append(measure("query: tokens of one rollout", lambda: tokens_of_step(
             con, tail.files(RUN, "tokens", STEPS // 2), STEPS // 2, [3])))  # fmt: skip
-        series = queries.scalar_series(con, [RUN], keys)
-        line = Line("entropy", *queries.series_of(series, RUN, "entropy"), LIGHT.accent)
-        fan = queries.quantile_series(con, RUN, "entropy", "all", 1000)
-        cells = queries.count_matrix(con, RUN, "deviation", "all", 300)
-        renyi2 = queries.series_of(series, RUN, "renyi2")
+        series = scalar_series(con, [RUN], keys)
+        line = Line("entropy", *series_of(series, RUN, "entropy"), LIGHT.accent)
+        fan = quantile_series(con, RUN, "entropy", "all", 1000)
+        cells = count_matrix(con, RUN, "deviation", "all", 300)
+        renyi2 = series_of(series, RUN, "renyi2")
         for name, build in (
             ("line", lambda: lines(LIGHT, "entropy", [line])),
             ("entropy fan", lambda: distributions.entropy_fan(LIGHT, fan, renyi2, LIGHT.accent)),

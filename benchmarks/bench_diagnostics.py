@@ -21,11 +21,11 @@ from harness import RESULTS, write_rows
 from monitor.signals import TokenSignals, token_signals
 from monitor.signals.stats import signal_statistics
 from trainer.config import TrainConfig
-from trainer.policy import Policy
-from trainer.probe import finish_probe, take_probe
-from trainer.scoring import token_batch
-from trainer.setup import prepare
-from trainer.tokens import TokenBatch
+from trainer.flow import TokenBatch
+from trainer.learning.batch import token_batch
+from trainer.learning.probe import finish_probe, take_probe
+from trainer.policy.policy import Policy
+from trainer.runtime.build import prepare
 from trainer.train import describe, sample_step
 
 PRESET = Path(__file__).parent.parent / "trainer" / "presets" / "demo.toml"

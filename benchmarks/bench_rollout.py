@@ -26,14 +26,15 @@ from transformers import LogitsProcessor
 from transformers.utils import logging
 from updates import QWEN, random_policy
 
-from trainer import rollout
-from trainer.generate import Drawn, generate, positions
-from trainer.models import ensure_model
-from trainer.policy import Policy, pick_device
-from trainer.rollout import encode_prompts, sample
+from trainer.flow import Rollouts
+from trainer.policy.policy import Policy, pick_device
+from trainer.policy.sources import ensure_model
+from trainer.rollout import sampling as rollout
+from trainer.rollout.generate import Drawn, generate, positions
+from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.sampler_copy import Twin
+from trainer.rollout.sampling import sample
 from trainer.tasks import make_task
-from trainer.tokens import Rollouts
-from trainer.twin import Twin
 
 # model: task, prompts, rollouts of each, longest response, rounds
 WORK = {"builtin": ("chain", 16, 8, 56, 5), "smollm2-135m": ("reasoning_gym:chain_sum", 4, 4, 40, 2)}

@@ -8,7 +8,7 @@ over that of plain on the whole slab; "ratio_chunked_plain" over that of plain o
 take, in memory that it uses again; "definition_ratio" is the time of the definitions written down one by one, in
 float32 on the whole slab, over that of plain; "moments_ratio" that of a call that also returns sum p^3 and
 sum p^2 ln p over one that does not. `signals_operations.csv` has what single operations cost over 8 and over 512 rows
-of 32,000 values (1 and 64 MiB): the reasons for the shape of `reference.py`.
+of 32,000 values (1 and 64 MiB): the reasons for the shape of `definition.py`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from harness import RESULTS, write_rows
 from torch import Tensor
 
-from monitor.signals import reference, token_signals
+from monitor.signals import definition, token_signals
 
 CASES = {"chain": (64, 28, 19), "32 k": (8, 64, 32_000), "SmolLM2": (8, 64, 49_152), "Qwen2.5": (8, 16, 151_936)}
 
 
-def definition(logits: Tensor, ids: Tensor, mask: Tensor, group: int) -> dict[str, Tensor]:
+def in_float64(logits: Tensor, ids: Tensor, mask: Tensor, group: int) -> dict[str, Tensor]:
     """The definitions, in the logits' dtype; rows of a group are contiguous."""
     logp = torch.log_softmax(logits, -1)
     p = torch.where(mask.unsqueeze(-1), logp.exp(), 0.0)
@@ -55,8 +55,8 @@ def plain(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 def plain_in_chunks(logits: Tensor, ids: Tensor) -> None:
     """`plain` on chunks of the size that `token_signals` works in."""
     n, t, v = logits.shape
-    rows = min(n, max(8, reference.CHUNK_ELEMENTS // v))
-    span = max(1, reference.CHUNK_ELEMENTS // (rows * v))
+    rows = min(n, max(8, definition.CHUNK_ELEMENTS // v))
+    span = max(1, definition.CHUNK_ELEMENTS // (rows * v))
     for row in range(0, n, rows):
         for start in range(0, t, span):
             plain(logits[row : row + rows, start : start + span], ids[row : row + rows, start : start + span])
@@ -108,13 +108,13 @@ def main() -> None:
         mask = torch.arange(t) < torch.randint(1, t + 1, (n, 1), generator=generator)
         groups = torch.arange(n) // 8
         found = token_signals(logits, ids, mask, groups)
-        exact = definition(logits.double(), ids, mask, 8)
+        exact = in_float64(logits.double(), ids, mask, 8)
         errors = {key: float((getattr(found, key).double() - value).abs().max()) for key, value in exact.items()}
         ours, base, chunked, naive, more = seconds(
             lambda z=logits, i=ids, m=mask, g=groups: token_signals(z, i, m, g),
             lambda z=logits, i=ids: plain(z, i),
             lambda z=logits, i=ids: plain_in_chunks(z, i),
-            lambda z=logits, i=ids, m=mask: definition(z, i, m, 8),
+            lambda z=logits, i=ids, m=mask: in_float64(z, i, m, 8),
             lambda z=logits, i=ids, m=mask, g=groups: token_signals(z, i, m, g, moments=True),
             rounds=7 if v > 1000 else 301,
         )

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from harness import write_rows
 
-from monitor.comparisons import final_figures
-from monitor.queries import alert_log, alert_spans, scalar_series, series_of
+from monitor.queries.alerts import alert_log, alert_spans
+from monitor.queries.differences import final_figures
+from monitor.queries.series import scalar_series, series_of
 from monitor.store.tail import Tail
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from monitor.signals.stats import signal_statistics, step_record
 from trainer.base_models.make_chain import build_tokenizer
 from trainer.config import TrainConfig
-from trainer.policy import Policy
-from trainer.tokens import TokenBatch
+from trainer.flow import TokenBatch
+from trainer.policy.policy import Policy
 from trainer.update import Updater
 
 QWEN = {

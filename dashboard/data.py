@@ -12,8 +12,8 @@ import numpy as np
 import streamlit as st
 
 from dashboard.data_path import STORE_VARIABLE
-from monitor import comparisons, queries
-from monitor.queries import Frame
+from monitor.queries import alerts, differences, distributions, frames, rollouts, series
+from monitor.queries.frames import Frame
 from monitor.store.tail import RunEntry, Tail
 
 T = TypeVar("T")
@@ -63,53 +63,53 @@ def _ask(question: Callable[..., T], shown: Sequence[str], *arguments: Any) -> T
 
 
 def scalars(names: Sequence[str], keys: Sequence[str]) -> Frame:
-    return _ask(queries.scalar_series, names, tuple(names), tuple(keys))
+    return _ask(series.scalar_series, names, tuple(names), tuple(keys))
 
 
 def scalar_names(names: Sequence[str]) -> list[str]:
-    return _ask(queries.scalar_names, names, tuple(names))
+    return _ask(series.scalar_names, names, tuple(names))
 
 
 def latest(names: Sequence[str]) -> Frame:
-    return _ask(queries.latest_scalars, names, tuple(names))
+    return _ask(series.latest_scalars, names, tuple(names))
 
 
 def spans(names: Sequence[str]) -> Frame:
-    return queries.alert_spans(_ask(queries.alert_log, names, tuple(names)))
+    return alerts.alert_spans(_ask(alerts.alert_log, names, tuple(names)))
 
 
 def events(names: Sequence[str]) -> Frame:
-    return _ask(queries.events, names, tuple(names))
+    return _ask(alerts.events, names, tuple(names))
 
 
 def fan(name: str, metric: str = "entropy", split: str = "all") -> Frame:
-    return _ask(queries.quantile_series, (name,), name, metric, split, 1000)
+    return _ask(distributions.quantile_series, (name,), name, metric, split, 1000)
 
 
 def counts(name: str, metric: str, split: str = "all", columns: int = 300) -> Frame:
-    return _ask(queries.count_matrix, (name,), name, metric, split, columns)
+    return _ask(distributions.count_matrix, (name,), name, metric, split, columns)
 
 
 def newest_counts(name: str, metric: str, split: str, steps: int = 20) -> Frame:
     """`counts` of the last `steps` steps alone: costs the same however long the run is."""
-    return _ask(queries.count_matrix, (name,), name, metric, split, queries.MAX_POINTS, steps)
+    return _ask(distributions.count_matrix, (name,), name, metric, split, frames.MAX_POINTS, steps)
 
 
 def joint(name: str) -> np.ndarray:
-    return _ask(queries.joint_counts, (name,), name, "entropy*deviation", "all", 20)
+    return _ask(distributions.joint_counts, (name,), name, "entropy*deviation", "all", 20)
 
 
 def difference(baseline: Sequence[str], other: Sequence[str], metric: str = "entropy") -> Frame:
-    return _ask(comparisons.difference_matrix, (*baseline, *other), tuple(baseline), tuple(other), metric)
+    return _ask(differences.difference_matrix, (*baseline, *other), tuple(baseline), tuple(other), metric)
 
 
 def final_figures(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
-    return _ask(comparisons.final_figures, names, tuple(names), tuple(keys))
+    return _ask(differences.final_figures, names, tuple(names), tuple(keys))
 
 
 def sample_steps(name: str) -> np.ndarray:
     """Steps whose rollouts are stored: committed steps inside some segment of samples."""
-    committed = queries.frame(
+    committed = frames.frame(
         tail().cursor(), "SELECT DISTINCT step FROM committed WHERE run = ? ORDER BY step", [name]
     )["step"]
     kept = np.zeros(len(committed), bool)
@@ -129,8 +129,8 @@ def _of_step(question: Callable[..., Frame], name: str, table: str, *arguments: 
 
 
 def samples(name: str, step: int) -> Frame:
-    return _of_step(queries.samples_of_step, name, "samples", step)
+    return _of_step(rollouts.samples_of_step, name, "samples", step)
 
 
 def tokens(name: str, step: int, chosen: Sequence[int], rank: int = 0) -> Frame:
-    return _of_step(queries.tokens_of_step, name, "tokens", step, tuple(int(sample) for sample in chosen), rank)
+    return _of_step(rollouts.tokens_of_step, name, "tokens", step, tuple(int(sample) for sample in chosen), rank)

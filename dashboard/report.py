@@ -18,9 +18,10 @@ from plotly.offline import get_plotlyjs
 from dashboard.figures.intervals import difference_intervals
 from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import DARK, LIGHT, Theme, arm_colours
-from monitor.commands.comparison import cells, notes
-from monitor.paired import LEVEL, TITLES, load_comparison
-from monitor.queries import Frame, scalar_series, series_of
+from monitor.commands.comparison_table import cells, notes
+from monitor.queries.frames import Frame
+from monitor.queries.series import scalar_series, series_of
+from monitor.stats.comparison import LEVEL, TITLES, load_comparison
 from monitor.store.runs import require_store
 from monitor.store.tail import Tail
 

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.entropy_control import EntropyControl
-from trainer.loss import LOSSES, entropy_term, kl_estimate, kl_term, policy_loss, sequence_log_ratio
-from trainer.weighting import WEIGHT_FUNCTIONS, capped_deviation, token_weights
+from trainer.learning.entropy_control import EntropyControl
+from trainer.learning.loss import LOSSES, entropy_term, kl_estimate, kl_term, policy_loss, sequence_log_ratio
+from trainer.learning.weightings import WEIGHT_FUNCTIONS, capped_deviation, token_weights
 
 
 def _explained(name: str, thing: Callable[..., object] | type) -> list[str]:

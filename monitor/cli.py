@@ -12,17 +12,17 @@ from monitor.errors import MonitorError
 
 # command: ("module:function", one line of help). The function takes the rest of the arguments, returns the exit code.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("trainer.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
-    "train": ("trainer.cli:main", "train a policy and record the run"),
-    "eval": ("trainer.eval_command:main", "pass@k and distinct answers of a run's final policy or of any model"),
-    "compare": ("trainer.compare:main", "train arms x seeds and print their paired table"),
+    "demo": ("trainer.commands.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
+    "train": ("trainer.commands.train:main", "train a policy and record the run"),
+    "eval": ("trainer.commands.eval:main", "pass@k and distinct answers of a run's final policy or of any model"),
+    "compare": ("trainer.commands.compare:main", "train arms x seeds and print their paired table"),
     "report": ("dashboard.report:main", "a stored comparison as one HTML file"),
-    "fetch": ("trainer.models:main", "download a model, or problems as JSONL"),
+    "fetch": ("trainer.commands.fetch:main", "download a model, or problems as JSONL"),
     "dashboard": ("dashboard.launch:main", "show a store in the browser, live"),
     "ls": ("monitor.commands.ls:main", "list the runs of a store"),
     "show": ("monitor.commands.show:main", "show one run: status, configuration, latest values, alerts"),
     "sql": ("monitor.commands.sql:main", "ask a store any question, also while runs write into it"),
-    "check": ("monitor.alerts.replay:main", "replay the alert rules on a run or on any series"),
+    "check": ("monitor.commands.check:main", "replay the alert rules on a run or on any series"),
     "store": ("monitor.commands.store:main", "check, compact or prune a store"),
 }
 FINE, NOT_FINE, WRONG_USE = 0, 1, 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class MonitorError(Exception):
     """Wrong use or a store that cannot be used: the text says what is wrong, the value and what to do."""
@@ -13,3 +16,9 @@ class StoreError(MonitorError):
 
 class UnknownRunError(StoreError):
     """A run name that the store does not hold."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the closest known name, or '' if nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -10,13 +10,13 @@ steps. Edges are float32 on purpose: the device compares float32 values with the
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import numpy as np
+
+from monitor.errors import nearest
 
 Direction = Literal["up", "down", "band", "none"]
 SPLITS = ("all", "selected", "correct", "incorrect")  # splits of the token histograms
@@ -226,9 +226,3 @@ def metric(key: str) -> Metric:
                 label = template.label.format(k=k)
                 return Metric(key, f"{label}, {split}", template.unit, template.help, template.good)
     raise ValueError(f"Unknown metric {key!r}.{nearest(key, METRICS)} Known metrics are listed in docs/metrics.md.")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the closest known name, or '' if nothing is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""

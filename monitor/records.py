@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from monitor.metrics import cell_bounds, n_cells
 
 Severity = Literal["info", "warning", "critical"]
+SEVERITY_RANK = {severity: rank for rank, severity in enumerate(get_args(Severity))}
 AlertState = Literal["pending", "firing", "resolved"]
 RunStatus = Literal["running", "finished", "stopped", "stalled", "crashed", "failed"]
 
@@ -86,26 +88,33 @@ class Histogram:
 
 
 def quantiles_from_counts(
-    counts: np.ndarray, edges_id: str, qs: np.ndarray | list[float], *, low: float, high: float
+    counts: np.ndarray,
+    edges_id: str,
+    qs: Sequence[float] | np.ndarray,
+    *,
+    low: float | np.ndarray,
+    high: float | np.ndarray,
 ) -> np.ndarray:
-    """Quantiles of binned data: linear inside the cell that holds rank q * n.
+    """Quantiles of binned data: linear inside the cell that holds rank q * n. The SQL macro hist_quantile is the same.
 
-    The outer, open cells are closed with the data's own min (`low`) and max (`high`), so no quantile leaves
-    the data's range. counts [cells] -> float64 [len(qs)]; nan where there is no data. The error is at most
-    the width of one cell (12.3 % of the value on the 96 log-spaced cells of entropy, 15.0 % for deviation).
+    The outer, open cells are closed with the data's own min (`low`) and max (`high`), so no quantile leaves the data's
+    range. counts [cells] with low and high scalars -> float64 [len(qs)], or one row for each histogram: counts [S,
+    cells], low and high [S] -> float64 [S, len(qs)]. nan where there is no data. The error is at most the width of one
+    cell (12.3 % of the value on the 96 log-spaced cells of entropy, 15.0 % for deviation).
     """
-    qs = np.asarray(qs, np.float64)
-    total = counts.sum()
-    if total == 0:
-        return np.full(qs.shape, np.nan)
+    table = np.atleast_2d(counts)
     lows, highs = cell_bounds(edges_id)
-    lows, highs = np.clip(lows, low, high), np.clip(highs, low, high)
-    cumulative = np.cumsum(counts)
-    rank = qs * total
-    cell = np.minimum(np.searchsorted(cumulative, rank, side="left"), len(counts) - 1)
-    cell = np.where(counts[cell] == 0, np.argmax(counts > 0), cell)  # q = 0 falls into the first filled cell
-    inside = (rank - (cumulative[cell] - counts[cell])) / counts[cell]
-    return lows[cell] + np.clip(inside, 0.0, 1.0) * (highs[cell] - lows[cell])
+    total, cumulative, row = table.sum(1), table.cumsum(1), np.arange(len(table))
+    low, high = np.where(total > 0, low, 0.0), np.where(total > 0, high, 0.0)  # an empty one has infinite bounds
+    out = np.full((len(table), len(qs)), np.nan)
+    for column, q in enumerate(qs):
+        rank = q * total
+        cell = np.minimum((cumulative < rank[:, None]).sum(1), table.shape[1] - 1)
+        cell = np.where(table[row, cell] == 0, np.argmax(table > 0, axis=1), cell)  # q = 0: the first filled cell
+        inside = (rank - (cumulative[row, cell] - table[row, cell])) / np.maximum(table[row, cell], 1)
+        bottom, top = np.clip(lows[cell], low, high), np.clip(highs[cell], low, high)
+        out[:, column] = np.where(total > 0, bottom + np.clip(inside, 0.0, 1.0) * (top - bottom), np.nan)
+    return out if np.ndim(counts) == 2 else out[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,3 +195,12 @@ class Alert:
     threshold: float
     message: str
     action: str = ""  # what to do about it
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: nan and infinity become None, in dicts, lists and tuples too."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value

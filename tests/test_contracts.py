@@ -16,7 +16,7 @@ from docs.make_metrics import page
 from monitor.cli import COMMANDS
 from monitor.metrics import METRICS
 from trainer.config import WEIGHTINGS, LossConfig, TrainConfig
-from trainer.loss import LOSSES
+from trainer.learning.loss import LOSSES
 from trainer.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent

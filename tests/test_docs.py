@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
 from pathlib import Path
 
-from docs import make_performance
+from docs import make_performance, make_reliability
 from docs.make_method import page
 from docs.make_reproduction import page as reproduction_page
 from monitor.store.reader import open_store
@@ -43,6 +44,14 @@ def test_figures_that_are_not_there_are_said_to_be_missing(tmp_path, monkeypatch
     ]  # fmt: skip
 
 
+def test_the_reliability_page_is_made_from_rows_without_faults():
+    text = make_reliability.PAGE.read_text()
+    assert text == make_reliability.page(text), "Run: python -m docs.make_reliability"
+    with (make_performance.RESULTS / "reliability.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 and {row["faults"] for row in rows} == {"0"}
+
+
 def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
@@ -60,7 +69,7 @@ def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
 
 
 def test_the_reward_example_is_a_reward_function(tmp_path, monkeypatch):
-    from trainer.rewards import checked_rewards, load_reward
+    from trainer.rewards.loading import checked_rewards, load_reward
 
     (tmp_path / "my_rewards.py").write_text(blocks("docs/extending.md")[0])
     monkeypatch.chdir(tmp_path)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from trainer.config import TrainConfig
-from trainer.policy import Policy
-from trainer.rollout import encode_prompts, sample
-from trainer.scoring import RewardFunction, score
-from trainer.setup import Parts
+from trainer.policy.policy import Policy
+from trainer.rewards.scoring import RewardFunction, score
+from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.sampling import sample
+from trainer.runtime.build import Parts
 from trainer.tasks import Prompt, Task
 
 

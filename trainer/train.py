@@ -18,12 +18,16 @@ from torch import Tensor
 from monitor.recorder import Recorder
 from monitor.records import StepRecord, TokenTable
 from monitor.signals.stats import signal_statistics, step_record
-from trainer.advantages import zero_variance_share
+from trainer.errors import NonFiniteError
 from trainer.evaluate import evaluate
-from trainer.rollout import NonFiniteError, encode_prompts, sample
-from trainer.scoring import Scored, sample_table, score, token_batch
-from trainer.setup import Parts
-from trainer.tokens import Rollouts, TokenBatch
+from trainer.flow import Rollouts, Scored, TokenBatch
+from trainer.learning.advantages import zero_variance_share
+from trainer.learning.batch import token_batch
+from trainer.rewards.scoring import score
+from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.sampling import sample
+from trainer.runtime.build import Parts
+from trainer.runtime.samples import sample_table
 from trainer.update import Update
 
 Progress = Callable[[StepRecord], None]

@@ -12,14 +12,15 @@ from torch import Tensor
 from monitor.signals import TokenSignals
 from monitor.signals.stats import Statistics, loss_statistics
 from trainer.config import TrainConfig
-from trainer.entropy_control import EntropyControl
-from trainer.loss import LossTotals, loss_totals, policy_loss
-from trainer.parallel import Ranks, whole
-from trainer.policy import Policy
-from trainer.probe import finish_probe, take_probe
-from trainer.rollout import NonFiniteError
-from trainer.tokens import LossTerms, TokenBatch
-from trainer.weighting import WeightInputs, capped_deviation, token_penalty, token_weights
+from trainer.errors import NonFiniteError
+from trainer.flow import LossTerms, TokenBatch
+from trainer.learning.entropy_control import EntropyControl
+from trainer.learning.loss import LossTotals, loss_totals, policy_loss
+from trainer.learning.probe import finish_probe, take_probe
+from trainer.learning.weightings import WeightInputs, capped_deviation, token_penalty, token_weights
+from trainer.policy.attention import attention_received
+from trainer.policy.policy import Policy
+from trainer.runtime.ranks import Ranks, whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +180,7 @@ class Updater:
         if self.config.signals.scale == "capped":
             signals = replace(signals, deviation=capped_deviation(signals))
         watched = weighting.kind == "attention" and active > 0
-        attention = self.policy.attention_received(batch) if watched else None
+        attention = attention_received(self.policy, batch) if watched else None
         mask, advantages = batch.loss_mask, batch.advantages
         return WeightInputs(signals, mask, advantages, self.weight_generator, active, attention=attention)
 

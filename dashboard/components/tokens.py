@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from dashboard.figures.theme import Theme, label
-from monitor.queries import Frame
+from monitor.queries.frames import Frame
 
 LEVELS = 8
 COLOUR_BY = ("entropy", "deviation", "weight")

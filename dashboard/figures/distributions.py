@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from dashboard.figures.marks import add_alerts
 from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, scale
 from monitor.metrics import inner_edges
-from monitor.queries import Frame
+from monitor.queries.frames import Frame
 
 
 def entropy_fan(

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboard.figures.theme import Theme, figure, number_format
-from monitor.paired import figure_label
+from monitor.stats.comparison import figure_label
 
 
 def difference_intervals(
@@ -19,7 +19,7 @@ def difference_intervals(
 ) -> go.Figure:
     """Mean difference to the baseline (dot) with its bootstrap 95 % interval (bar), an arm a line, 0 marked.
 
-    rows: rows of monitor.paired of one figure and moment that have a difference, in the order to show.
+    rows: rows of monitor.stats.comparison of one figure and moment that have a difference, in the order to show.
     """
     label, unit = figure_label(name)
     fig = figure(theme, label, unit=unit, x="", height=48 + 30 * len(rows), help=label)

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 
 from dashboard.figures.marks import add_alerts
 from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, number_format
-from monitor.queries import Frame, series_of
+from monitor.queries.frames import Frame
+from monitor.queries.series import series_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

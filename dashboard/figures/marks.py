@@ -9,11 +9,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dashboard.figures.theme import Theme, faded
-from monitor.queries import Frame, n_rows
+from monitor.queries.frames import Frame, n_rows
 
 
 def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme, *, shade: bool = True) -> go.Figure:
-    """Draws `monitor.queries.alert_spans` of one run onto `fig`; hover tells rule, value, baseline and what to do.
+    """Draws `monitor.queries.alerts.alert_spans` of one run onto `fig`; hover tells rule, value, baseline, what to do.
 
     Without `shade`, for heatmaps, the span is a bar along the top, so that no cell changes its colour.
     """

@@ -8,13 +8,13 @@ import numpy as np
 import streamlit as st
 
 from dashboard import data
-from dashboard.arms import Arm, default_arms, figures_table
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import Theme, arm_colours
+from dashboard.shown_arms import Arm, default_arms, figures_table
 from dashboard.views import shared
-from monitor.comparisons import config_difference
-from monitor.queries import series_of
+from monitor.queries.differences import config_difference
+from monitor.queries.series import series_of
 from monitor.store.tail import RunEntry
 
 CURVES = (

@@ -11,7 +11,8 @@ from dashboard import data
 from dashboard.figures.lines import Line, lines, sparkline
 from dashboard.figures.theme import arm_colours, label
 from dashboard.views import shared
-from monitor.queries import Frame, series_of
+from monitor.queries.frames import Frame
+from monitor.queries.series import series_of
 from monitor.store.tail import RunEntry
 
 SHOWN = ("entropy", "reward")

@@ -12,7 +12,8 @@ from dashboard.figures import distributions
 from dashboard.figures.lines import Line, lines, reward_and_pass
 from dashboard.figures.theme import Theme, arm_colours, label
 from dashboard.views import shared
-from monitor.queries import Frame, n_rows, select, series_of, value_at
+from monitor.queries.frames import Frame, n_rows, select
+from monitor.queries.series import series_of, value_at
 from monitor.store.tail import RunEntry
 
 PASSES = ("eval/heldout/pass@1", "eval/heldout/pass@4")

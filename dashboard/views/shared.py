@@ -14,13 +14,17 @@ import streamlit as st
 from dashboard import data
 from dashboard.components.chart import live_chart
 from dashboard.figures.theme import DARK, LIGHT, Theme
-from monitor.metrics import nearest
-from monitor.queries import Frame, n_rows, select
+from monitor.errors import nearest
+from monitor.queries.frames import Frame, n_rows, select
 from monitor.store.runs import busy_with
 from monitor.store.tail import RunEntry
 
 STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
-    "running": ("blue", ":material/play_arrow:", "Its process lives; steps come, or it says what it does meanwhile."),
+    "running": (
+        "blue",
+        ":material/play_arrow:",
+        "Its process lives; steps come, or it says what it does meanwhile.",
+    ),
     "finished": ("green", ":material/check:", "It ended as planned."),
     "stopped": ("gray", ":material/stop:", "Someone stopped it; all steps are written."),
     "stalled": ("orange", ":material/hourglass_empty:", "The process lives, but no new step comes."),

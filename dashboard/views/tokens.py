@@ -12,7 +12,7 @@ from dashboard.components.tokens import COLOUR_BY, legend_html, token_css, token
 from dashboard.figures.theme import label
 from dashboard.views import shared
 from monitor.metrics import metric
-from monitor.queries import Frame, n_rows, select
+from monitor.queries.frames import Frame, n_rows, select
 from monitor.store.tail import RunEntry
 
 PAGE_TOKENS = 4000  # tokens drawn at once

@@ -12,10 +12,9 @@ import numpy as np
 
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
 from monitor.alerts.window import BASELINE_ROWS, TREND_ROWS, Window, baseline_noise
-from monitor.records import Alert, AlertState
+from monitor.records import SEVERITY_RANK, Alert, AlertState, finite
 
 SERIES = ("entropy", "reward", "response_length")  # the keys that rules may look at
-SEVERITY_RANK = {"info": 0, "warning": 1, "critical": 2}
 
 
 @dataclass(slots=True)
@@ -132,7 +131,7 @@ class AlertEngine:
         return {
             "warmup_steps": self.warmup_steps,
             "first_step": self._first_step,
-            "rows": [[step, {k: v if math.isfinite(v) else None for k, v in row.items()}] for step, row in self._rows],
+            "rows": [[step, finite(row)] for step, row in self._rows],
             "first_entropies": list(self._first_entropies),
             "nonfinite_rows": self._nonfinite_rows,
             "rules": {name: asdict(state) for name, state in self._states.items()},

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.alerts.engine import SERIES
-from monitor.errors import MonitorError, StoreError
-from monitor.metrics import nearest
+from monitor.errors import MonitorError, StoreError, nearest
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _REQUIRED = ("step", "entropy")

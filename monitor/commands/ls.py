@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from typing import Any
 
 from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
+from monitor.commands.parsing import call
 from monitor.store.reader import Store, open_store
 
 _LATEST = """SELECT run, arg_max(value, step) FILTER (name = 'reward'), arg_max(value, step) FILTER (name = 'entropy')
@@ -17,18 +17,24 @@ _FIRING = """SELECT run, count(*) FROM (
 
 
 def main(argv: list[str]) -> int:
-    """Print the runs of a store, oldest first."""
-    parser = argparse.ArgumentParser(prog="rlvr ls", description="List the runs of a store, oldest first.")
-    parser.add_argument("store", nargs="?", default=DEFAULT_STORE, help="folder of the store (default: runs)")
-    parser.add_argument("--json", action="store_true", help="one JSON list of objects")
-    args = parser.parse_args(argv)
-    with open_store(args.store) as store:
-        found = rows(store)
-        left_out = store.unreadable()
-    if args.json:
+    """`rlvr ls`."""
+    return call(ls, argv, "ls")
+
+
+def ls(store: str = DEFAULT_STORE, /, *, json: bool = False) -> int:
+    """List the runs of a store, oldest first.
+
+    Args:
+        store: folder of the store
+        json: one JSON list of objects
+    """
+    with open_store(store) as opened:
+        found = rows(opened)
+        left_out = opened.unreadable()
+    if json:
         print_json(found)
     elif not found:
-        print(f"No runs in {args.store!r} yet. `rlvr demo` records two.")
+        print(f"No runs in {store!r} yet. `rlvr demo` records two.")
     else:
         shown = [
             [

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from monitor.records import finite
+
 if TYPE_CHECKING:
     from monitor.store.listing import Unreadable
-
 
 DEFAULT_STORE = "runs"
 _PIPED_WIDTH = 240  # columns of a table that goes to a file or a pipe, where nothing must be cut off
@@ -50,7 +51,7 @@ def cell(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """JSON that any parser takes: values that are not finite become null."""
-    print(json.dumps(_finite(value), indent=1, default=str))
+    print(json.dumps(finite(value), indent=1, default=str))
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -99,13 +100,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return text == "-"
     return True
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
+from monitor.commands.parsing import call
 from monitor.metrics import metric
 from monitor.store.reader import Store, open_store
 
@@ -19,16 +19,22 @@ _IDENTITY = ("model", "task", "weighting", "seed", "comparison")
 
 
 def main(argv: list[str]) -> int:
-    """Print a run's status, configuration, latest values, alerts, events and sizes."""
-    parser = argparse.ArgumentParser(prog="rlvr show", description="Show one run.")
-    parser.add_argument("run", help="name of the run, as `rlvr ls` prints it")
-    parser.add_argument("--store", default=DEFAULT_STORE, help="folder of the store (default: runs)")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    args = parser.parse_args(argv)
-    with open_store(args.store) as store:
-        report = describe(store, args.run)
-        left_out = [one for one in store.unreadable() if one.run == args.run]
-    if args.json:
+    """`rlvr show`."""
+    return call(show, argv, "show")
+
+
+def show(run: str, /, *, store: str = DEFAULT_STORE, json: bool = False) -> int:
+    """Show one run: status, configuration, latest values, alerts, events and sizes.
+
+    Args:
+        run: name of the run, as `rlvr ls` prints it
+        store: folder of the store
+        json: one JSON object
+    """
+    with open_store(store) as opened:
+        report = describe(opened, run)
+        left_out = [one for one in opened.unreadable() if one.run == run]
+    if json:
         print_json(report)
     else:
         _print(report)

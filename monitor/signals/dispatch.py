@@ -1,7 +1,7 @@
 """Which implementation of `token_signals` runs: the Triton kernel on a CUDA device, else the definition in PyTorch.
 
 The choice is made once for a process: the kernel has to import, compile and agree with the definition on a small batch
-first, for it has met few devices. RLVR_SIGNALS overrides it for tests and comparisons: `reference` everywhere, or
+first, for it has met few devices. RLVR_SIGNALS overrides it for tests and comparisons: `definition` everywhere, or
 `kernel` without that question and also on the CPU, where Triton's interpreter (TRITON_INTERPRET=1) runs it.
 """
 
@@ -16,11 +16,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from monitor.signals import reference as definition
-from monitor.signals.reference import Reference
+from monitor.signals import definition
+from monitor.signals.definition import Reference
 from monitor.signals.types import TokenSignals
 
-CHOICES = ("auto", "kernel", "reference")
+CHOICES = ("auto", "kernel", "definition")
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def _kernel() -> tuple[ModuleType | None, str]:
     choice = os.environ.get("RLVR_SIGNALS", "auto")
     if choice not in CHOICES:
         raise ValueError(f"RLVR_SIGNALS is {choice!r}, expected one of {', '.join(CHOICES)}. Unset it for auto.")
-    if choice == "reference" or (choice == "auto" and not torch.cuda.is_available()):
+    if choice == "definition" or (choice == "auto" and not torch.cuda.is_available()):
         return None, ""
     try:
         module = importlib.import_module("monitor.signals.group_kernel")
@@ -80,7 +80,7 @@ def token_signals(
 ) -> TokenSignals:
     """Log-probability, Shannon and Renyi-2 entropy and group deviation of each response token, without gradient.
 
-    Formulas, arguments, results and errors: `monitor.signals.reference.token_signals`, the definition; on a CUDA device
+    Formulas, arguments, results and errors: `monitor.signals.definition.token_signals`. On a CUDA device
     `monitor.signals.group_kernel` computes the same from one streaming read of the logits in the dtype they have. Give
     group_ids on the CPU there: from the device they are fetched, which waits for it.
     """

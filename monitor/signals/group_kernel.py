@@ -1,7 +1,7 @@
 """The per-token signals in one streaming read of the logits: a Triton kernel over (group, position).
 
-`reference.py` is the definition. Two passes are needed, because the mean distribution of a group needs each row's
-normaliser; both run in ONE launch, ordered so that the second finds its rows in the L2 cache:
+It has to agree with `definition.py`. Two passes are needed, because the mean distribution of a group needs each
+row's normaliser; both run in ONE launch, ordered so that the second finds its rows in the L2 cache:
 
     work on an item = the rows of one group at one position, split over the vocabulary
       fold     (row, chunk of FOLD_TILES tiles)   sums of e = exp(z - peak), e ln e, e^2 [, e^3, e^2 ln e]  -> `folds`
@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from monitor.signals.reference import RESOLUTION
+from monitor.signals.definition import RESOLUTION
 from monitor.signals.types import TokenSignals
 
 WARPS = 4  # small programs: four on a multiprocessor (128 registers a thread) hide each other's latencies
@@ -44,7 +44,7 @@ FOLD_TILES = 2  # tiles in a fold: 16,384 bf16 logits, 32 KB
 FOLD_VALUES = 64  # logits of a tile held by a thread: eight loads of 16 bytes in flight
 DEVIATE_TILES = 4  # tiles in a deviation: 2,048 tokens of 8 rows, 32 KB
 DEVIATE_VALUES = 32  # logits of a tile held by a thread, over all rows: p and t of each stay in registers
-MAX_GROUP = 64  # rows of a group in one program's registers; token_signals uses the reference beyond
+MAX_GROUP = 64  # rows of a group in one program's registers; token_signals uses the definition beyond
 PROGRAMS = 4  # programs that a multiprocessor runs at a time, for the lag
 PATIENCE = tl.constexpr(1 << 22)  # looks at `done`, seconds; then NaN: a broken promise of order must not hang a GPU
 LOWEST = tl.constexpr(-1e30)  # stands for -inf, so that differences stay finite

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from monitor.records import Alert
 from monitor.store.batch import Batch, Item, batch_of, joined
@@ -94,6 +95,7 @@ class Pipeline:
 
     def start(self) -> None:
         """Start the threads. Raises OSError or RuntimeError, and leaves none running."""
+        pa.array([""])  # imports pandas, if there is one: too late for a first step when the interpreter is ending
         self._beat("running")
         self._heart.start()
         try:
@@ -224,7 +226,13 @@ class Pipeline:
             if self._engine is not None and not item.again:
                 item.alerts = self._judge(item)
         if items or events:
-            self._append(self._build(items, events))
+            try:
+                self._append(self._build(items, events))
+            except Exception as error:
+                if items:
+                    steps = [item.record.step for item in items]
+                    self._lose(len(items), steps[0], steps[-1], f"their rows cannot be made ({error})")
+                raise
         if self._room.full and self._room.clear(closing=closing):
             self._try_everything()
         elif self._room.full:

@@ -26,7 +26,7 @@ class Reserve:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.left = 0
+        self.left = path.stat().st_size if path.exists() else 0  # of an attempt that was killed
         self.fill()
 
     def fill(self) -> None:

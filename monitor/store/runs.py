@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import StoreError, UnknownRunError
-from monitor.metrics import nearest
+from monitor.errors import StoreError, UnknownRunError, nearest
 from monitor.records import RunStatus
 from monitor.store.locks import is_held, rank_lock
 from monitor.store.schema import TABLES, run_dir

@@ -10,7 +10,7 @@ import simulated
 from streamlit.testing.v1 import AppTest
 
 from dashboard import data
-from dashboard.arms import Arm, default_arms, figures_table
+from dashboard.shown_arms import Arm, default_arms, figures_table
 from dashboard.views import shared
 from monitor.recorder import Recorder
 from monitor.records import StepRecord

@@ -13,9 +13,9 @@ from test_browser import until
 from dashboard.figures.intervals import difference_intervals
 from dashboard.figures.theme import LIGHT
 from dashboard.report import main, page
-from monitor.paired import load_comparison, paired_comparison, save_comparison
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
+from monitor.stats.comparison import load_comparison, paired_comparison, save_comparison
 from monitor.store.tail import Tail
 
 EVIL = "<img src=x onerror=alert(1)>"

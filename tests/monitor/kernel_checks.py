@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
-from monitor.signals import TokenSignals, group_kernel, token_signals
-from monitor.signals import reference as definition
+from monitor.signals import TokenSignals, definition, group_kernel, token_signals
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -145,6 +147,37 @@ def test_a_step_without_rows_is_given_up_and_not_acknowledged(tmp_path: Path, mo
         kinds = dict(store.sql("SELECT kind, message FROM events").rows)
     assert "below 2^63" in kinds["step_order"] and "does not fit" in kinds["bad_steps"]
     assert get_run(tmp_path, "a").status == "failed"
+
+
+def test_steps_whose_batch_cannot_be_made_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no room for rows")
+
+    with Recorder(tmp_path, RunInfo("a"), flush_s=0.0) as recorder:
+        record(recorder, 1)
+        assert recorder.flush(10)
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "batch_of", fail)
+            record(recorder, 2)
+            wait_for(lambda: recorder.lost_steps == 1)
+            assert (recorder.acknowledged, recorder.queue_depth) == (1, 0)
+        record(recorder, 3)
+        assert not recorder.flush(10)
+        assert recorder.acknowledged == 3
+    assert set(stored(tmp_path, "steps")) == {1, 3}
+    assert get_run(tmp_path, "a").status == "failed"
+
+
+def test_a_recorder_that_nobody_closes_loses_nothing_at_the_end_of_the_process(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom monitor.recorder import Recorder\nfrom monitor.records import StepRecord\n"
+        "recorder = Recorder(sys.argv[1], 'a', flush_s=10.0)\nrecorder.record(StepRecord(1, {'reward': 1.0}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert stored(tmp_path, "steps") == {1: 2} and get_run(tmp_path, "a").status == "stopped"
+    with open_store(tmp_path) as store:
+        assert store.sql("SELECT kind FROM events").rows == [("attempt",)]
 
 
 class SlowlyCleared(deque[Any]):

@@ -12,8 +12,8 @@ import pytest
 
 from monitor.alerts import replay
 from monitor.alerts.engine import AlertEngine
-from monitor.alerts.replay import main
 from monitor.alerts.series import read_series
+from monitor.commands.check import main
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
 

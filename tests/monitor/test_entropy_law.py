@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monitor.entropy_law import EntropyLaw, fit_entropy_law
+from monitor.stats.entropy_law import EntropyLaw, fit_entropy_law
 
 
 def test_an_exact_law_is_found_with_its_ceiling_and_no_band():

@@ -109,7 +109,7 @@ print("fault:", dispatch._fault(module, torch.device("cpu")))
 
 @pytest.mark.parametrize(
     ("choice", "message"),
-    [("kernel", "ModuleNotFoundError"), ("fast", "RLVR_SIGNALS is 'fast', expected one of auto, kernel, reference")],
+    [("kernel", "ModuleNotFoundError"), ("fast", "RLVR_SIGNALS is 'fast', expected one of auto, kernel, definition")],
 )
 def test_a_choice_that_cannot_be_met_is_refused(choice, message):
     program = """

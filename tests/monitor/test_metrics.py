@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monitor.metrics import EDGES_IDS, METRICS, cell_bounds, inner_edges, metric, n_cells, nearest
+from monitor.errors import nearest
+from monitor.metrics import EDGES_IDS, METRICS, cell_bounds, inner_edges, metric, n_cells
 
 
 @pytest.mark.parametrize("edges_id", EDGES_IDS)

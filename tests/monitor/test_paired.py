@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monitor.commands.comparison import cells, markdown, notes, print_tables
-from monitor.comparisons import bootstrap_interval, paired_difference, sign_flip_p
+from monitor.commands.comparison_table import cells, markdown, notes, print_tables
 from monitor.errors import StoreError
-from monitor.paired import load_comparison, paired_comparison, save_comparison
 from monitor.recorder import Recorder
 from monitor.records import Alert, RunInfo, StepRecord
+from monitor.stats.comparison import load_comparison, paired_comparison, save_comparison
+from monitor.stats.paired import bootstrap_interval, paired_difference, sign_flip_p
 from monitor.store.tail import Tail
 
 

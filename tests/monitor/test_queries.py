@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from store_data import histogram, samples, tokens
 
-from monitor import comparisons, queries
 from monitor.metrics import EDGES_IDS, inner_edges, n_cells
+from monitor.queries.alerts import alert_log, alert_spans, events
+from monitor.queries.differences import config_difference, difference_matrix, final_figures
+from monitor.queries.distributions import count_matrix, joint_counts, quantile_series
+from monitor.queries.frames import MAX_POINTS, n_rows, select
+from monitor.queries.rollouts import samples_of_step, tokens_of_step
+from monitor.queries.series import latest_scalars, run_spans, scalar_names, scalar_series, series_of, value_at
 from monitor.recorder import Recorder
 from monitor.records import Alert, Histogram, RunInfo, StepRecord, quantiles_from_counts
 from monitor.store.tail import Tail
@@ -62,18 +67,18 @@ def tail(tmp_path_factory) -> Tail:
 
 
 def test_run_spans_and_names(tail: Tail) -> None:
-    rows = queries.run_spans(tail.cursor())
+    rows = run_spans(tail.cursor())
     assert list(rows["run"]) == ["uniform", "weighted"]
     assert list(rows["first_step"]) == [1, 1] and list(rows["last_step"]) == [STEPS, STEPS]
-    assert {"reward", "kl", "eval/heldout/pass@1"} <= set(queries.scalar_names(tail.cursor(), ["uniform"]))
+    assert {"reward", "kl", "eval/heldout/pass@1"} <= set(scalar_names(tail.cursor(), ["uniform"]))
 
 
 def test_scalar_series_of_two_runs(tail: Tail) -> None:
-    rows = queries.scalar_series(tail.cursor(), ["uniform", "weighted"], ["reward", "kl"])
-    steps, reward = queries.series_of(rows, "weighted", "reward")
+    rows = scalar_series(tail.cursor(), ["uniform", "weighted"], ["reward", "kl"])
+    steps, reward = series_of(rows, "weighted", "reward")
     np.testing.assert_array_equal(steps, np.arange(1, STEPS + 1))
     np.testing.assert_allclose(reward, steps / 10)
-    _, kl = queries.series_of(rows, "uniform", "kl")
+    _, kl = series_of(rows, "uniform", "kl")
     assert np.isnan(kl[3]) and np.isfinite(np.delete(kl, 3)).all()
 
 
@@ -86,19 +91,19 @@ def test_long_series_keep_extremes_and_ends(tmp_path: Path) -> None:
             recorder.record(StepRecord(step, {"reward": float(value), "lr": 1.0}))
     tail = Tail(tmp_path)
     tail.poll()
-    rows = queries.scalar_series(tail.cursor(), ["long"], ["reward", "lr"])
-    steps, kept = queries.series_of(rows, "long", "reward")
-    assert 600 < len(steps) <= queries.MAX_POINTS
+    rows = scalar_series(tail.cursor(), ["long"], ["reward", "lr"])
+    steps, kept = series_of(rows, "long", "reward")
+    assert 600 < len(steps) <= MAX_POINTS
     assert steps[-1] == 4999 and 1234 in steps and 4321 in steps
     np.testing.assert_array_equal(kept, series[steps])
-    assert len(queries.series_of(rows, "long", "lr")[0]) <= queries.MAX_POINTS, "ties must not multiply points"
+    assert len(series_of(rows, "long", "lr")[0]) <= MAX_POINTS, "ties must not multiply points"
 
 
 def test_latest_scalars(tail: Tail) -> None:
-    rows = queries.latest_scalars(tail.cursor(), ["uniform"])
-    assert queries.value_at(rows, "uniform", "reward") == pytest.approx(1.2)
-    assert queries.value_at(rows, "uniform", "eval/heldout/pass@1") == pytest.approx(0.6)
-    assert np.isnan(queries.value_at(rows, "uniform", "loss"))
+    rows = latest_scalars(tail.cursor(), ["uniform"])
+    assert value_at(rows, "uniform", "reward") == pytest.approx(1.2)
+    assert value_at(rows, "uniform", "eval/heldout/pass@1") == pytest.approx(0.6)
+    assert np.isnan(value_at(rows, "uniform", "loss"))
 
 
 @pytest.mark.parametrize("edges_id", [edges_id for edges_id in EDGES_IDS if edges_id != "probability20"])
@@ -109,26 +114,26 @@ def test_quantiles_of_many_rows_equal_those_of_one(edges_id: str) -> None:
     low = np.full(20, float(inner_edges(edges_id)[0]) - 0.5)
     high = np.full(20, float(inner_edges(edges_id)[-1]) + 0.5)
     qs = [0.0, 0.05, 0.5, 0.99, 1.0]
-    many = queries.quantile_rows(counts, edges_id, qs, low, high)
+    many = quantiles_from_counts(counts, edges_id, qs, low=low, high=high)
     for row in range(20):
         one = quantiles_from_counts(counts[row], edges_id, qs, low=low[row], high=high[row])
         np.testing.assert_allclose(many[row], one, rtol=1e-12)
 
 
 def test_quantile_series(tail: Tail) -> None:
-    fan = queries.quantile_series(tail.cursor(), "uniform", "entropy")
+    fan = quantile_series(tail.cursor(), "uniform", "entropy")
     np.testing.assert_array_equal(fan["step"], np.arange(1, STEPS + 1))
     for i, step in enumerate(fan["step"]):
         data = values("uniform", int(step))
         assert fan["mean"][i] == pytest.approx(data.mean(), rel=1e-5)
         assert fan["p50"][i] == pytest.approx(np.median(data), rel=0.13)
         assert fan["p99"][i] == pytest.approx(np.quantile(data, 0.99), rel=0.2)
-    assert not len(queries.quantile_series(tail.cursor(), "uniform", "surprisal")["step"])
+    assert not len(quantile_series(tail.cursor(), "uniform", "surprisal")["step"])
 
 
 @pytest.mark.parametrize("columns", [1, 5, 7, 12, 100])
 def test_pooled_columns_lose_no_token(tail: Tail, columns: int) -> None:
-    matrix = queries.count_matrix(tail.cursor(), "uniform", "entropy", max_columns=columns)
+    matrix = count_matrix(tail.cursor(), "uniform", "entropy", max_columns=columns)
     assert len(matrix["step"]) == min(columns, STEPS)
     assert matrix["counts"].sum() == 200 * STEPS == matrix["n"].sum()
     assert matrix["step"][0] == 1 and matrix["last_step"][-1] == STEPS
@@ -136,62 +141,62 @@ def test_pooled_columns_lose_no_token(tail: Tail, columns: int) -> None:
 
 
 def test_joint_counts_are_row_major(tail: Tail) -> None:
-    np.testing.assert_array_equal(queries.joint_counts(tail.cursor(), "uniform"), STEPS * JOINT)
-    np.testing.assert_array_equal(queries.joint_counts(tail.cursor(), "uniform", newest=3), 3 * JOINT)
-    assert queries.joint_counts(tail.cursor(), "nobody").size == 0
+    np.testing.assert_array_equal(joint_counts(tail.cursor(), "uniform"), STEPS * JOINT)
+    np.testing.assert_array_equal(joint_counts(tail.cursor(), "uniform", newest=3), 3 * JOINT)
+    assert joint_counts(tail.cursor(), "nobody").size == 0
 
 
 def test_alert_spans(tail: Tail) -> None:
-    log = queries.alert_log(tail.cursor(), ["uniform", "weighted"])
+    log = alert_log(tail.cursor(), ["uniform", "weighted"])
     assert list(log["state"]) == ["pending", "firing", "firing", "resolved"]
-    spans = queries.alert_spans(log)
-    assert queries.n_rows(spans) == 1
+    spans = alert_spans(log)
+    assert n_rows(spans) == 1
     assert spans["first_step"][0] == 3 and spans["end_step"][0] == 8
     assert spans["severity"][0] == "critical" and spans["message"][0] == "at 5"
-    still = queries.alert_spans(queries.select(log, log["state"] != "resolved"))
+    still = alert_spans(select(log, log["state"] != "resolved"))
     assert np.isnan(still["end_step"][0])
 
 
 def test_events(tail: Tail) -> None:
-    rows = queries.events(tail.cursor(), ["uniform"])
+    rows = events(tail.cursor(), ["uniform"])
     assert "checkpoint" in rows["kind"]
     assert rows["step"][list(rows["kind"]).index("checkpoint")] == STEPS
     assert np.isnan(rows["step"][list(rows["kind"]).index("attempt")])
 
 
 def test_samples_and_tokens_of_a_step(tail: Tail) -> None:
-    rows = queries.samples_of_step(tail.cursor(), tail.files("uniform", "samples", 5), 5)
+    rows = samples_of_step(tail.cursor(), tail.files("uniform", "samples", 5), 5)
     expected = samples(5)
     assert list(rows["prompt"]) == expected.prompt
     assert [list(texts) for texts in rows["token_texts"]] == expected.token_texts
     np.testing.assert_array_equal(rows["reward"], expected.reward)
-    got = queries.tokens_of_step(tail.cursor(), tail.files("uniform", "tokens", 5), 5, [2, 6])
+    got = tokens_of_step(tail.cursor(), tail.files("uniform", "tokens", 5), 5, [2, 6])
     table = tokens(5)
     mask = np.isin(table.sample, [2, 6])
     np.testing.assert_array_equal(got["entropy"], table.entropy[mask])
     np.testing.assert_array_equal(got["weight"], table.weight[mask])
-    assert queries.tokens_of_step(tail.cursor(), [], 5, [2]) == {}
+    assert tokens_of_step(tail.cursor(), [], 5, [2]) == {}
     assert tail.files("uniform", "tokens", STEPS + 1) == []
 
 
 def test_difference_is_signed_and_sums_to_zero(tail: Tail) -> None:
-    gap = comparisons.difference_matrix(tail.cursor(), ["uniform"], ["weighted"])
+    gap = difference_matrix(tail.cursor(), ["uniform"], ["weighted"])
     np.testing.assert_allclose(gap["difference"].sum(1), 0.0, atol=1e-12)
     first = histogram(values("weighted", 1)).counts / 200 - histogram(values("uniform", 1)).counts / 200
     np.testing.assert_allclose(gap["difference"][0], first, atol=1e-12)
-    pooled = comparisons.difference_matrix(tail.cursor(), ["uniform"], ["weighted"], max_columns=3)
+    pooled = difference_matrix(tail.cursor(), ["uniform"], ["weighted"], max_columns=3)
     np.testing.assert_allclose(pooled["difference"][0], gap["difference"][:4].mean(0), atol=1e-12)
-    assert not len(comparisons.difference_matrix(tail.cursor(), ["uniform"], ["nobody"])["step"])
+    assert not len(difference_matrix(tail.cursor(), ["uniform"], ["nobody"])["step"])
 
 
 def test_final_figures_at_equal_level(tail: Tail) -> None:
-    found = comparisons.final_figures(tail.cursor(), ["uniform", "weighted"], ["reward"])
+    found = final_figures(tail.cursor(), ["uniform", "weighted"], ["reward"])
     assert found["last"]["uniform"]["reward"] == pytest.approx(1.2)
     assert found["level"] == pytest.approx(0.3)  # the weighted run's best
     # uniform evaluates 0.2, 0.4, 0.6 at steps 4, 8, 12: it crosses 0.3 half-way from 4 to 8, where reward is 0.6
     assert found["equal"]["uniform"]["step"] == pytest.approx(6) and found["equal"]["weighted"]["step"] == 12
     assert found["equal"]["uniform"]["reward"] == pytest.approx(0.6)
-    assert comparisons.final_figures(tail.cursor(), ["uniform", "nobody"], ["reward"])["equal"] == {}
+    assert final_figures(tail.cursor(), ["uniform", "nobody"], ["reward"])["equal"] == {}
 
 
 def test_config_difference() -> None:
@@ -199,15 +204,15 @@ def test_config_difference() -> None:
         "a": {"lr": 1, "weighting": {"kind": "uniform"}},
         "b": {"lr": 1, "weighting": {"kind": "ict", "keep": 0.1}},
     }
-    assert comparisons.config_difference(configs) == {
+    assert config_difference(configs) == {
         "weighting.keep": {"a": "", "b": 0.1},
         "weighting.kind": {"a": "uniform", "b": "ict"},
     }
-    assert comparisons.config_difference({"a": {}, "b": {}}) == {}
+    assert config_difference({"a": {}, "b": {}}) == {}
 
 
 def test_newest_steps_are_the_last_rows_of_all(tail: Tail) -> None:
-    every = queries.count_matrix(tail.cursor(), "uniform", "entropy")
-    newest = queries.count_matrix(tail.cursor(), "uniform", "entropy", newest=4)
+    every = count_matrix(tail.cursor(), "uniform", "entropy")
+    newest = count_matrix(tail.cursor(), "uniform", "entropy", newest=4)
     np.testing.assert_array_equal(newest["step"], every["step"][-4:])
     np.testing.assert_array_equal(newest["counts"], every["counts"][-4:])

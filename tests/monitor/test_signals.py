@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.signals import deviation_cap, reference, token_signals
+from monitor.signals import definition, token_signals
+from monitor.signals.definition import deviation_cap
 
 LN2 = math.log(2.0)
 
@@ -121,7 +122,7 @@ def test_chunks_of_rows_and_positions_change_nothing(monkeypatch, vocabulary, ki
     inputs = ragged([9, 5, 7, 9, 3, 8, 2, 6], [0, 1, 0, 1, 1, 7, 1, 1], vocabulary)
     whole = token_signals(*inputs, reference=kind, moments=True)
     for elements in (1, 3 * 5 * vocabulary, 7 * 2 * vocabulary + 1):
-        monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(definition, "CHUNK_ELEMENTS", elements)
         assert_same_bits(whole, token_signals(*inputs, reference=kind, moments=True))
 
 

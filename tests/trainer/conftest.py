@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_policy
 
-from trainer.policy import Policy
+from trainer.policy.policy import Policy
 
 
 @pytest.fixture

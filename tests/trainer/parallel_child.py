@@ -12,10 +12,10 @@ import torch
 
 from monitor.signals.stats import signal_statistics, step_record
 from trainer.config import TrainConfig
-from trainer.models import resolve_model
-from trainer.parallel import Ranks, join_ranks, leave_ranks, whole
-from trainer.policy import Policy
-from trainer.tokens import TokenBatch
+from trainer.flow import TokenBatch
+from trainer.policy.policy import Policy
+from trainer.policy.sources import resolve_model
+from trainer.runtime.ranks import Ranks, join_ranks, leave_ranks, whole
 from trainer.update import Updater
 
 STEPS, GROUP = 5, 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.arms import Arm, arm_config, both_normalisations, parse_arm, parse_arms
+from trainer.compare.arms import Arm, arm_config, both_normalisations, parse_arm, parse_arms
 from trainer.config import ConfigError, TrainConfig
 
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from tiny import tiny_policy
 
-from trainer import generate as generate_module
-from trainer import rollout as rollout_module
 from trainer.config import ConfigError, TrainConfig
-from trainer.generate import FixedCache, GrowingCache, NonFiniteError, _graphed, generate
-from trainer.parallel import Ranks
-from trainer.rollout import choose_backend, encode_prompts, sample
+from trainer.errors import NonFiniteError
+from trainer.rollout import generate as generate_module
+from trainer.rollout import sampling as rollout_module
+from trainer.rollout.generate import FixedCache, GrowingCache, _graphed, generate
+from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.sampler_copy import Twin, twin_of
+from trainer.rollout.sampling import choose_backend, sample
+from trainer.runtime.ranks import Ranks
 from trainer.tasks import Prompt
-from trainer.twin import Twin, twin_of
 
 TEXTS = [text for text in ("7:", "57:", "123:", "9:") for _ in range(8)]  # four groups of 8, three prompt lengths
 UNEVEN = ["7:", "57:", "57:", "123:", "7:"]  # no group size

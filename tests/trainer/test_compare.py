@@ -16,10 +16,11 @@ from rich.console import Console
 
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
-from trainer import compare, fleet
-from trainer.arms import parse_arms
+from trainer.commands import compare
+from trainer.compare import jobs as jobs_module
+from trainer.compare.arms import parse_arms
+from trainer.compare.jobs import Job, run_jobs, settle
 from trainer.config import ConfigError, TrainConfig
-from trainer.fleet import Job, run_jobs, settle
 
 SMALL = (
     "--steps 2 --rollout.prompts 4 --rollout.group-size 2 --eval.prompts 2 --eval.samples 4 --eval.splits heldout "
@@ -154,8 +155,8 @@ def pretend(monkeypatch, script: str) -> list[tuple[str, str]]:
         started.append((log.stem, environment.get("CUDA_VISIBLE_DEVICES", "")))
         return subprocess.Popen([sys.executable, "-c", script, log.stem], text=True, start_new_session=True)
 
-    monkeypatch.setattr(fleet, "start_trainer", start)
-    monkeypatch.setattr(fleet, "POLL_S", 0.05)
+    monkeypatch.setattr(jobs_module, "start_trainer", start)
+    monkeypatch.setattr(jobs_module, "POLL_S", 0.05)
     return started
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from trainer.cli import main, parse_config
+from trainer.commands.train import main, parse_config
 from trainer.config import ConfigError, TrainConfig
+from trainer.config.weighting import Ict
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
@@ -55,10 +60,26 @@ def test_wrong_settings_are_explained(settings, message):
 
 
 def test_wrong_options_end_with_code_2_and_no_traceback(capsys):
+    assert main(["--weighting.kind", "itc"]) == 2
+    assert "Did you mean 'ict'?" in capsys.readouterr().err
+    assert main(["--weighting.kind", "uniform", "--weighting.keep=0.3"]) == 2
+    assert "weighting.keep is 0.3, but weighting.kind is 'uniform', which does not use it" in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
-        main(["--weighting.kind", "itc"])
-    told = capsys.readouterr()
-    assert error.value.code == 2 and "Did you mean 'ict'?" in told.out + told.err
+        main(["--stepps", "3"])
+    assert error.value.code == 2 and "--steps" in capsys.readouterr().err
+
+
+def test_options_and_help_are_those_of_the_chosen_weighting(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text("[weighting]\nkeep = 0.3\nwarmup_steps = 5\n")
+    assert parse_config([str(file), "--weighting.kind", "random"]).weighting.parameters == {"keep": 0.3}
+    assert parse_config([str(file), "--weighting.kind", "uniform"]).weighting.parameters == {}
+    assert parse_config(["--weighting.kind=rsi", "--weighting.low", "-2", "--weighting.high=.9"]).weighting.low == -2
+    with pytest.raises(SystemExit):
+        main(["--weighting.kind", "stare", "--help"])
+    told = capsys.readouterr().out
+    assert "--weighting.boost" in told and "--weighting.keep" not in told
+    assert "- clip_cov: low=1.0, high=5.0, share=0.0002" in told  # every kind with its parameters
 
 
 def test_a_bad_file_ends_with_code_2(tmp_path, capsys):
@@ -71,14 +92,25 @@ def test_a_bad_file_ends_with_code_2(tmp_path, capsys):
 
 def test_help_documents_every_setting_and_loads_no_torch():
     code = (
-        "import sys\nfrom trainer.cli import main\n"
+        "import sys\nfrom trainer.commands.train import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name, field in TrainConfig.model_fields.items():
-        inner = getattr(field.annotation, "model_fields", {})
+        inner = getattr(Ict if name == "weighting" else field.annotation, "model_fields", {})
         for option, spec in inner.items() or {"": field}.items():
             flag = f"--{name}.{option}".rstrip(".").replace("_", "-")
             assert flag in done.stdout, flag
-            assert spec.description, flag
+            assert spec.description or option == "kind", flag
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "sample_runs" / "runs").glob("*/run.json")), ids=lambda p: p.parent.name
+)
+def test_runs_of_earlier_versions_give_their_configuration(path):
+    stored = json.loads(path.read_text())["config"]
+    config = TrainConfig.of_run(stored, steps=1000)
+    assert (config.weighting.kind, config.optim.lr, config.steps) == (
+        stored["weighting"]["kind"], stored["optim"]["lr"], 1000
+    )  # fmt: skip

@@ -18,7 +18,8 @@ from monitor.recorder import Recorder
 from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
 from monitor.store.tail import Tail
-from trainer import demo, runs
+from trainer.commands import demo
+from trainer.runtime import runs
 
 EPISODES = {  # step -> (state, first step): one that only came near firing, one that fired, got worse and ended
     3: ("pending", 3), 4: ("resolved", 3), 6: ("firing", 6), 8: ("firing", 6), 9: ("resolved", 6),

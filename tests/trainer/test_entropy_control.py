@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from trainer.config import LossConfig, TrainConfig
-from trainer.entropy_control import EntropyControl
-from trainer.loss import policy_loss
+from trainer.learning.entropy_control import EntropyControl
+from trainer.learning.loss import policy_loss
 
 
 def control_of(**loss) -> EntropyControl:

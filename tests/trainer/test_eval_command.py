@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from trainer.cli import main as train
-from trainer.eval_command import main, split_figures
+from trainer.commands.eval import main, split_figures
+from trainer.commands.train import main as train
 from trainer.evaluate import SplitOutcome
 
 

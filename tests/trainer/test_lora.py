@@ -7,12 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from monitor.store.reader import open_store
-from trainer.checkpoint import checkpoints_of
-from trainer.cli import main, parse_config
+from trainer.commands.train import main, parse_config
 from trainer.config import ConfigError, LoraConfig, TrainConfig
-from trainer.lora import merged_copy, with_adapters
-from trainer.models import BUILTIN
-from trainer.setup import prepare
+from trainer.policy.lora import merged_copy, with_adapters
+from trainer.policy.sources import BUILTIN
+from trainer.runtime.build import prepare
+from trainer.runtime.checkpoint import checkpoints_of
 
 OPTIONS = (
     "--lora.rank 4 --lora.alpha 8 --optim.lr 1e-3 --threads 1 --rollout.prompts 4 --rollout.group-size 4 "

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from trainer.advantages import EPSILON, group_advantages, zero_variance, zero_variance_share
 from trainer.config import LossConfig
-from trainer.loss import LOSSES, kl_estimate, loss_totals, policy_loss
+from trainer.learning.advantages import EPSILON, group_advantages, zero_variance, zero_variance_share
+from trainer.learning.loss import LOSSES, kl_estimate, loss_totals, policy_loss
 
 
 def example():

@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from trainer.config import LossConfig, TrainConfig
-from trainer.entropy_control import EntropyControl
-from trainer.loss import loss_totals, policy_loss
-from trainer.policy import Policy
-from trainer.tokens import Rollouts
+from trainer.flow import Rollouts
+from trainer.learning.entropy_control import EntropyControl
+from trainer.learning.loss import loss_totals, policy_loss
+from trainer.policy.policy import Policy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 TAU, WIDTH, LENGTHS = 0.8, 9, (9, 4, 1, 6, 9, 3)  # ragged responses of at most 9 tokens

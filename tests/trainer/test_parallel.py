@@ -18,11 +18,11 @@ from parallel_child import GROUP, replay
 from monitor.metrics import METRICS
 from monitor.signals.histograms import device_histograms
 from monitor.store.reader import open_store
-from trainer.cli import parse_config
-from trainer.parallel import Ranks
-from trainer.scoring import token_batch
-from trainer.setup import prepare
-from trainer.tokens import TokenBatch
+from trainer.commands.train import parse_config
+from trainer.flow import TokenBatch
+from trainer.learning.batch import token_batch
+from trainer.runtime.build import prepare
+from trainer.runtime.ranks import Ranks
 from trainer.train import sample_step
 
 CHILD = Path(__file__).with_name("parallel_child.py")

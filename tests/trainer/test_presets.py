@@ -6,12 +6,13 @@ import duckdb
 import huggingface_hub
 import pytest
 
-from trainer.cli import HELP, PRESETS, parse_config
+from trainer.commands.fetch import main
+from trainer.commands.train import HELP, PRESETS, parse_config
 from trainer.config import ConfigError
-from trainer.datasets import DATASETS, fetch_dataset, problem_rows
-from trainer.models import ModelError, main
-from trainer.rewards import close_to_answer
+from trainer.errors import ModelError
+from trainer.rewards.loading import close_to_answer
 from trainer.tasks import make_task
+from trainer.tasks.public_sets import DATASETS, fetch_dataset, problem_rows
 
 
 @pytest.mark.parametrize("name", [path.stem for path in PRESETS.glob("*.toml")])

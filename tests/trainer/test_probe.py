@@ -7,8 +7,8 @@ import torch
 from test_update import batch_of, config_of
 from tiny import tiny_policy
 
-from trainer import policy as policy_module
-from trainer.probe import POSITIONS, finish_probe, spread, take_probe
+from trainer.learning.probe import POSITIONS, finish_probe, spread, take_probe
+from trainer.policy import policy as policy_module
 from trainer.update import Updater
 
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from monitor.alerts.engine import AlertEngine
 from monitor.store.reader import open_store
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointError, checkpoints_of
-from trainer.cli import main, parse_config
-from trainer.setup import prepare
+from trainer.commands.train import main, parse_config
+from trainer.runtime import checkpoint
+from trainer.runtime.build import prepare
+from trainer.runtime.checkpoint import CheckpointError, checkpoints_of
 
 SMALL = (
     "--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 4 --eval.prompts 2 --eval.samples 4 "

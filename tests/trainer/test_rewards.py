@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.rewards import RewardError, checked_rewards, load_reward
+from trainer.rewards.loading import RewardError, checked_rewards, load_reward
 
 PROMPTS, COMPLETIONS, IDS = ["a", "b"], ["x", "yy"], [[1], [2, 3]]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer import generate
-from trainer.rollout import NonFiniteError, encode_prompts, sample
+from trainer.errors import NonFiniteError
+from trainer.rollout import generate
+from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.sampling import sample
 from trainer.tasks import Prompt
 
 

@@ -9,8 +9,8 @@ import torch
 from tiny import tiny_policy
 
 from monitor.signals import token_signals
-from trainer import policy as policy_module
-from trainer.tokens import TokenBatch
+from trainer.flow import TokenBatch
+from trainer.policy import policy as policy_module
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -7,9 +7,9 @@ import torch
 from test_update import batch_of, config_of, dense_logp, gradients
 from tiny import tiny_policy
 
-from trainer.loss import LOSSES, loss_totals, policy_loss
+from trainer.learning.loss import LOSSES, loss_totals, policy_loss
+from trainer.learning.weightings import token_weights
 from trainer.update import Updater
-from trainer.weighting import token_weights
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "ict", "top_entropy", "ict_soft"])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from trainer.tasks import make_task
-from trainer.tasks.jsonl_task import JsonlTask
-from trainer.tasks.reasoning_gym_task import HELDOUT, OOD, ReasoningGymTask, extract_answer
+from trainer.tasks.jsonl import JsonlTask
+from trainer.tasks.reasoning_gym import HELDOUT, OOD, ReasoningGymTask, extract_answer
 
 
 def score(task: Any, prompt: Any, *completions: str) -> list[float | None]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from monitor.store.reader import open_store
-from trainer.cli import main
+from trainer.commands.train import main
 
 SMALL = (
     "--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.prompts 2 --eval.samples 4 "

@@ -10,16 +10,18 @@ from tiny import tiny_policy
 from weighting_inputs import REQUIRED
 
 from monitor.signals import deviation_cap
-from trainer import policy as policy_module
-from trainer.config import WEIGHTINGS, LossConfig, TrainConfig
-from trainer.config_weighting import OFF_POLICY
-from trainer.loss import LOSSES, loss_totals, policy_loss
-from trainer.rollout import NonFiniteError, encode_prompts, sample
-from trainer.scoring import token_batch
+from trainer.config import OFF_POLICY, WEIGHTINGS, LossConfig, TrainConfig
+from trainer.errors import NonFiniteError
+from trainer.flow import Scored
+from trainer.learning.batch import token_batch
+from trainer.learning.loss import LOSSES, loss_totals, policy_loss
+from trainer.learning.weightings import ict_weights, token_penalty
+from trainer.policy import policy as policy_module
+from trainer.policy.attention import attention_received
+from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.sampling import sample
 from trainer.tasks import Prompt
-from trainer.tokens import Scored
 from trainer.update import Updater
-from trainer.weighting import ict_weights, token_penalty
 
 
 def config_of(**changes) -> TrainConfig:
@@ -267,7 +269,7 @@ def test_attention_received_is_the_last_layers_from_later_response_tokens(monkey
     monkeypatch.setattr(policy_module, "SLAB_ELEMENTS", slab)
     policy = tiny_policy()
     batch = batch_of(policy, config_of())
-    found = policy.attention_received(batch)
+    found = attention_received(policy, batch)
     assert policy.model.config._attn_implementation == "sdpa"
     policy.model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -296,5 +298,5 @@ def test_a_model_that_returns_no_attention_is_refused():
     layer = policy.model.get_decoder().layers[-1].self_attn
     layer.register_forward_hook(lambda module, inputs, output: (output[0], None))  # as fused implementations do
     with pytest.raises(ValueError, match=r"returns no attention, which weighting\.kind attention needs"):
-        policy.attention_received(batch)
+        attention_received(policy, batch)
     assert policy.model.config._attn_implementation == "sdpa"

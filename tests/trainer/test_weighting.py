@@ -11,12 +11,28 @@ import torch
 from weighting_inputs import KINDS, REQUIRED, config_of, inputs_of, mask_of, random_inputs, signals_of, weights
 
 from monitor.signals import TokenSignals, deviation_cap
-from trainer.config import WEIGHTINGS, ConfigError, TrainConfig, WeightingConfig
-from trainer.config_weighting import OFF_POLICY
-from trainer.weighting import WEIGHT_FUNCTIONS, capped_deviation, token_penalty
+from trainer.config import (
+    OFF_POLICY,
+    WEIGHTINGS,
+    ConfigError,
+    TrainConfig,
+    WeightingConfig,
+    changed_weighting,
+    make_weighting,
+)
+from trainer.learning.weightings import WEIGHT_FUNCTIONS, capped_deviation, token_penalty
 
 PER_RESPONSE = ("uniform", "ict", "ict_frequent", "ict_soft", "rsi", "advantage_reweight", "divergence", "attention")
 BINARY = ("uniform", "ict", "ict_frequent", "random", "top_entropy", "stapo", "rsi", "clip_cov", "kl_cov")
+
+
+COMMON = WeightingConfig.model_fields.keys()
+
+
+def defaults_of(kind):
+    """{parameter: its default, or None where it is required} of a kind."""
+    fields = {name: field for name, field in WEIGHTINGS[kind].model_fields.items() if name not in COMMON}
+    return {name: None if field.is_required() else field.default for name, field in fields.items()}
 
 
 def test_names_functions_and_known_answers_agree():
@@ -28,7 +44,7 @@ def test_names_functions_and_known_answers_agree():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_docstrings_state_formula_scope_denominator_defaults_and_source(kind):
-    function, defaults = WEIGHT_FUNCTIONS[kind], WEIGHTINGS[kind]
+    function, defaults = WEIGHT_FUNCTIONS[kind], defaults_of(kind)
     text = " ".join(inspect.getdoc(function).split())
     for part in ("Formula: w", "Scope: ", "Denominator: ", "Source: "):
         assert part in text, part
@@ -37,7 +53,6 @@ def test_docstrings_state_formula_scope_denominator_defaults_and_source(kind):
     for name, value in defaults.items():
         stated = f"{name} = {value}" if value is not None else name
         assert stated in text.partition("Defaults: ")[2], stated
-        assert name in WeightingConfig.model_fields
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,7 +160,7 @@ def test_inputs_that_a_kind_needs_are_asked_for(kind):
     [
         ({"kind": "ict", "alpha": 0.5}, "weighting.alpha is 0.5, but weighting.kind is 'ict', which does not use it. "
          "Leave it out, or choose advantage_reweight."),
-        ({"kind": "stare", "low": 0.1}, "Leave it out, or choose rsi or clip_cov."),
+        ({"kind": "stare", "low": 0.1}, "or choose rsi or clip_cov."),
         ({"kind": "rsi"}, "weighting.kind 'rsi' needs weighting.low and weighting.high"),
         ({"kind": "rsi", "low": -1.0}, "weighting.kind 'rsi' needs weighting.high"),
         ({"kind": "rsi", "low": 1.0, "high": 0.5}, "weighting.low is 1.0, expected less than weighting.high, 0.5."),
@@ -156,14 +171,21 @@ def test_inputs_that_a_kind_needs_are_asked_for(kind):
 )  # fmt: skip
 def test_wrong_parameters_are_explained(settings, message):
     with pytest.raises(ConfigError) as error:
-        WeightingConfig(**settings)
+        make_weighting(settings)
     assert message in str(error.value)
 
 
-def test_one_file_with_a_kept_share_serves_every_arm():
-    assert WeightingConfig(kind="stapo", keep=0.3).parameters == WEIGHTINGS["stapo"]
-    assert WeightingConfig(kind="ict", keep=0.3).parameters == {"keep": 0.3}
-    assert WeightingConfig(kind="clip_cov", high=9.0).parameters == {"share": 2e-4, "low": 1.0, "high": 9.0}
+def test_parameters_are_those_that_were_set_and_the_defaults_of_the_kind():
+    assert make_weighting({"keep": 0.3}).parameters == {"keep": 0.3}  # ict, the default kind
+    assert make_weighting({"kind": "uniform"}).parameters == {}
+    assert make_weighting({"kind": "clip_cov", "high": 9.0}).parameters == {"share": 2e-4, "low": 1.0, "high": 9.0}
+
+
+def test_another_kind_takes_over_the_parameters_that_it_has_too():
+    file = {"keep": 0.3, "warmup_steps": 5}
+    assert changed_weighting(file, {"kind": "random"}) == {"kind": "random", "keep": 0.3, "warmup_steps": 5}
+    assert changed_weighting(file, {"kind": "uniform"}) == {"kind": "uniform", "warmup_steps": 5}
+    assert changed_weighting(file, {"keep": 0.1}) == {"kind": "ict", "keep": 0.1, "warmup_steps": 5}
 
 
 @pytest.mark.parametrize("kind", sorted(OFF_POLICY))
@@ -179,8 +201,7 @@ def test_capping_a_deviation_that_has_no_cap_is_refused():
 
 
 def test_required_settings_of_the_tests_are_those_of_the_kinds():
-    assert {k: set(v) for k, v in REQUIRED.items()} == {
-        kind: {name for name, value in names.items() if value is None}
-        for kind, names in WEIGHTINGS.items()
-        if None in names.values()
+    required = {kind: {name for name, value in defaults_of(kind).items() if value is None} for kind in KINDS}
+    assert {kind: set(names) for kind, names in REQUIRED.items()} == {
+        k: names for k, names in required.items() if names
     }

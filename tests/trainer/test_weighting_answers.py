@@ -7,10 +7,10 @@ import torch
 from weighting_inputs import config_of, inputs_of, mask_of, signals_of, weights
 
 from trainer.config import LossConfig
-from trainer.loss import policy_loss
-from trainer.weighting import ict_weights, token_penalty
-from trainer.weightings.covariance import token_covariance
-from trainer.weightings.inputs import quantile_per_row
+from trainer.learning.loss import policy_loss
+from trainer.learning.weightings import ict_weights, token_penalty
+from trainer.learning.weightings.covariance import token_covariance
+from trainer.learning.weightings.inputs import quantile_per_row
 
 
 def test_known_answer_uniform():

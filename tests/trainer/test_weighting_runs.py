@@ -8,9 +8,9 @@ import torch
 from weighting_inputs import KINDS, inputs_of, signals_of
 
 from monitor.store.reader import open_store
-from trainer.cli import main
-from trainer.config import WEIGHTINGS, WeightingConfig
-from trainer.weighting import WeightInputs, token_weights
+from trainer.commands.train import main
+from trainer.config import WEIGHTINGS, make_weighting
+from trainer.learning.weightings import WeightInputs, token_weights
 
 SMALL = (
     "--threads 1 --steps 3 --eval.every 0 --rollout.prompts 2 --rollout.group-size 4 --weighting.warmup-steps 0 "
@@ -57,7 +57,7 @@ def follows_its_rule(kind: str, inputs: WeightInputs, weight: torch.Tensor) -> b
     if kind == "attention":
         return torch.allclose(weight.sum(1), mask.sum(1).float(), rtol=1e-4) and weight[mask].unique().numel() > 100
     return torch.allclose(
-        weight, token_weights(inputs, WeightingConfig(kind=kind, **SETTINGS.get(kind, {}))), atol=1e-5
+        weight, token_weights(inputs, make_weighting({"kind": kind, **SETTINGS.get(kind, {})})), atol=1e-5
     )
 
 

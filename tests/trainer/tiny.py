@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.base_models.make_chain import build_tokenizer
-from trainer.policy import Policy
+from trainer.policy.policy import Policy
 
 
 def tiny_policy(seed: int = 0, vocabulary: int = 0, device: torch.device = torch.device("cpu")) -> Policy:  # noqa: B008

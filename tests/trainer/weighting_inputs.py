@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from monitor.signals import TokenSignals
-from trainer.config import WEIGHTINGS, WeightingConfig
-from trainer.weighting import WeightInputs, token_weights
+from trainer.config import WEIGHTINGS, WeightingConfig, make_weighting
+from trainer.learning.weightings import WeightInputs, token_weights
 
 REQUIRED = {"rsi": {"low": -1.0, "high": 0.5}}  # settings without which a kind does not start
 
@@ -49,7 +49,7 @@ def random_inputs(n=8, width=20, seed=0, **others) -> WeightInputs:
 
 
 def config_of(kind: str, **settings) -> WeightingConfig:
-    return WeightingConfig(kind=kind, **REQUIRED.get(kind, {}) | settings)
+    return make_weighting({"kind": kind, **REQUIRED.get(kind, {}), **settings})
 
 
 def weights(kind: str, inputs: WeightInputs, **settings) -> torch.Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
-from monitor.metrics import nearest
+from monitor.errors import nearest
 from trainer.tasks.base import SPLITS, Prompt, Task
 
 TASKS = {  # kind -> "module:class"; kinds with an argument end in ":"
     "chain": "trainer.tasks.chain:ChainTask",
-    "reasoning_gym:": "trainer.tasks.reasoning_gym_task:ReasoningGymTask",
-    "jsonl:": "trainer.tasks.jsonl_task:JsonlTask",
+    "reasoning_gym:": "trainer.tasks.reasoning_gym:ReasoningGymTask",
+    "jsonl:": "trainer.tasks.jsonl:JsonlTask",
 }
 
 __all__ = ["SPLITS", "TASKS", "Prompt", "Task", "make_task"]

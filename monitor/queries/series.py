@@ -1,0 +1,77 @@
+"""Questions about runs and their scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
+import numpy as np
+
+from monitor.queries.frames import MAX_POINTS, Frame, frame
+
+
+def run_spans(con: duckdb.DuckDBPyConnection) -> Frame:
+    """run, first_step, last_step, n_steps, first_ts, last_ts of each run that has a committed step."""
+    return frame(
+        con,
+        "SELECT run, min(step) AS first_step, max(step) AS last_step, count(DISTINCT step) AS n_steps, "
+        "min(ts) AS first_ts, max(ts) AS last_ts FROM steps GROUP BY run ORDER BY run",
+    )
+
+
+def scalar_names(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> list[str]:
+    """Every recorded key of the runs, sorted."""
+    rows = frame(con, "SELECT DISTINCT name FROM steps WHERE run IN (SELECT unnest(?)) ORDER BY name", [list(runs)])
+    return [str(name) for name in rows["name"]]
+
+
+def scalar_series(
+    con: duckdb.DuckDBPyConnection, runs: Sequence[str], names: Sequence[str], max_points: int = MAX_POINTS
+) -> Frame:
+    """run, name, step, value by step, of rank 0. Longer series keep the lowest, highest and last of each bin."""
+    return frame(
+        con,
+        """
+        WITH points AS (
+            SELECT run, name, step, value, count(*) OVER series AS n,
+                   ((row_number() OVER (series ORDER BY step)) - 1) * $bins // count(*) OVER series AS bin
+            FROM steps WHERE rank = 0 AND run IN (SELECT unnest($runs)) AND name IN (SELECT unnest($names))
+            WINDOW series AS (PARTITION BY run, name)
+        ), kept AS (
+            SELECT run, name, step, value FROM points WHERE n <= $max_points
+            UNION ALL
+            SELECT DISTINCT run, name, point.step, point.value FROM (
+                SELECT run, name, unnest([
+                    min_by({'step': step, 'value': value}, value), max_by({'step': step, 'value': value}, value),
+                    max_by({'step': step, 'value': value}, step)]) AS point
+                FROM points WHERE n > $max_points GROUP BY run, name, bin)
+        )
+        SELECT run, name, step, value FROM kept WHERE step IS NOT NULL ORDER BY run, name, step
+        """.replace("$bins", str(max(1, max_points // 3)))
+        .replace("$max_points", str(max_points))
+        .replace("$runs", "?")
+        .replace("$names", "?"),
+        [list(runs), list(names)],
+    )
+
+
+def series_of(rows: Frame, run: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, values) of one series of `scalar_series`."""
+    mask = (rows["run"] == run) & (rows["name"] == name)
+    return rows["step"][mask], rows["value"][mask]
+
+
+def latest_scalars(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
+    """run, name, step, value: the newest value of every recorded key."""
+    return frame(
+        con,
+        "SELECT run, name, max(step) AS step, max_by(value, step) AS value FROM steps "
+        "WHERE rank = 0 AND run IN (SELECT unnest(?)) GROUP BY run, name ORDER BY run, name",
+        [list(runs)],
+    )
+
+
+def value_at(rows: Frame, run: str, name: str) -> float:
+    """The value of one key in `latest_scalars`; nan if it was never recorded."""
+    found = rows["value"][(rows["run"] == run) & (rows["name"] == name)]
+    return float(found[-1]) if len(found) else float("nan")

@@ -1,0 +1,214 @@
+"""The paired table of a comparison: arms x seeds in, a row for each (moment, figure, arm) out; stored as JSON and CSV.
+
+Moments: "last", the newest values of each run; "equal", an arm and the baseline where their held-out pass@1 first
+crosses the lower of their two best levels, seed by seed; "run", figures of the whole run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import duckdb
+import numpy as np
+
+from monitor.errors import StoreError, nearest
+from monitor.metrics import metric
+from monitor.queries.alerts import alert_log, alert_spans
+from monitor.queries.differences import config_difference, final_figures
+from monitor.queries.series import scalar_series, series_of
+from monitor.records import finite
+from monitor.stats.paired import paired_difference
+
+Runs = Mapping[str, Mapping[int, str]]  # arm -> seed -> run
+LEVEL = "eval/heldout/pass@1"
+STATED = ("steps", "weight_mean", "effective_sample_share", "weight_over_denominator")  # settings, never tested
+OWN_FIGURES = {  # figures that no step records: label, unit
+    "step": ("Step", ""),
+    "entropy_kept": ("Entropy kept, of the first step's", "share"),
+    "steps": ("Steps", ""),
+    "weight_over_denominator": ("Sum of weights over the loss's denominator", ""),
+    "median_step_s": ("Step time, median", "s"),
+    "tokens_trained": ("Tokens with weight, whole run", "tokens"),
+    "alerts_fired": ("Alerts fired", ""),
+}
+TITLES = {
+    "last": "At the last step",
+    "equal": "At equal pass@1 (each arm and the baseline where they first reach the lower of their two best levels)",
+    "run": "Whole run",
+}
+
+
+def figure_names(k: int) -> list[str]:
+    """Recorded figures of the table, for evaluations with pass@k."""
+    heldout = ["pass@1", f"pass@{k}", "distinct", "response_length"]
+    names = [f"eval/heldout/{name}" for name in heldout]
+    names += ["eval/ood/pass@1", f"eval/ood/pass@{k}", "eval/multipath/distinct"]
+    return list(dict.fromkeys([*names, "entropy", "entropy_kept", "renyi2"]))
+
+
+def paired_comparison(
+    con: duckdb.DuckDBPyConnection,
+    name: str,
+    arms: Runs,
+    configs: Mapping[str, Mapping[str, Any]],
+    *,
+    k: int = 4,
+    failed: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Everything that is stored of a comparison; the first arm is the baseline. Plain JSON types.
+
+    "rows" holds for each moment, figure and arm: n, mean, sd (over the arm's seeds), values by seed, and, paired by
+    seed with the baseline, baseline_mean and the fields of PairedDifference as difference, low, high, p, p_smallest,
+    p_t, pairs. Figures that no run has are left out.
+    """
+    baseline, names = next(iter(arms)), figure_names(k)
+    runs = [run for of in arms.values() for run in of.values()]
+    last = final_figures(con, runs, [*names, "weight_mean", "effective_sample_share"], LEVEL)["last"]
+    first, whole = whole_run_figures(con, runs, configs, last)
+    for run in runs:
+        last[run]["entropy_kept"] = last[run].get("entropy", np.nan) / first[run]
+    at_last = {arm: {seed: last[run] for seed, run in of.items()} for arm, of in arms.items()}
+    rows = _rows("last", names, at_last, at_last[baseline])
+    levels: dict[str, dict[int, float]] = {}
+    for arm in [arm for arm in arms if arm != baseline]:
+        mine, theirs, levels[arm] = _at_equal_level(con, arms[arm], arms[baseline], names, first)
+        rows += _rows("equal", ["step", *(name for name in names if name != LEVEL)], {arm: mine}, theirs)
+    per_run = {arm: {seed: whole[run] for seed, run in of.items()} for arm, of in arms.items()}
+    rows += _rows("run", ["median_step_s", "tokens_trained", "alerts_fired", *STATED], per_run, per_run[baseline])
+    settings = {arm: configs.get(next(iter(of.values()), ""), {}) for arm, of in arms.items()}
+    differing = config_difference(settings)
+    found = {
+        "comparison": name,
+        "created": time.time(),
+        "baseline": baseline,
+        "arms": {arm: {str(seed): run for seed, run in of.items()} for arm, of in arms.items()},
+        "failed": list(failed),
+        "levels": {arm: {str(seed): level for seed, level in of.items()} for arm, of in levels.items()},
+        "normalise": {arm: of.get("weighting", {}).get("normalise", "selected") for arm, of in settings.items()},
+        "rows": rows,
+        "configuration": {o: row for o, row in differing.items() if o not in ("run", "seed", "save", "comparison")},
+    }
+    return cast(dict[str, Any], finite(found))
+
+
+def whole_run_figures(
+    con: duckdb.DuckDBPyConnection,
+    runs: Sequence[str],
+    configs: Mapping[str, Mapping[str, Any]],
+    last: Mapping[str, Mapping[str, float]],
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """{run: entropy of the first step} and {run: figures of the whole run}."""
+    names = ("entropy", "perf/step_s", "tokens", "selected_share")
+    rows = scalar_series(con, runs, names, max_points=10**9)
+    spans = alert_spans(alert_log(con, runs))
+    first: dict[str, float] = {}
+    whole: dict[str, dict[str, float]] = {}
+    for run in runs:
+        entropy, times, tokens, share = (series_of(rows, run, name)[1] for name in names)
+        first[run] = float(entropy[0]) if len(entropy) else np.nan
+        weight = last[run].get("weight_mean", np.nan)
+        to_all = configs.get(run, {}).get("weighting", {}).get("normalise") == "all"
+        whole[run] = {
+            "median_step_s": float(np.median(times)) if len(times) else np.nan,
+            "tokens_trained": float((tokens * share).sum()) if len(tokens) == len(share) else np.nan,
+            "alerts_fired": float((spans["run"] == run).sum()),
+            "steps": last[run]["step"],
+            "weight_mean": weight,
+            "effective_sample_share": last[run].get("effective_sample_share", np.nan),
+            "weight_over_denominator": weight if to_all else 1.0,
+        }
+    return first, whole
+
+
+def _at_equal_level(
+    con: duckdb.DuckDBPyConnection,
+    runs: Mapping[int, str],
+    baseline: Mapping[int, str],
+    names: Sequence[str],
+    first: Mapping[str, float],
+) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]], dict[int, float]]:
+    """An arm's figures by seed, the baseline's, and the level at which both were taken."""
+    mine: dict[int, dict[str, float]] = {}
+    theirs: dict[int, dict[str, float]] = {}
+    levels: dict[int, float] = {}
+    for seed in sorted(runs.keys() & baseline.keys()):
+        pair = (runs[seed], baseline[seed])
+        found = final_figures(con, pair, names, LEVEL)
+        for run, into in zip(pair, (mine, theirs), strict=True):
+            if run in found["equal"]:
+                figures = found["equal"][run]
+                into[seed] = figures | {"entropy_kept": figures.get("entropy", np.nan) / first[run]}
+                levels[seed] = found["level"]
+    return mine, theirs, levels
+
+
+def _rows(
+    when: str,
+    names: Sequence[str],
+    arms: Mapping[str, Mapping[int, Mapping[str, float]]],
+    baseline: Mapping[int, Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    rows = []
+    for name in names:
+        for arm, of in arms.items():
+            values = {seed: float(figures[name]) for seed, figures in sorted(of.items()) if name in figures}
+            finite = np.array([value for value in values.values() if np.isfinite(value)])
+            if not len(finite):
+                continue
+            row: dict[str, Any] = {"when": when, "figure": name, "arm": arm, "n": len(finite)}
+            row |= {"mean": float(finite.mean()), "sd": float(finite.std(ddof=1)) if len(finite) > 1 else np.nan}
+            if of is not baseline and name not in STATED:
+                both = [seed for seed in values if name in baseline.get(seed, {})]
+                base = np.array([baseline[seed][name] for seed in both])
+                gap = asdict(paired_difference(base, np.array([values[seed] for seed in both])))
+                row |= {"baseline_mean": float(base.mean()) if len(base) else np.nan}
+                row |= {"difference": gap.pop("mean"), "pairs": gap.pop("n"), **gap}
+            rows.append(row | {"values": {str(seed): value for seed, value in values.items()}})
+    return rows
+
+
+def figure_label(name: str) -> tuple[str, str]:
+    """(label, unit) of a figure of the table."""
+    if name in OWN_FIGURES:
+        return OWN_FIGURES[name]
+    found = metric(name)
+    return found.label, found.unit
+
+
+def save_comparison(store: Path, comparison: Mapping[str, Any]) -> Path:
+    """Writes STORE/comparisons/NAME.json and NAME.csv, each by rename; returns the path of the JSON."""
+    folder = store / "comparisons"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{comparison['comparison']}.json"
+    part = path.with_suffix(".json.tmp")
+    part.write_text(json.dumps(comparison, indent=1) + "\n")
+    part.replace(path)
+    columns = ["when", "figure", "arm", "n", "mean", "sd", "baseline_mean", "difference", "pairs", "low", "high", "p",
+               "p_smallest", "p_t"]  # fmt: skip
+    part = path.with_suffix(".csv.tmp")
+    with part.open("w", newline="") as sink:
+        writer = csv.DictWriter(sink, columns, extrasaction="ignore", restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(comparison["rows"])
+    part.replace(path.with_suffix(".csv"))
+    return path
+
+
+def load_comparison(store: Path, name: str) -> dict[str, Any]:
+    """What `save_comparison` wrote. Raises StoreError with the nearest known name."""
+    path = store / "comparisons" / f"{name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    except FileNotFoundError:
+        known = sorted(each.stem for each in path.parent.glob("*.json"))
+        listed = f" Known: {', '.join(known)}." if known else " It has none: `rlvr compare` makes one."
+        raise StoreError(f"No comparison {name!r} in store {str(store)!r}.{nearest(name, known)}{listed}") from None
+    except ValueError as error:
+        raise StoreError(f"{str(path)!r} is no comparison: {error}. Run `rlvr compare` again.") from None

@@ -1,0 +1,165 @@
+"""`rlvr compare`: arms x seeds of one training, each a process of its own, and their paired table.
+
+All arms of a seed start from the same base policy, prompts and sampling seed; only the arm's own settings differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from monitor.commands.comparison_table import markdown, print_tables
+from monitor.errors import MonitorError
+from monitor.queries.series import latest_scalars
+from monitor.stats.comparison import load_comparison, paired_comparison, save_comparison
+from monitor.store.tail import Tail
+from trainer.commands.train import parse_config
+from trainer.compare.arms import GRAMMAR, Arm, arm_config, both_normalisations, parse_arms
+from trainer.compare.jobs import Job, cores, devices, run_jobs, settle
+from trainer.config import ConfigError, TrainConfig
+from trainer.runtime.children import RLVR, interrupts_raise
+
+OWN = ("seed", "run", "comparison", "save", "weighting.kind")  # options of `rlvr train` that an arm or we set
+HELP = f"""Train arms x seeds and compare them, paired by seed.
+
+rlvr compare [CONFIG.toml or preset] --arms uniform ict random [options of rlvr train, for all arms]
+
+{GRAMMAR} Keys: keep, lr, normalise, warmup_steps, or any
+dotted option of the groups weighting, loss, optim, signals. The first arm is the baseline. Runs are called
+COMPARISON-ARM-sSEED; a rerun of the same command skips what is finished and goes on with what was interrupted. The
+result is printed and stored as STORE/comparisons/COMPARISON.json, .csv and .html."""
+MATCHED = """run each sparse arm twice, with weighting.normalise=selected (its sum of weights over the
+loss's denominator is 1, as in the dense update) and =all (the kept share: a tenth at keep=0.1). A difference between
+uniform and the first is not one of step size; a difference between the two is nothing else. AdamW divides the
+gradient's scale out again: there the two differ only through gradient clipping, the KL term and epsilon"""
+
+
+def main(argv: list[str]) -> int:
+    """Exit codes: 0 every run finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C."""
+    options, extras = _parse(argv)
+    console = Console(highlight=False, stderr=True, soft_wrap=True)
+    try:
+        if options.show:
+            comparison = load_comparison(Path(options.store or "runs"), options.show)
+            print(markdown(comparison)) if options.markdown else print_tables(comparison)
+            return 0
+        base = parse_config(extras)
+        arms = parse_arms(options.arms)
+        if options.matched_step_size:
+            arms = both_normalisations(arms, base)
+        cuda = devices()
+        grid = plan(base, extras, arms, _seeds(options.seeds), options.comparison, on_cpu=not cuda)
+    except (ConfigError, MonitorError) as error:
+        print(f"rlvr compare: {error}", file=sys.stderr)
+        return 2
+    store = Path(base.store)
+    jobs = list(grid.values())
+    at_once = options.jobs or len(cuda) or cores()
+    done = sum(job.todo == "nothing" for job in jobs)
+    console.print(
+        f"Comparison {options.comparison}: {len(arms)} arms x {len(jobs) // len(arms)} seeds of {base.steps} steps, "
+        f"{len(jobs) - done} runs to do, {min(at_once, len(jobs))} at a time. Store {store}."
+    )
+    (store / "runs").mkdir(parents=True, exist_ok=True)
+    interrupts_raise()
+    try:
+        failed = run_jobs(store, jobs, at_once, cuda, console)
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on from here.")
+        return 130
+    _conclude(store, options, base, arms, grid, failed, console)
+    return 1 if failed else 0
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and the rest for `rlvr train`, a CONFIG first. Exits with 2 where they contradict."""
+    parser = argparse.ArgumentParser(
+        prog="rlvr compare", description=HELP, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arms", nargs="+", default=["uniform", "ict", "random"], help="default: uniform ict random")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3], help="how many (3 means 0 1 2), or the seeds")
+    parser.add_argument("--jobs", type=int, help="runs at a time (default: CUDA devices, else cores)")
+    parser.add_argument("--comparison", default="compare", help="name of the comparison (default: compare)")
+    parser.add_argument("--store", help="folder of the store (default: runs)")
+    parser.add_argument("--matched-step-size", action="store_true", help=MATCHED)
+    parser.add_argument("--show", metavar="COMPARISON", help="train nothing: print a stored comparison")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    config = argv[:1] if argv and not argv[0].startswith("-") else [a for a in argv if a.endswith(".toml")][:1]
+    rest = list(argv)
+    if config:
+        rest.remove(config[0])
+    options, extras = parser.parse_known_args(rest)
+    for text in extras:
+        option = text.removeprefix("--").partition("=")[0].replace("-", "_")
+        if text.startswith("--") and option in OWN:
+            parser.error(f"{text.partition('=')[0]} is set for every run by rlvr compare: use --arms and --seeds.")
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}, expected at least 1.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", options.comparison):
+        parser.error(f"--comparison is {options.comparison!r}, expected letters, digits, dots, dashes, underscores.")
+    store = ["--store", options.store] if options.store else []
+    return options, [*config, *extras, *store]
+
+
+def _seeds(given: Sequence[int]) -> list[int]:
+    """5 -> 0 1 2 3 4; several numbers are the seeds themselves."""
+    seeds = list(range(given[0])) if len(given) == 1 else list(given)
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"--seeds is {' '.join(map(str, given))}, expected how many (3 means 0 1 2) or different seeds from 0 on."
+        )
+    return seeds
+
+
+def plan(
+    base: TrainConfig, options: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int], name: str, *, on_cpu: bool
+) -> dict[tuple[str, int], Job]:
+    """{(arm, seed): job}, seed by seed, so that an interrupted comparison has whole pairs. Raises ConfigError."""
+    if base.save or base.run:
+        raise ConfigError(
+            f"save is {base.save!r} and run is {base.run!r} in the configuration: both belong to one run."
+        )
+    threads = ["--threads", "1"] if on_cpu and base.threads is None else []
+    grid: dict[tuple[str, int], Job] = {}
+    for seed in seeds:
+        for arm in arms:
+            config = arm_config(base, arm, seed=seed, comparison=name)
+            arguments = [*options, *threads, *arm.options(), "--seed", str(seed), "--comparison", name]
+            grid[arm.text, seed] = settle(Path(base.store), f"{name}-{arm.slug}-s{seed}", arguments, config)
+    return grid
+
+
+def _conclude(
+    store: Path,
+    options: argparse.Namespace,
+    base: TrainConfig,
+    arms: Sequence[Arm],
+    grid: dict[tuple[str, int], Job],
+    failed: Sequence[str],
+    console: Console,
+) -> None:
+    """Computes, stores and prints the paired table of the runs that finished."""
+    runs = {arm.text: {seed: job.run for (text, seed), job in grid.items() if text == arm.text} for arm in arms}
+    tail = Tail(store)
+    tail.poll()
+    recorded = set(latest_scalars(tail.cursor(), [job.run for job in grid.values()])["run"])
+    good = recorded - set(failed)
+    usable = {arm: {seed: run for seed, run in of.items() if run in good} for arm, of in runs.items()}
+    configs = {run: dict(entry.info.get("config") or {}) for run, entry in tail.runs.items()}
+    comparison = paired_comparison(tail.cursor(), options.comparison, usable, configs, k=base.eval.k, failed=failed)
+    tail.close()
+    path = save_comparison(store, comparison)
+    print(markdown(comparison)) if options.markdown else print_tables(comparison)
+    done = subprocess.run(
+        [*RLVR, "report", options.comparison, str(store)], capture_output=True, text=True, check=False
+    )
+    written = ".csv, .html" if done.returncode == 0 else f".csv; no report: {done.stderr.strip()}"
+    console.print(f"Stored: {path}, {written}")
+    if failed:
+        console.print(f"Failed: {', '.join(failed)}. See {store / 'logs'}. The others are compared.", style="red")

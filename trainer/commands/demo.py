@@ -1,0 +1,191 @@
+"""`rlvr demo`: two monitored runs, uniform and ict, and the live dashboard. Only spawns processes and reads the store.
+
+Both runs start from the same base policy, seed and prompts with the settings of presets/demo.toml, one CPU core each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from monitor.queries.alerts import alert_log, alert_spans
+from monitor.queries.differences import final_figures
+from monitor.queries.series import latest_scalars, scalar_series, series_of, value_at
+from monitor.store.tail import Tail
+from trainer.runtime.children import RLVR, ending, interrupts_raise, run_bars, start_trainer
+
+ARMS = ("uniform", "ict")
+PRESET = Path(__file__).parents[1] / "presets" / "demo.toml"
+LEVEL = "eval/heldout/pass@1"
+FIGURES = {  # row of the table -> (series, format)
+    "Entropy, nats": ("entropy", "{:.3f}"),
+    "pass@1, held-out": (LEVEL, "{:.3f}"),
+    "pass@4, held-out": ("eval/heldout/pass@4", "{:.3f}"),
+    "Distinct correct of 16": ("eval/heldout/distinct", "{:.2f}"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Exit codes: 0 both runs finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C while training."""
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    store = Path(options.store)
+    if store.exists() and not store.is_dir():
+        print(f"rlvr demo: the store {store} is a file, expected a folder. Choose another --store.", file=sys.stderr)
+        return 2
+    (store / "logs").mkdir(parents=True, exist_ok=True)
+    name = _free_comparison(store)
+    interrupts_raise()
+    try:
+        with ExitStack() as stack:
+            if not options.exit_when_done:
+                url = stack.enter_context(_dashboard(store, browser=not options.no_browser))
+                console.print(f"Dashboard: [bold]{url}[/]   store: {store}")
+            runs = {f"{name}-{arm}": stack.enter_context(_trainer(store, name, arm, options)) for arm in ARMS}
+            failed = _follow(store, runs, console)
+            if failed:
+                console.print(f"Failed: {', '.join(failed)}. See {store / 'logs'}.", style="red")
+                return 1
+            console.print(_result(store, list(runs)))
+            if not options.exit_when_done:
+                console.print(f"The dashboard stays at {url} until Ctrl-C.")
+                signal.pause()
+        return 0
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        return 130 if not _all_finished(store, name) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlvr demo", description="Train uniform and ict side by side and watch them.")
+    parser.add_argument("--store", default="runs", help="folder of the store (default: runs)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of both runs (default: 0)")
+    parser.add_argument("--steps", type=int, default=None, help="training steps (default: the preset's)")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the dashboard in a browser")
+    parser.add_argument("--exit-when-done", action="store_true", help="no dashboard; exit after the result")
+    return parser
+
+
+def _free_comparison(store: Path) -> str:
+    """demo, demo-2, ...: the first whose runs the store does not hold."""
+    names = (f"demo-{i}" if i > 1 else "demo" for i in count(1))
+    return next(name for name in names if not any((store / "runs" / f"{name}-{arm}").exists() for arm in ARMS))
+
+
+@contextmanager
+def _dashboard(store: Path, *, browser: bool) -> Iterator[str]:
+    """Starts `rlvr dashboard` and yields its address."""
+    command = [*RLVR, "dashboard", str(store), *([] if browser else ["--no-browser"])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with ending(process, 8):
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith("Dashboard: "):
+            raise SystemExit("rlvr demo: the dashboard did not start; its message is above.")
+        yield line.removeprefix("Dashboard: ").strip()
+
+
+@contextmanager
+def _trainer(store: Path, name: str, arm: str, options: argparse.Namespace) -> Iterator[subprocess.Popen[str]]:
+    """Starts one arm, and ends it on the way out."""
+    settings = {
+        "weighting.kind": arm,
+        "run": f"{name}-{arm}",
+        "comparison": name,
+        "store": str(store),
+        "seed": str(options.seed),
+    }
+    if options.steps:
+        settings["steps"] = str(options.steps)
+    arguments = [text for key, value in settings.items() for text in (f"--{key}", value)]
+    with ending(start_trainer([str(PRESET), *arguments], store / "logs" / f"{name}-{arm}.log")) as process:
+        yield process
+
+
+def _follow(store: Path, runs: dict[str, subprocess.Popen[str]], console: Console) -> list[str]:
+    """Progress bars from the store until every process ended; returns the runs whose process failed."""
+    tail, told = Tail(store), set[tuple[Any, ...]]()
+    with run_bars(console) as bars:
+        tasks = {run: bars.add_task(run, total=None, now="starting") for run in runs}
+        while True:
+            alive = any(process.poll() is None for process in runs.values())
+            tail.poll()
+            _advance(tail, bars, tasks)
+            _tell_alerts(tail, list(runs), told, console)
+            if not alive:
+                break
+            time.sleep(0.5)
+    tail.close()
+    return [run for run, process in runs.items() if process.returncode != 0]
+
+
+def _advance(tail: Tail, bars: Progress, tasks: dict[str, TaskID]) -> None:
+    latest = latest_scalars(tail.cursor(), list(tasks))
+    for run, task in tasks.items():
+        steps = latest["step"][latest["run"] == run]
+        if run in tail.runs and len(steps) and steps.max() > 0:
+            now = f"reward {value_at(latest, run, 'reward'):.2f}  entropy {value_at(latest, run, 'entropy'):.2f} nats"
+            total = tail.runs[run].info.get("config", {}).get("steps")
+            bars.update(task, completed=int(steps.max()), total=total, now=now)
+
+
+def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[Any, ...]], console: Console) -> None:
+    """Prints once that an alert fires, and that one which fired is resolved."""
+    log = alert_log(tail.cursor(), runs)
+    columns = ("run", "rule", "state", "first_step", "step", "severity", "message")
+    for run, rule, state, first, step, severity, message in zip(*(log[c] for c in columns), strict=True):
+        key = (run, rule, first, severity if state == "firing" else "resolved")
+        known = any((run, rule, first) == other[:3] for other in told)
+        if key not in told and (state == "firing" or (state == "resolved" and known)):
+            told.add(key)
+            console.print(f"[yellow]{run}: {rule} {state} at step {step}.[/] {message}")
+
+
+def _result(store: Path, runs: list[str]) -> Table:
+    """The paired result, at the last step and at equal pass@1."""
+    tail = Tail(store)
+    tail.poll()
+    con = tail.cursor()
+    figures = final_figures(con, runs, [series for series, _ in FIGURES.values()], LEVEL)
+    entropy = scalar_series(con, runs, ["entropy"], max_points=10**9)
+    log = alert_log(con, runs)
+    tail.close()
+    equal = figures["equal"]
+    table = Table(title="Same base policy, seed and prompts; only the weighting differs")
+    table.add_column("", no_wrap=True)
+    for arm in ARMS:
+        table.add_column(f"{arm}\nat the\nlast step", justify="right")
+    for arm in ARMS if equal else ():
+        table.add_column(f"{arm}\nat equal\npass@1", justify="right")
+    columns = [figures["last"][run] for run in runs] + [equal[run] for run in runs if equal]
+    table.add_row("Step", *(f"{column['step']:.0f}" for column in columns))
+    for row, (series, form) in FIGURES.items():
+        table.add_row(row, *(form.format(column.get(series, np.nan)) for column in columns))
+    first = [series_of(entropy, run, "entropy")[1][0] for run in runs]
+    kept = [column["entropy"] / start for column, start in zip(columns, first * 2, strict=False) if "entropy" in column]
+    table.add_row("Entropy kept", *(f"{share:.0%}" for share in kept))
+    spans = alert_spans(log)
+    fired = [int((spans["run"] == run).sum()) for run in runs]
+    table.add_row("Alerts raised", *(str(n) for n in fired))
+    return table
+
+
+def _all_finished(store: Path, name: str) -> bool:
+    tail = Tail(store)
+    tail.poll()
+    runs = [tail.runs.get(f"{name}-{arm}") for arm in ARMS]
+    tail.close()
+    return all(run is not None and run.status == "finished" for run in runs)

@@ -1,0 +1,19 @@
+"""The configuration of a run: `settings.py` has every group, `weighting.py` the weightings' names and parameters."""
+
+from trainer.config.base import ConfigError, SettingsGroup
+from trainer.config.settings import CheckpointConfig, LoraConfig, LossConfig, TrainConfig
+from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, WeightingConfig, changed_weighting, make_weighting
+
+__all__ = [
+    "OFF_POLICY",
+    "WEIGHTINGS",
+    "CheckpointConfig",
+    "ConfigError",
+    "LoraConfig",
+    "LossConfig",
+    "SettingsGroup",
+    "TrainConfig",
+    "WeightingConfig",
+    "changed_weighting",
+    "make_weighting",
+]

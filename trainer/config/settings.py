@@ -1,0 +1,258 @@
+"""Everything that can be set, with its documentation, limits and vetted default. Never imports torch.
+
+A configuration comes from the defaults, then a TOML file, then dotted options: `rlvr train run.toml --optim.lr 1e-4`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.config.base import SettingsGroup as _Group
+from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, Ict, Weighting, make_weighting
+
+
+class RolloutConfig(_Group):
+    prompts: int = Field(16, ge=1, description="prompts in a step")
+    group_size: int = Field(8, ge=1, description="rollouts of each prompt (G); a group needs at least 2")
+    max_new_tokens: int = Field(56, ge=1, description="longest response, tokens")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss uses the same")
+    max_batch: int = Field(1024, ge=1, description="rollouts sampled at once")
+    backend: Literal["auto", "generate", "paged"] = Field(
+        "auto", description="generate: a token for all rollouts at a time (on CUDA fixed shapes and a compiled step); "
+        "paged: transformers' continuous batching; auto: by device and size"
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _has_a_group(self) -> RolloutConfig:
+        if self.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size is {self.group_size}: the advantage compares the rollouts of one prompt, and "
+                "one rollout has nothing to be compared with. Set it to 2 or more (8 is usual)."
+            )
+        return self
+
+
+class LossConfig(_Group):
+    kind: Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "gspo"] = Field(
+        "grpo", description="grpo: mean over responses of their token means; bnpo: mean over a micro-batch's tokens; "
+        "dapo: over all tokens; dr_grpo: sum over max_new_tokens; cispo: dapo with the ratio capped, not clipped; "
+        "gspo: one ratio for a response (docs/method.md)"
+    )  # fmt: skip
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, description="the ratio is clipped above 1 + clip_high (DAPO: 0.28)")
+    clip_delta: float | None = Field(
+        None, description="largest ratio where the advantage is negative, above 1 + clip_high; none: unbounded"
+    )
+    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the reference policy; 0 loads none")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="k1: log-ratio, needs kl_bias_correction; k2: half its square (gradient of the reverse KL); "
+        "k3: of the forward KL"
+    )  # fmt: skip
+    kl_reference: Literal["initial", "old"] = Field(
+        "initial", description="initial: the policy before training; old: the one that sampled the step's rollouts"
+    )
+    kl_bias_correction: bool = Field(
+        False, description="KL times the ratio: the reverse KL without bias, off-policy too"
+    )
+    kl_outside_mask: bool = Field(False, description="the KL acts on all response tokens, not only on weighted ones")
+    entropy_coef: float = Field(0.0, description="entropy bonus on the selected tokens; positive raises entropy")
+    entropy_target: float | None = Field(
+        None, gt=0, description="mean token entropy to keep, nats, by changing entropy_actuator each step; none: off"
+    )
+    entropy_actuator: Literal["coefficient", "temperature"] = Field(
+        "coefficient", description="coefficient: the entropy bonus, from entropy_coef on, in 0 to entropy_coef_max; "
+        "temperature: the sampling temperature, in temperature_min to temperature_max"
+    )  # fmt: skip
+    entropy_step: float = Field(5e-3, gt=0, description="change of entropy_coef in a step")
+    entropy_coef_max: float = Field(0.2, gt=0, description="largest controlled entropy_coef")
+    temperature_step: float = Field(0.1, gt=0, lt=1, description="largest relative change of temperature in a step")
+    temperature_min: float = Field(0.5, gt=0, description="lowest controlled temperature")
+    temperature_max: float = Field(1.5, gt=0, description="highest controlled temperature")
+    mask_truncated: bool = Field(False, description="leave truncated responses out of loss and denominators")
+    drop_zero_variance: bool = Field(
+        False, description="leave groups of equal rewards out of loss and denominators (KL and bonus included)"
+    )
+    scale_by_std: bool = Field(True, description="divide advantages by the group's standard deviation")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if self.clip_delta is not None and not (self.kind != "cispo" and self.clip_delta > 1 + self.clip_high):
+            raise ValueError(
+                f"loss.clip_delta is {self.clip_delta} with loss.kind {self.kind} and clip_high {self.clip_high}: "
+                "expected more than 1 + clip_high, e.g. 4, and a kind other than cispo, which caps every ratio."
+            )
+        if self.kl_coef and self.kl_estimator == "k1" and not self.kl_bias_correction:
+            raise ValueError(
+                "loss.kl_estimator k1 has a mean gradient of 0: it would only add noise. Set loss.kl_bias_correction, "
+                "or take k2 or k3."
+            )
+        controlled = self.entropy_target is not None and self.entropy_actuator == "coefficient"
+        if controlled and not 0 <= self.entropy_coef <= self.entropy_coef_max:
+            raise ValueError(
+                f"loss.entropy_coef is {self.entropy_coef}, from where the control starts: expected 0 to "
+                f"loss.entropy_coef_max, now {self.entropy_coef_max}."
+            )
+        return self
+
+
+class OptimConfig(_Group):
+    lr: float = Field(1e-4, gt=0, description="AdamW learning rate, constant")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    epochs: int = Field(1, ge=1, description="passes over a step's rollouts")
+    mini_batches: int = Field(1, ge=1, description="optimizer updates in an epoch; groups stay whole")
+    micro_batch: int = Field(
+        256, ge=1, description="rollouts in a forward pass; changes memory, not gradients (but bnpo's)"
+    )
+
+
+class LoraConfig(_Group):
+    rank: int = Field(0, ge=0, description="train low-rank adapters of all linear layers instead; 0: all parameters")
+    alpha: int = Field(32, gt=0, description="the adapters' output is scaled by alpha / rank")
+
+
+class EvalConfig(_Group):
+    every: int = Field(
+        40, ge=0, description="steps between evaluations, also before the first and after the last; 0: never"
+    )
+    prompts: int = Field(16, ge=1, description="prompts of each split")
+    samples: int = Field(16, ge=1, description="samples of each prompt, at the sampling temperature")
+    k: int = Field(4, ge=1, description="k of pass@k, at most eval.samples")
+    splits: tuple[str, ...] = Field(("heldout", "ood", "multipath"), description="splits to evaluate")
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvalConfig:
+        if self.k > self.samples:
+            raise ValueError(f"eval.k is {self.k} but eval.samples is {self.samples}: pass@k needs at least k samples.")
+        return self
+
+
+class CheckpointConfig(_Group):
+    every: int = Field(50, ge=0, description="steps between checkpoints, and one after the last step; 0: never")
+    keep: int = Field(2, ge=1, description="checkpoints kept, the newest ones")
+
+
+class RecordConfig(_Group):
+    tokens_every: int = Field(1, ge=1, description="record raw tokens of every n-th step; histograms always see all")
+    max_gb: float | None = Field(None, description="stop recording raw tokens once the run takes this many GB")
+    probe_every: int = Field(
+        10, ge=0, description="steps between probes of the predicted against the true entropy change; 0: never"
+    )
+
+
+class SignalsConfig(_Group):
+    reference: Literal["group", "leave_one_out"] = Field(
+        "group", description="deviation is measured from the group's mean, with or without the row itself"
+    )
+    scale: Literal["raw", "capped"] = Field(
+        "raw", description="what weightings see: the deviation, or its share of the cap that the number of rollouts "
+        "alive sets; the record always holds the deviation"
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _has_a_cap(self) -> SignalsConfig:
+        if self.scale == "capped" and self.reference != "group":
+            raise ValueError(
+                f"signals.scale is 'capped' with signals.reference {self.reference!r}, whose cap is ln 2 for any "
+                "number of rollouts: nothing to divide by. Take one of the two."
+            )
+        return self
+
+
+class TrainConfig(_Group):
+    """Configuration of `rlvr train`. Without arguments it trains the built-in policy on the built-in task."""
+
+    model: str = Field("builtin", description="builtin, smollm2-135m, a local folder or a Hugging Face id")
+    task: str = Field("chain", description="chain, reasoning_gym:<dataset> or jsonl:<path>")
+    reward: str | None = Field(None, description="package.module:function with TRL's signature; none: the task's own")
+    steps: int = Field(200, ge=1, description="training steps")
+    seed: int = Field(0, ge=0, description="seed of prompts and sampling; a CPU run is bit-reproducible")
+    store: str = Field("runs", description="folder of the store")
+    run: str | None = Field(None, description="name of the run; none: made from weighting and seed")
+    comparison: str = Field("", description="runs with equal comparison and seed are paired on the Compare page")
+    wandb: Literal["off", "offline", "online"] = Field("off", description="mirror scalars and alerts to wandb")
+    shard: bool = Field(False, description="FSDP2: spread parameters and optimizer over the processes of torchrun")
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice")
+    save: str | None = Field(None, description="folder for the final policy; none: STORE/policies/RUN")
+    rollout: RolloutConfig = RolloutConfig()
+    weighting: Weighting = Ict()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
+    eval: EvalConfig = EvalConfig()
+    record: RecordConfig = RecordConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    signals: SignalsConfig = SignalsConfig()
+
+    @classmethod
+    def of_run(cls, stored: Mapping[str, Any], **changed: Any) -> TrainConfig:
+        """The configuration that a run's record holds, with top-level fields changed. Raises ConfigError.
+
+        Earlier versions stored the parameters of every weighting with each run; those of other kinds are left out.
+        """
+        tree = dict(stored) | changed
+        weighting = tree.get("weighting", {})
+        fields = WEIGHTINGS[weighting["kind"]].model_fields if weighting.get("kind") in WEIGHTINGS else weighting
+        tree["weighting"] = {name: value for name, value in weighting.items() if name in fields and value is not None}
+        return cls(**tree)
+
+    @field_validator("weighting", mode="before")
+    @classmethod
+    def _one_kind(cls, given: Any) -> Any:
+        return make_weighting(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _leaves_the_policy(self) -> TrainConfig:
+        if self.weighting.kind in OFF_POLICY and self.optim.epochs == self.optim.mini_batches == 1:
+            raise ValueError(
+                f"weighting.kind {self.weighting.kind!r} acts only once the policy has left the one that sampled, but "
+                "with one epoch and one mini-batch it never has: the run would be uniform. Set optim.mini_batches or "
+                "optim.epochs to 2 or more."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lora_is_whole(self) -> TrainConfig:
+        if self.shard and self.lora.rank:
+            raise ValueError(
+                f"shard is true and lora.rank is {self.lora.rank}: adapters are small, so they are trained in whole "
+                "copies. Leave out --shard, or set lora.rank to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_sample_in_step(self) -> TrainConfig:
+        if self.shard and self.rollout.backend == "paged":
+            raise ValueError(
+                "rollout.backend is 'paged' with shard, whose ranks run every pass in step. Leave out --shard, or set "
+                "rollout.backend to generate."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> TrainConfig:
+        if self.optim.mini_batches > self.rollout.prompts:
+            raise ValueError(
+                f"optim.mini_batches is {self.optim.mini_batches} but a step has {self.rollout.prompts} groups: "
+                "a mini-batch needs at least one whole group."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_can_act(self) -> TrainConfig:
+        loss, tau = self.loss, self.rollout.temperature
+        if loss.kl_coef and loss.kl_reference == "old" and self.optim.epochs == self.optim.mini_batches == 1:
+            raise ValueError(
+                "loss.kl_reference is old but each step has one update, of the very policy that sampled: the KL is 0. "
+                "Set optim.epochs or optim.mini_batches above 1, or loss.kl_reference to initial."
+            )
+        controlled = loss.entropy_target is not None and loss.entropy_actuator == "temperature"
+        if controlled and not loss.temperature_min <= tau <= loss.temperature_max:
+            raise ValueError(
+                f"rollout.temperature is {tau}, from where the control starts: expected loss.temperature_min to "
+                f"temperature_max, now {loss.temperature_min} to {loss.temperature_max}."
+            )
+        return self

@@ -1,0 +1,227 @@
+"""The policy losses: weighted, clipped, with every denominator fixed on the whole batch before it is split.
+
+A loss is a row of `LOSSES`: a per-token term psi, the level of its ratio, and D of `sum(weight * psi) / D`.
+To add one: its row here (with a psi or a denominator if no existing one fits), its name in `LossConfig.kind`, and a
+known-answer test. `python -m docs.make_method` writes the rows and docstrings into docs/method.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trainer.config import LossConfig
+from trainer.flow import LossTerms
+
+Normalise = Literal["selected", "all"]
+TINY = 1e-8  # keeps a response without selected tokens (0 / 0) at 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossTotals:
+    """Denominators of the whole batch of one optimizer update; the three sums add over micro-batches and ranks.
+
+    Example, two responses of 3 and 1 tokens of which one each is selected: responses 2, weight 2 ("selected") or 4
+    ("all"), tokens 4, max_length the configured longest response.
+    """
+
+    responses: Tensor  # 0-d float: responses with a token in the mask
+    weight: Tensor  # 0-d float: sum of weights ("selected") or number of tokens ("all")
+    tokens: Tensor  # 0-d float: number of tokens in the mask
+    max_length: int
+
+
+def loss_totals(mask: Tensor, weights: Tensor, normalise: Normalise, max_length: int | None = None) -> LossTotals:
+    """Totals of a batch; `max_length` is dr_grpo's constant (default: the batch's own width)."""
+    tokens = mask.float().sum()
+    weight = _counted(mask, weights, normalise).sum()
+    return LossTotals(mask.any(1).float().sum(), weight, tokens, max_length or mask.shape[1])
+
+
+def clipped_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
+    """psi = -min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A).
+
+    delta = clip_delta (none: no bound): clipping alone leaves r unbounded where A < 0 (TRL's delta, arXiv 2505.07291).
+    clip_high > clip_low is DAPO's clip-higher (2503.14476). ratio [N, T] or [N, 1], advantage [N, 1].
+    """
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    bounded = ratio if config.clip_delta is None else ratio.clamp(max=config.clip_delta)
+    return -torch.minimum(bounded * advantage, clipped * advantage)
+
+
+def cispo_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
+    """psi = -stop_gradient(min(r, 1 + clip_high)) A logprob.
+
+    The ratio is capped as a constant, and no token loses its gradient. No lower bound.
+    TRL's epsilon_high is the cap itself: its 5.0 (arXiv 2510.13786) is clip_high = 4 here.
+    """
+    return -ratio.clamp(max=1 + config.clip_high).detach() * advantage * logprobs
+
+
+def sequence_log_ratio(log_ratio: Tensor, weights: Tensor) -> Tensor:
+    """ln r of gspo: sum_t w (logprob - old_logprob) / sum_t w of the response, [N, 1].
+
+    With equal weights the mean over all tokens, as published. With sparse weights the ratio is that of the selected
+    tokens alone (all tokens would carry gradient into those that the weighting left out, and need their logits).
+    """
+    return (weights * log_ratio).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=TINY)
+
+
+def over_responses(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: each response's own count, then the mean over responses.
+
+    sum_i (sum_t w psi / count_i) / responses, responses being those with a token in the mask, of the whole batch.
+    (TRL also counts those that truncation masking emptied.)
+    """
+    return (per_token.sum(1) / counted.sum(1).clamp(min=TINY)).sum() / totals.responses.clamp(min=1)
+
+
+def over_tokens(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: the count of the whole batch of the optimizer update, over micro-batches and ranks."""
+    return per_token.sum() / totals.weight.clamp(min=TINY)
+
+
+def over_constant(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: responses * max_length (rollout.max_new_tokens); no count, so `normalise` changes nothing."""
+    return per_token.sum() / (totals.responses.clamp(min=1) * totals.max_length)
+
+
+def over_local_tokens(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
+    """D: the count of this micro-batch; micro-batches are then averaged by their shares of the responses.
+
+    The one local denominator, on purpose: the gradient depends on optim.micro_batch.
+    """
+    share = mask.any(1).float().sum() / totals.responses.clamp(min=1)
+    return per_token.sum() / counted.sum().clamp(min=TINY) * share
+
+
+@dataclass(frozen=True, slots=True)
+class LossKind:
+    """One loss: its parts, and what docs/method.md says of it."""
+
+    summary: str
+    psi: Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
+    denominator: Callable[[Tensor, Tensor, Tensor, LossTotals], Tensor]
+    source: str
+    ratio: Literal["token", "sequence"] = "token"
+
+
+LOSSES: dict[str, LossKind] = {
+    "grpo": LossKind("mean over responses of their token means", clipped_psi, over_responses, "arXiv 2402.03300"),
+    "bnpo": LossKind("mean over the tokens of each micro-batch", clipped_psi, over_local_tokens, "TRL 1.16"),
+    "dapo": LossKind("mean over all tokens of the batch", clipped_psi, over_tokens, "arXiv 2503.14476"),
+    "dr_grpo": LossKind(
+        "sum over tokens by a constant; with loss.scale_by_std = false as published", clipped_psi, over_constant,
+        "arXiv 2503.20783",
+    ),
+    "cispo": LossKind("capped ratio as a constant factor of the log-probability", cispo_psi, over_tokens,
+                      "arXiv 2506.13585"),
+    "gspo": LossKind(
+        "one ratio for a response: the geometric mean of its tokens' (clip 3e-4 and 4e-4 as published)", clipped_psi,
+        over_responses, "arXiv 2507.18071", ratio="sequence",
+    ),
+}  # fmt: skip
+
+
+def kl_estimate(gap: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Estimate of KL(policy || reference) at sampled tokens, nats, any shape; gap = ref_logprob - logprob.
+
+        k1 = -gap;  k2 = gap^2 / 2;  k3 = exp(gap) - gap - 1
+    As values, for tokens of the policy itself: k1 and k3 unbiased, k3 >= 0 with less spread, k2 biased. As losses: the
+    mean gradient of k2 is that of the reverse KL(policy || reference), of k3 that of the forward KL(reference ||
+    policy), of k1 zero. `loss.kl_bias_correction` multiplies by the token's ratio: value and gradient of k1 and k3 are
+    then those of the reverse KL, on- and off-policy. Sources: Schulman 2020 (joschu.net/blog/kl-approx.html),
+    GRPO arXiv 2402.03300 (k3), the correction 2512.02556 (TRL's use_bias_correction_kl, there on by default).
+    """
+    if estimator == "k1":
+        return -gap
+    if estimator == "k2":
+        return gap.square() / 2
+    return gap.exp() - gap - 1
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    config: LossConfig,
+    *,
+    ref_logprobs: Tensor | None = None,
+    entropies: Tensor | None = None,
+    entropy_coef: float | None = None,
+    penalty: Tensor | None = None,
+    totals: LossTotals | None = None,
+    normalise: Normalise = "selected",
+) -> LossTerms:
+    """sum(weight * psi) / D with psi and D of `LOSSES[config.kind]`, plus `kl_term`, less `entropy_term`.
+
+        r = exp(logprob - old_logprob), or for gspo exp(sum_t w (logprob - old_logprob) / sum_t w) of the response
+    Counts in D are sums of weights (normalise="selected") or numbers of tokens ("all").
+
+    Args: logprobs, old_logprobs, ref_logprobs, entropies float [N, T] (nats); advantages float [N]; mask bool [N, T]:
+        tokens that the loss may use; weights float [N, T] >= 0; entropy_coef: in place of config.entropy_coef;
+        penalty: float [N, T], adds weight * penalty * |logprob - old_logprob| to weight * psi (arXiv 2505.22617);
+        totals: denominators of the whole batch if this call sees only a part of it (responses stay whole).
+    Returns: LossTerms. Gradients flow through logprobs and entropies only, at tokens with weight (with kl_outside_mask
+        at all in the mask); values elsewhere are never used, whatever they hold.
+    Sources: `LOSSES`; the weights of ICT arXiv 2606.19771; checked against TRL 1.16.
+    """
+    kind, totals = LOSSES[config.kind], totals or loss_totals(mask, weights, normalise)
+    weights = torch.where(mask, weights, 0.0)
+    counted, selected, advantage = _counted(mask, weights, normalise), weights != 0, advantages.unsqueeze(1)
+    used = mask if config.kl_outside_mask else selected
+    log_ratio = torch.where(used, logprobs - old_logprobs, 0.0)
+    ratio = (sequence_log_ratio(log_ratio, weights) if kind.ratio == "sequence" else log_ratio).exp()
+    psi = kind.psi(ratio, advantage, torch.where(used, logprobs, 0.0), config)
+    psi = psi if penalty is None else psi + penalty * log_ratio.abs()
+    loss = kind.denominator(weights * psi, counted, mask, totals)
+    kl = torch.zeros_like(log_ratio)
+    if ref_logprobs is not None:
+        kl = kl_estimate(torch.where(used, ref_logprobs - logprobs, 0.0), config.kl_estimator)
+        loss = loss + kl_term(kl, ratio, mask, weights, counted, totals, config)
+    if entropies is not None and (coefficient := config.entropy_coef if entropy_coef is None else entropy_coef):
+        loss = loss - coefficient * entropy_term(entropies, mask, weights, counted, totals, config)
+    return LossTerms(
+        loss=loss,
+        log_ratio=log_ratio.detach(),
+        clipped_low=(ratio < 1 - config.clip_low) & (advantage < 0) & selected & (kind.psi is clipped_psi),
+        clipped_high=(ratio > 1 + config.clip_high) & (advantage > 0) & selected,
+        kl=kl.detach(),
+    )
+
+
+def kl_term(
+    kl: Tensor, ratio: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
+) -> Tensor:
+    """kl_coef sum(w KL) / D, KL times the ratio under kl_bias_correction.
+
+    With kl_outside_mask every token in the mask has w = 1 here, and counts are numbers of tokens.
+    """
+    kl = kl * ratio if config.kl_bias_correction else kl
+    if config.kl_outside_mask:
+        weights = counted = mask.float()
+        totals = replace(totals, weight=totals.tokens)
+    return config.kl_coef * LOSSES[config.kind].denominator(weights * kl, counted, mask, totals)
+
+
+def entropy_term(
+    entropies: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
+) -> Tensor:
+    """sum(w entropy) / count of the batch (bnpo: the micro-batch's), for every kind, as in TRL.
+
+    So entropy_coef means the same for each kind.
+    """
+    bonus = torch.where(weights != 0, weights * entropies, 0.0)
+    divide = over_local_tokens if config.kind == "bnpo" else over_tokens
+    return divide(bonus, counted, mask, totals)
+
+
+def _counted(mask: Tensor, weights: Tensor, normalise: Normalise) -> Tensor:
+    """float [N, T]: what denominators sum."""
+    return torch.where(mask, weights if normalise == "selected" else 1.0, 0.0)

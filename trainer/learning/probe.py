@@ -1,0 +1,57 @@
+"""Prediction against truth: the change of H2 that a step's updates made, beside its first-order prediction.
+
+The logits of a small sample of the batch's positions are taken before the first and after the last optimizer update
+of a step, in full precision (bf16 logits would hide a step at lr 1e-6). The sample is fixed by the batch's shape, so
+the probe draws no random numbers and changes no run. Cost: two forward passes over ROWS rollouts, in probed steps only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from monitor.signals.diagnostics import renyi2_changes
+from trainer.flow import TokenBatch
+from trainer.policy import policy as policy_module
+from trainer.policy.policy import Policy
+
+ROWS, POSITIONS = 8, 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """Chosen positions of some rollouts and their logits before the update, float32 [M, V]."""
+
+    batch: TokenBatch
+    rows: Tensor
+    columns: Tensor
+    temperature: float
+    logits: Tensor
+
+
+def take_probe(policy: Policy, batch: TokenBatch, temperature: float) -> Probe:
+    """The sample's logits now: call before the step's first update."""
+    stride = -(-len(batch) // ROWS)
+    part = TokenBatch(*(getattr(batch, spec.name)[::stride] for spec in fields(batch)))
+    count = max(1, min(POSITIONS, policy_module.SLAB_ELEMENTS // (4 * policy.vocabulary)))
+    rows, columns = spread(part.mask, count)
+    return Probe(part, rows, columns, temperature, policy.logits_at(part, rows, columns, temperature))
+
+
+def finish_probe(policy: Policy, probe: Probe) -> tuple[Tensor, Tensor]:
+    """(predicted, true) change of H2 since `take_probe`, float64 [M], nats."""
+    after = policy.logits_at(probe.batch, probe.rows, probe.columns, probe.temperature)
+    return renyi2_changes(probe.logits, after)
+
+
+def spread(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(rows, columns), int64 [count], of response positions evenly spread over mask [N, T], without a host sync.
+
+    With fewer than `count` positions some repeat. Example: mask [[1, 1, 0], [1, 1, 0]], count 2: (0, 0) and (1, 0).
+    """
+    number = mask.flatten().cumsum(0)  # 1 at the first response position, 2 at the second, ...
+    wanted = torch.arange(count, device=mask.device) * number[-1] // count + 1
+    flat = torch.searchsorted(number, wanted)
+    return flat // mask.shape[1], flat % mask.shape[1]

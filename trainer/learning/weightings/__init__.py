@@ -1,0 +1,57 @@
+"""Weightings: from the old policy's signals to one weight per response token, detached, once per rollout batch.
+
+To add one: a pure function in `trainer/weightings/` with `WeightInputs` first and its parameters by keyword, its row
+in `WEIGHT_FUNCTIONS`, and its name with the parameters' defaults in `config.WEIGHTINGS`; then a known-answer test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from trainer.config import WeightingConfig
+from trainer.learning.weightings.attention import attention
+from trainer.learning.weightings.baselines import random, uniform
+from trainer.learning.weightings.covariance import clip_cov, kl_cov, kl_cov_penalty
+from trainer.learning.weightings.deviation import capped_deviation, ict, ict_frequent, ict_soft, ict_weights
+from trainer.learning.weightings.divergence import divergence
+from trainer.learning.weightings.entropy import stapo, top_entropy
+from trainer.learning.weightings.inputs import WeightInputs
+from trainer.learning.weightings.probability import advantage_reweight, rsi, stare
+
+__all__ = ["WEIGHT_FUNCTIONS", "WeightInputs", "capped_deviation", "ict_weights", "token_penalty", "token_weights"]
+
+WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "uniform": uniform,
+    "ict": ict,
+    "ict_frequent": ict_frequent,
+    "random": random,
+    "top_entropy": top_entropy,
+    "stapo": stapo,
+    "ict_soft": ict_soft,
+    "divergence": divergence,
+    "rsi": rsi,
+    "stare": stare,
+    "advantage_reweight": advantage_reweight,
+    "clip_cov": clip_cov,
+    "kl_cov": kl_cov,
+    "attention": attention,
+}
+
+
+def token_weights(inputs: WeightInputs, config: WeightingConfig) -> Tensor:
+    """The configured weighting, or weight 1 everywhere during the first `warmup_steps`. float32 [N, T], >= 0.
+
+    0 where the mask is False; without gradient.
+    """
+    if inputs.steps_active < 1:
+        return inputs.mask.float()
+    return WEIGHT_FUNCTIONS[config.kind](inputs, **config.parameters).detach()
+
+
+def token_penalty(inputs: WeightInputs, config: WeightingConfig) -> Tensor | None:
+    """float32 [N, T]: coefficients of |logprob - old logprob| in psi; None for all kinds but kl_cov after warm-up."""
+    if config.kind != "kl_cov" or inputs.steps_active < 1:
+        return None
+    return kl_cov_penalty(inputs, **config.parameters)

@@ -1,0 +1,30 @@
+"""The two arms that every other weighting has to beat: all tokens, and as few tokens chosen blindly."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trainer.learning.weightings.inputs import WeightInputs, kept_per_row, random_scores, top_per_row
+
+
+def uniform(inputs: WeightInputs) -> Tensor:
+    """Every response token counts alike.
+
+    Formula: w = 1.
+    Scope: no threshold.
+    Denominator: all tokens, of the response in GRPO; both values of `normalise` agree.
+    Source: GRPO, arXiv 2402.03300.
+    """
+    return inputs.mask.float()
+
+
+def random(inputs: WeightInputs, *, keep: float) -> Tensor:
+    """A random share of each response: the control that ICT has to beat.
+
+    Formula: w = 1 on ceil(keep * T_i) positions drawn without replacement, else 0.
+    Scope: the response.
+    Denominator: the selected tokens of the response (normalise = "selected").
+    Defaults: keep = 0.1.
+    Source: arXiv 2606.19771v1, Table 3: most of its gain over GRPO comes from any sparse update.
+    """
+    return top_per_row(random_scores(inputs), inputs.mask, kept_per_row(inputs.mask, keep))

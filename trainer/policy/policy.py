@@ -1,0 +1,211 @@
+"""The policy: a Hugging Face causal language model, of which only this file ever sees logits [.., V].
+
+`hidden` runs the body, `project` the head on a slab of it. Signals and log-probabilities are taken slab by slab, so
+that no more than SLAB_ELEMENTS logits (CUDA_SLAB_ELEMENTS for signals on a CUDA device) exist at a time, whatever the
+vocabulary and the response length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from monitor.signals import TokenSignals, token_signals
+from trainer.config import LoraConfig
+from trainer.flow import Rollouts, TokenBatch
+from trainer.policy.gguf import unpacked
+from trainer.policy.lora import merged_copy, with_adapters
+from trainer.policy.sources import ModelSource
+from trainer.runtime.ranks import Ranks, shard, whole
+
+SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
+CUDA_SLAB_ELEMENTS = 1 << 28  # 512 MiB in bf16, which the kernel reads as it is: 1,766 positions of 151,936 fill a GPU
+
+
+class _Slab:
+    """Hides a slab from FSDP's search for inputs with gradient: each such call would reduce the head's gradient."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+class _Halves(nn.Module):
+    """A language model whose body and head are called apart, through one module, so that FSDP's hooks see both."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, slab: _Slab | None = None, **inputs: Any) -> Any:
+        if slab is not None:
+            return self.model.get_output_embeddings()(slab.states)
+        return self.model.get_decoder()(**inputs)
+
+
+class Policy:
+    """Model and tokenizer on one device; bf16 autocast over float32 weights on CUDA."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self._halves = _Halves(self.model)
+        self.in_step = Ranks()
+        self.twins: dict[str, Any] = {}  # of trainer.rollout.sampler_copy, once a sampler needs one
+        self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+        self.end_ids, self.pad_id = _special_ids(model, tokenizer)
+        self._check_head()
+
+    @classmethod
+    def load(cls, source: ModelSource, device: torch.device | None = None, lora: LoraConfig | None = None) -> Policy:
+        """Loads weights in float32 and the tokenizer; the device is CUDA where there is one. lora: adds adapters."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        path = unpacked(source) if source.gguf_file else source.path
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return cls(with_adapters(model, lora) if lora and lora.rank else model, tokenizer, device or pick_device())
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def shard(self, ranks: Ranks) -> None:
+        """Spreads the parameters over the ranks (FSDP2), which then run every forward pass in step."""
+        self.in_step = ranks
+        shard(self._halves, self.model.get_decoder().layers)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Trained parameters by name, tied ones once; sharded ones as their shards."""
+        self._reshard()
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _reshard(self) -> None:
+        """A pass without gradient leaves FSDP's root gathered, its parameters no longer those of the optimizer."""
+        if self.in_step.world > 1:
+            self._halves.reshard()  # type: ignore[operator]
+
+    def body(self, **inputs: Any) -> Any:
+        """The model without its head: last_hidden_state and, if asked for, the key-value cache."""
+        return self._halves(**inputs)
+
+    def hidden(self, batch: TokenBatch | Rollouts, *, full_precision: bool = False) -> Tensor:
+        """Hidden states that predict each response position, [N, T, D]: column t - 1 of the sequence predicts t."""
+        positions = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        with contextlib.nullcontext() if full_precision else self.autocast():
+            states = self.body(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask.long(),
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
+        width = batch.mask.shape[1]
+        return states[:, -width - 1 : -1]
+
+    def project(self, slab: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]."""
+        with self.autocast():
+            return self._halves(_Slab(slab))
+
+    @torch.no_grad()
+    def signals(self, hidden: Tensor, batch: TokenBatch, temperature: float, reference: str = "group") -> TokenSignals:
+        """TokenSignals of a batch of whole groups, in slabs of positions: logits, their signals, and the next slab.
+
+        Extra memory, whatever the response length: one slab, N x span x V logits, span >= 1 the most positions within
+        the limit. On a CUDA device 2 bytes each (bf16 from autocast, 512 MiB), 0.2 % for the kernel's sums and the
+        head's weights cast once (2 D V bytes); on the CPU 4 bytes each (64 MiB) and the scratch of the reference.
+        """
+        n, width, _ = hidden.shape
+        limit = CUDA_SLAB_ELEMENTS if hidden.is_cuda else SLAB_ELEMENTS
+        span = max(1, limit // (n * self.vocabulary))
+        with self.autocast():  # around all slabs: the head's weights are cast once
+            parts = [
+                token_signals(
+                    self.project(hidden[:, start : start + span]),
+                    batch.token_ids[:, start : start + span],
+                    batch.mask[:, start : start + span],
+                    batch.group_ids,
+                    temperature=temperature,
+                    reference=reference,  # type: ignore[arg-type]
+                    moments=True,
+                )
+                for start in range(0, width, span)
+            ]
+        return TokenSignals.concat(parts, dim=1)
+
+    @torch.no_grad()
+    def logits_at(self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float) -> Tensor:
+        """Logits over the temperature of M response positions, [M, V], without autocast: the caller bounds M."""
+        return self._halves(_Slab(self.hidden(batch, full_precision=True)[rows, columns])).float() / temperature
+
+    def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.
+
+        Slabs are recomputed in the backward pass where more than one is needed.
+        """
+        span = max(1, SLAB_ELEMENTS // self.vocabulary)
+        if len(hidden) <= span:
+            return self._slab_logprobs(hidden, token_ids, temperature)
+        parts = [
+            checkpoint(self._slab_logprobs, h, ids, temperature, use_reentrant=False)
+            for h, ids in zip(hidden.split(span), token_ids.split(span), strict=True)
+        ]
+        logprob, entropy = zip(*parts, strict=True)
+        return torch.cat(logprob), torch.cat(entropy)
+
+    def _slab_logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logp = torch.log_softmax(self.project(hidden).float() / temperature, dim=-1)
+        entropy = -torch.where(torch.isfinite(logp), logp.exp() * logp, 0.0).sum(-1)
+        return logp.gather(1, token_ids.unsqueeze(1)).squeeze(1), entropy
+
+    def save(self, folder: Path) -> None:
+        """The policy as a normal Hugging Face folder: AutoModelForCausalLM.from_pretrained(folder) loads it.
+
+        With several ranks all of them call it, and rank 0 writes.
+        """
+        self._reshard()
+        state = {name: whole(value) for name, value in self.model.state_dict().items()}
+        if int(os.environ.get("RANK", "0")) == 0:
+            merged = merged_copy(self.model) if hasattr(self.model, "merge_and_unload") else None
+            (merged or self.model).save_pretrained(folder, state_dict=None if merged else state)
+            self.tokenizer.save_pretrained(folder)
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """Refuses a model whose logits are more than head(body): a scaled or soft-capped head would train wrongly."""
+        ids = torch.tensor([[self.pad_id, self.end_ids[0]]], device=self.device)
+        with self.autocast():
+            expected = self.model(input_ids=ids).logits.float()
+            ours = self.project(self.body(input_ids=ids).last_hidden_state).float()
+        error = (expected - ours).abs().max()
+        if not error < 1e-2 * expected.abs().max().clamp(min=1.0):
+            raise ValueError(
+                f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
+                f"{error:.3g}); expected logits = head(body(ids)). Use a model without logit scaling or soft-capping."
+            )
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, of this process's own among several (LOCAL_RANK)."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _special_ids(model: Any, tokenizer: Any) -> tuple[list[int], int]:
+    """(end token ids, pad id): from the generation config, else the tokenizer."""
+    end = getattr(model.generation_config, "eos_token_id", None)
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends = [*ends, tokenizer.eos_token_id]
+    if not ends:
+        raise ValueError(
+            "The model has no end token: neither generation_config.eos_token_id nor tokenizer.eos_token_id is set. "
+            "Set one of them in the model's folder, or every response would be truncated."
+        )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    return ends, pad

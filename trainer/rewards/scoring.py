@@ -1,0 +1,26 @@
+"""Rollouts to rewards and a TokenBatch; prompts in a seeded order; texts for the store. The host side of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trainer.flow import Rollouts, Scored
+from trainer.policy.policy import Policy
+from trainer.tasks import Prompt
+
+RewardFunction = Callable[..., list[float | None]]
+
+
+def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], reward: RewardFunction) -> Scored:
+    """Decodes the responses and asks the reward function; a reward of None counts as 0."""
+    mask, token_ids = rollouts.mask.cpu(), rollouts.token_ids.cpu()
+    completion_ids = [ids[kept].tolist() for ids, kept in zip(token_ids, mask, strict=True)]
+    completions = policy.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    columns = {key: [prompt.columns[key] for prompt in prompts] for key in prompts[0].columns}
+    rewards = reward(
+        prompts=[prompt.text for prompt in prompts],
+        completions=completions,
+        completion_ids=completion_ids,
+        **columns,
+    )
+    return Scored(prompts, completions, completion_ids, [0.0 if r is None else float(r) for r in rewards])

@@ -1,0 +1,223 @@
+"""The `generate` backend: a token for all rows at a time, over the model's own key-value cache.
+
+Not transformers' `generate`: it takes no generator, keeps log-probabilities only with every step's logits, runs each
+copy of a prompt and carries rows that have ended to the end. Each distinct prompt is run once, and its keys and values
+are then those of all its rollouts. On CPU the cache grows and rows that have ended leave it in passing; on CUDA, where
+launching kernels costs more than running them, shapes are fixed and the step is compiled into a graph.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.errors import NonFiniteError
+from trainer.policy.policy import Policy
+from trainer.rollout.sampler_copy import twin_of
+
+COMPACT_EVERY = 8  # tokens between looks at which rows have ended: each look is a host sync
+COLUMNS = 256  # the fixed cache's length is a multiple: steps with other prompts find their graph again
+SHAPES_KEPT = 3  # fixed caches with a compiled step: one for training, two for evaluation
+
+
+class Drawn(NamedTuple):
+    """Sampled rows: tokens int64, logprobs float32 and ended bool, [B, limit]; `ended` is True after the end token."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    ended: Tensor
+
+
+class Decoder(Protocol):
+    """`start` gives the logits [B, V] after each row's prompt (row i: distinct prompt index[i]), `step` the next.
+
+    `keep` goes on with these rows only; False if all stay.
+    """
+
+    def start(self, ids: Tensor, attention: Tensor, index: Tensor) -> Tensor: ...
+    def step(self, token: Tensor) -> Tensor: ...
+    def keep(self, rows: Tensor) -> bool: ...
+
+
+def generate(
+    policy: Policy,
+    ids: Tensor,
+    attention: Tensor,
+    index: Tensor,
+    *,
+    limit: int,
+    temperature: float,
+    generator: torch.Generator,
+    decoder: Decoder | None = None,
+) -> Drawn:
+    """Draws a response for each entry of `index` [B], which names its prompt among ids, attention [Q, P], left-padded.
+
+    Raises NonFiniteError if the policy's logits are not finite.
+    """
+    n, device = len(index), ids.device
+    drawn = Drawn(
+        torch.full((n, limit), policy.pad_id, device=device),
+        torch.zeros(n, limit, device=device),
+        torch.ones(n, limit, dtype=torch.bool, device=device),
+    )
+    ends = torch.tensor(policy.end_ids, device=device)
+    rows = torch.arange(n, device=device)  # rows that are still in the batch
+    done = torch.zeros(n, dtype=torch.bool, device=device)
+    decoder = decoder or decoder_for(policy, n, ids.shape[1] + limit)
+    with policy.autocast():  # once around the loop: it then casts each weight once, not at each token
+        logits = decoder.start(ids, attention, index)
+        for t in range(limit):
+            logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+            token = _draw(logp, generator)
+            drawn.tokens[rows, t] = torch.where(done, policy.pad_id, token)
+            drawn.logprobs[rows, t] = torch.where(done, 0.0, logp.gather(1, token.unsqueeze(1)).squeeze(1))
+            drawn.ended[rows, t] = done
+            done = done | torch.isin(token, ends)
+            if (t + 1) % COMPACT_EVERY == 0:
+                keep = (~done).nonzero().squeeze(1)
+                if not policy.in_step.any(len(keep) > 0):
+                    break
+                if 0 < len(keep) < 0.75 * len(rows) and decoder.keep(keep):
+                    rows, done, token = rows[keep], done[keep], token[keep]
+            if t + 1 < limit:
+                logits = decoder.step(token.unsqueeze(1))
+    return drawn
+
+
+def decoder_for(policy: Policy, rows: int, columns: int) -> Decoder:
+    """Fixed shapes and a compiled step on CUDA; a growing cache on CPU and where fixed shapes cannot be."""
+    # a sharded policy must run its own modules in step; the mask of fixed shapes is one of SDPA
+    fixed = policy.device.type == "cuda" and policy.in_step.world == 1
+    if not (fixed and policy.model.config._attn_implementation == "sdpa"):
+        return GrowingCache(policy)
+    columns = -(-columns // COLUMNS) * COLUMNS
+    twin = twin_of(policy, "linear")
+    found = twin.memory.pop((rows, columns), None)
+    if found is None:
+        found = FixedCache(twin.logits, _graphed(twin.logits), twin.model.config, rows, columns)
+    if not found.possible:
+        return GrowingCache(policy)
+    while len(twin.memory) >= SHAPES_KEPT:
+        twin.memory.pop(next(iter(twin.memory)))
+    twin.memory[rows, columns] = found  # the newest last
+    return found
+
+
+def _graphed(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step compiled into a CUDA graph, whose outputs are overwritten by the next call; as it is if that fails."""
+    chosen = torch.compile(step, mode="reduce-overhead", dynamic=False)
+
+    def run(**inputs: Any) -> Any:
+        nonlocal chosen
+        torch.compiler.cudagraph_mark_step_begin()
+        try:
+            return chosen(**inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:  # no C compiler, or a model that it cannot take
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(f"The sampling step is not compiled and slower: {reason}", RuntimeWarning, stacklevel=2)
+            chosen = step
+            return step(**inputs)
+
+    return run
+
+
+class GrowingCache:
+    """A column more for each token; rows can leave."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def start(self, ids: Tensor, attention: Tensor, index: Tensor) -> Tensor:
+        self._attention, self._position, self._cache = attention, positions(attention), None
+        logits = self._logits(ids)
+        if len(index) != len(ids):  # else every prompt has one row, in order
+            self.keep(index)
+            logits = logits[index]
+        return logits
+
+    def step(self, token: Tensor) -> Tensor:
+        self._attention = torch.cat([self._attention, torch.ones_like(self._attention[:, :1])], dim=1)
+        self._position = self._position[:, -1:] + 1
+        return self._logits(token)
+
+    def keep(self, rows: Tensor) -> bool:
+        """A row may be named several times."""
+        self._cache.batch_select_indices(rows)  # type: ignore[attr-defined]
+        self._attention, self._position = self._attention[rows], self._position[rows]
+        return True
+
+    def _logits(self, ids: Tensor) -> Tensor:
+        out = self._policy.body(
+            input_ids=ids,
+            attention_mask=self._attention.long(),
+            position_ids=self._position,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self._cache = out.past_key_values
+        return self._policy.project(out.last_hidden_state[:, -1])
+
+
+class FixedCache:
+    """[rows, columns] from the first token to the last, so that one compiled step serves all. Rows stay to the end.
+
+    possible: False for models whose cache is not one whole attention cache a layer (sliding windows, linear attention).
+    """
+
+    def __init__(
+        self, prefill: Callable[..., Any], step: Callable[..., Any], config: Any, rows: int, columns: int
+    ) -> None:
+        from transformers import StaticCache
+        from transformers.cache_utils import StaticLayer
+
+        class Layer(StaticLayer):
+            """Autocast leaves rotated keys in float32 beside bfloat16 values; attention would round them anyway."""
+
+            def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any) -> Any:
+                return super().update(key_states.to(self.dtype), value_states.to(self.dtype), *rest, **named)
+
+        self._prefill, self._step, self._rows, self._columns = prefill, step, rows, columns
+        self._cache: Any = StaticCache(config=config, max_cache_len=columns)
+        self.possible = all(type(layer) is StaticLayer for layer in self._cache.layers)
+        self._cache.layers = [Layer(max_cache_len=columns) for _ in self._cache.layers]
+
+    def start(self, ids: Tensor, attention: Tensor, index: Tensor) -> Tensor:
+        position, width = positions(attention), ids.shape[1]
+        logits, prompt = self._prefill(input_ids=ids, attention_mask=attention.long(), position_ids=position)
+        for layer, found in zip(self._cache.layers, prompt.layers, strict=True):
+            if not layer.is_initialized:
+                like = found.keys[:1].to(logits.dtype).expand(self._rows, -1, -1, -1)
+                layer.lazy_initialization(like, found.values)
+            layer.keys[:, :, :width], layer.values[:, :, :width] = found.keys[index], found.values[index]
+            layer.cumulative_length.fill_(width)
+        self._mask = torch.zeros(self._rows, 1, 1, self._columns, dtype=torch.bool, device=ids.device)
+        self._mask[:, 0, 0, :width] = attention[index]
+        self._column, self._position = width, position[index, -1:]
+        return logits[index]
+
+    def step(self, token: Tensor) -> Tensor:
+        self._mask[..., self._column] = True
+        self._column, self._position = self._column + 1, self._position + 1
+        logits, _ = self._step(
+            input_ids=token, attention_mask=self._mask, position_ids=self._position, past_key_values=self._cache
+        )
+        return logits
+
+    def keep(self, rows: Tensor) -> bool:
+        return False
+
+
+def positions(attention: Tensor) -> Tensor:
+    """Position of each column of left-padded rows, from 0 at the first token."""
+    return attention.long().cumsum(1).sub(1).clamp(min=0)
+
+
+def _draw(logp: Tensor, generator: torch.Generator) -> Tensor:
+    try:
+        return torch.multinomial(logp.exp(), 1, generator=generator).squeeze(1)
+    except RuntimeError as error:
+        raise NonFiniteError("The policy's logits are not finite, so no token can be sampled.") from error

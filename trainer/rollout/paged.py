@@ -1,0 +1,122 @@
+"""The `paged` backend: transformers' continuous batching, which gives the place of an ended row to the next.
+
+It runs on the policy's twin: its manager sets evaluation mode and changes the attention implementation, and it knows
+no autocast. It draws from torch's global generator, which is put back afterwards; its seed comes from ours, and all
+requests are queued before it starts, so that batches do not depend on timing. A group's prompt is run once, up to its
+last token, and its blocks are then shared by the rollouts (`num_return_sequences`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from trainer.errors import NonFiniteError
+from trainer.policy.policy import Policy
+from trainer.rollout.generate import Drawn
+from trainer.rollout.sampler_copy import twin_of
+
+PAGE = 32  # tokens in a page on CPU, where a cache of whole 256-token pages would be mostly empty
+
+
+def paged(
+    policy: Policy,
+    prompts: list[list[int]],
+    *,
+    limit: int,
+    temperature: float,
+    generator: torch.Generator,
+    max_batch: int,
+) -> Drawn:
+    """Draws a response for each prompt, at most `max_batch` at a time. Equal neighbours share their prompt's blocks.
+
+    Raises NonFiniteError if the policy's logits are not finite, RuntimeError with transformers' reason if it fails.
+    """
+    group = _group_size(prompts)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
+    settings = _generation(policy, temperature, limit, group)
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        manager = twin_of(policy, "all").model.init_continuous_batching(
+            generation_config=settings, continuous_batching_config=_batching(policy, prompts, limit, max_batch, seed)
+        )
+        names = manager.add_requests(prompts[::group], max_new_tokens=limit)
+        found = _run(manager, len(prompts))
+    return _drawn(policy, found, [row for name in names for row in _rows_of(name, group)], limit)
+
+
+def _group_size(prompts: list[list[int]]) -> int:
+    """The largest number of rows that all runs of equal neighbours are made of, 1 where a prompt has one token."""
+    size = next((i for i, ids in enumerate(prompts) if ids != prompts[0]), len(prompts))
+    whole = len(prompts) % size == 0 and all(ids == prompts[i - i % size] for i, ids in enumerate(prompts))
+    return size if whole and min(map(len, prompts)) > 1 else 1
+
+
+def _rows_of(name: str, group: int) -> list[str]:
+    return [name, *(f"{name}__child#{i}" for i in range(group - 1))]
+
+
+def _generation(policy: Policy, temperature: float, limit: int, group: int) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,  # the whole distribution: transformers' default is the top 50
+        top_p=1.0,
+        max_new_tokens=limit,
+        num_return_sequences=group,
+        eos_token_id=policy.end_ids,
+        pad_token_id=policy.pad_id,
+    )
+
+
+def _batching(policy: Policy, prompts: list[list[int]], limit: int, max_batch: int, seed: int) -> Any:
+    from transformers import ContinuousBatchingConfig
+
+    rows = min(max_batch, len(prompts))
+    settings: dict[str, Any] = {"max_requests_per_batch": rows, "return_logprobs": True, "seed": seed}
+    if policy.device.type == "cpu":  # else it plans for 60 % of the machine's memory
+        longest = max(map(len, prompts)) + limit
+        blocks = {"num_blocks": rows * (longest // PAGE + 2), "max_batch_tokens": max(256, rows)}
+        named = {field.name for field in fields(ContinuousBatchingConfig)}
+        settings |= blocks | {"page_size" if "page_size" in named else "block_size": PAGE}  # its name in 5.17
+    return ContinuousBatchingConfig(**settings)
+
+
+def _run(manager: Any, expected: int) -> dict[str, Any]:
+    """Results by request; the manager's thread has ended and its memory is free when this returns."""
+    found: dict[str, Any] = {}
+    manager.start()
+    try:
+        while len(found) < expected:
+            result = manager.get_result(timeout=1)
+            if result is None and not manager.is_running():
+                break
+            if result is not None and (result.is_finished() or result.error is not None):
+                found[result.request_id] = result
+    finally:
+        manager.stop(block=True)
+        manager.destroy()
+    errors = [str(result.error) for result in found.values() if result.error is not None]
+    if errors and "probability tensor" in errors[0]:
+        raise NonFiniteError("The policy's logits are not finite, so no token can be sampled.")
+    if errors or len(found) < expected:
+        raise RuntimeError(
+            f"transformers' continuous batching ended {len(found) - len(errors)} of {expected} rollouts: "
+            f"{errors[0] if errors else 'its thread stopped'}. Set rollout.backend to generate."
+        )
+    return found
+
+
+def _drawn(policy: Policy, found: Mapping[str, Any], rows: list[str], limit: int) -> Drawn:
+    tokens = torch.full((len(rows), limit), policy.pad_id)
+    logprobs, ended = torch.zeros(len(rows), limit), torch.ones(len(rows), limit, dtype=torch.bool)
+    for i, name in enumerate(rows):
+        ids = found[name].generated_tokens
+        tokens[i, : len(ids)], ended[i, : len(ids)] = torch.tensor(ids), False
+        logprobs[i, : len(ids)] = torch.tensor(found[name].logprobs)
+    return Drawn(tokens.to(policy.device), logprobs.to(policy.device), ended.to(policy.device))

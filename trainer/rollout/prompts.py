@@ -1,0 +1,72 @@
+"""Prompts: their order over the steps, and their token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer.policy.policy import Policy
+from trainer.tasks import Prompt
+
+
+class PromptStream:
+    """Endless steps of `per_step` prompts: each epoch visits every prompt once, in a new seeded order.
+
+    Raises ValueError if a step asks for more prompts than there are.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int) -> None:
+        if per_step > len(prompts):
+            raise ValueError(
+                f"rollout.prompts is {per_step} but the task's train split has {len(prompts)} prompts; "
+                f"a step cannot hold one twice. Set rollout.prompts to at most {len(prompts)}."
+            )
+        self._prompts, self._per_step, self._rng = prompts, per_step, np.random.default_rng(seed)
+        self._queue: list[int] = []
+
+    def __next__(self) -> list[Prompt]:
+        while len(self._queue) < self._per_step:
+            waiting = set(self._queue)
+            self._queue += [int(i) for i in self._rng.permutation(len(self._prompts)) if int(i) not in waiting]
+        step, self._queue = self._queue[: self._per_step], self._queue[self._per_step :]
+        return [self._prompts[i] for i in step]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as plain JSON types."""
+        return {"prompts": len(self._prompts), "queue": self._queue, "rng": self._rng.bit_generator.state}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError if a `state_dict()` is of a task with another number of prompts."""
+        if state["prompts"] != len(self._prompts):
+            raise ValueError(f"the task had {state['prompts']} training prompts then and has {len(self._prompts)} now")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`. Raises ValueError as `check` does."""
+        self.check(state)
+        self._queue, self._rng.bit_generator.state = list(state["queue"]), state["rng"]
+
+
+def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, max_new_tokens: int) -> list[list[int]]:
+    """Token ids of each prompt, through the chat template where the tokenizer has one.
+
+    Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context.
+    """
+    tokenizer = policy.tokenizer
+    encoded: list[list[int]] = []
+    for prompt in prompts:
+        if tokenizer.chat_template:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": prompt.text})
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            ids = tokenizer(f"{system}\n\n{prompt.text}" if system else prompt.text, verbose=False)["input_ids"]
+        if not ids or len(ids) + max_new_tokens > policy.context:
+            raise ValueError(
+                f"Prompt {prompt.id!r} has {len(ids)} tokens and rollout.max_new_tokens is {max_new_tokens}, but the "
+                f"model's context is {policy.context} tokens. Lower rollout.max_new_tokens or shorten the prompt."
+            )
+        encoded.append(ids)
+    return encoded

@@ -1,0 +1,106 @@
+"""Sampling: groups of responses from the policy, reproducible from a generator, by one of two backends.
+
+`generate` (generate.py) draws a token for all rows at a time; `paged` (paged.py) is transformers' continuous batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.flow import Rollouts
+from trainer.policy.policy import Policy
+from trainer.rollout.generate import Drawn, generate
+from trainer.rollout.paged import paged
+
+PAGED_FROM_ROWS, PAGED_FROM_TOKENS = 32, 512  # below, few rows wait for few others: paging's work is not repaid
+
+
+def choose_backend(policy: Policy, rows: int, max_new_tokens: int, backend: str = "auto") -> str:
+    """`generate` or `paged`, as asked; `auto` by device and size.
+
+    auto is `generate` on CPU, where paging was slower at both sizes measured, and for a sharded policy, whose own
+    modules must run in step. On CUDA it is `paged` for many long responses, if flash attention is installed: without
+    it, paging computes each row's attention to all other rows and masks it. Raises ValueError for a sharded policy.
+    """
+    sharded = policy.in_step.world > 1
+    if backend == "paged" and sharded:
+        raise ValueError(
+            "rollout.backend is 'paged' with shard, whose ranks run every pass in step. Set it to generate."
+        )
+    if backend != "auto":
+        return backend
+    large = rows >= PAGED_FROM_ROWS and max_new_tokens >= PAGED_FROM_TOKENS
+    return "paged" if policy.device.type == "cuda" and large and not sharded and _flash_attention() else "generate"
+
+
+def _flash_attention() -> bool:
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    return is_flash_attn_2_available() or is_flash_attn_3_available()
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator,
+    max_batch: int = 1024,
+    backend: str = "auto",
+) -> Rollouts:
+    """One response for each prompt (repeat a prompt for a group); row i answers prompts[i].
+
+    A sharded policy runs in step on all ranks: every rank has as many rows, and samples until all have ended.
+    Raises NonFiniteError if the policy's logits are not finite.
+    """
+    width = max(len(ids) for ids in prompts)
+    left, attention = _left_padded(policy, prompts, width)
+    if choose_backend(policy, len(prompts), max_new_tokens, backend) == "paged":
+        drawn = paged(
+            policy, prompts, limit=max_new_tokens, temperature=temperature, generator=generator, max_batch=max_batch
+        )
+        return _assemble(left, attention, policy.end_ids, drawn)
+    was_training = policy.model.training
+    policy.model.eval()
+    parts = []
+    for start in range(0, len(prompts), max_batch):
+        places: dict[tuple[int, ...], int] = {}  # of each distinct prompt of the chunk
+        index = [places.setdefault(tuple(ids), len(places)) for ids in prompts[start : start + max_batch]]
+        distinct, columns = _left_padded(policy, list(places), width)
+        part = torch.tensor(index, device=policy.device)
+        parts.append(
+            generate(
+                policy, distinct, columns, part, limit=max_new_tokens, temperature=temperature, generator=generator
+            )
+        )
+    policy.model.train(was_training)
+    return _assemble(left, attention, policy.end_ids, Drawn(*map(torch.cat, zip(*parts, strict=True))))
+
+
+def _left_padded(policy: Policy, prompts: Sequence[Sequence[int]], width: int) -> tuple[Tensor, Tensor]:
+    """(token ids, attention mask) [rows, width] on the policy's device."""
+    left = torch.full((len(prompts), width), policy.pad_id, dtype=torch.long)
+    for row, ids in enumerate(prompts):
+        left[row, width - len(ids) :] = torch.tensor(ids)
+    lengths = torch.tensor([len(ids) for ids in prompts])
+    attention = torch.arange(width) >= (width - lengths).unsqueeze(1)
+    return left.to(policy.device), attention.to(policy.device)
+
+
+def _assemble(left: Tensor, attention: Tensor, end_ids: list[int], drawn: Drawn) -> Rollouts:
+    mask = ~drawn.ended
+    width = int(mask.sum(1).max())
+    mask, tokens = mask[:, :width], drawn.tokens[:, :width]
+    has_end = (torch.isin(tokens, torch.tensor(end_ids, device=tokens.device)) & mask).any(1)
+    return Rollouts(
+        input_ids=torch.cat([left, tokens], dim=1),
+        attention_mask=torch.cat([attention, mask], dim=1),
+        mask=mask,
+        sampler_logprobs=drawn.logprobs[:, :width],
+        truncated=~has_end,
+    )

@@ -1,0 +1,103 @@
+"""From a configuration to the parts of a run, everything checked before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from monitor.records import RunInfo
+from trainer.config import TrainConfig
+from trainer.policy.policy import Policy, pick_device
+from trainer.policy.sources import ensure_model
+from trainer.rewards.loading import checked_rewards, load_reward
+from trainer.rewards.scoring import RewardFunction
+from trainer.rollout.prompts import PromptStream, encode_prompts
+from trainer.runtime.clock import StepClock
+from trainer.runtime.environment import environment
+from trainer.runtime.ranks import Ranks
+from trainer.runtime.samples import TokenTexts
+from trainer.tasks import Task, make_task
+from trainer.update import Updater
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """All that `train` needs. `stream` yields the prompts of each step; `generator` samples the rollouts."""
+
+    config: TrainConfig
+    policy: Policy
+    task: Task
+    reward: RewardFunction
+    updater: Updater
+    stream: PromptStream
+    generator: torch.Generator
+    ranks: Ranks
+    texts: TokenTexts
+    clock: StepClock
+
+
+def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008, frozen
+    """Loads the task, the reward and the policy, and checks prompts and lengths.
+
+    Every rank has its own random numbers and takes its share of each step's prompts; seeds are those of rank 0 plus
+    7919 times the rank.
+
+    Raises ValueError (RewardError for reward functions) with what to change.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    _check_ranks(config, ranks)
+    torch.manual_seed(config.seed)
+    task = make_task(config.task)
+    train_prompts = list(task.prompts("train"))
+    stream = PromptStream(train_prompts, config.rollout.prompts, config.seed)
+    reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
+    source = ensure_model(config.model)
+    device = pick_device()
+    policy = Policy.load(source, device, config.lora)
+    encode_prompts(policy, train_prompts, task.system_prompt, config.rollout.max_new_tokens)
+    kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
+    reference = Policy.load(source, device) if kl_to_initial else None
+    if config.shard and ranks.world > 1:
+        for sharded in (policy, reference) if reference else (policy,):
+            sharded.shard(ranks)
+    seed = config.seed + 7_919 * ranks.rank
+    return Parts(
+        config=config,
+        policy=policy,
+        task=task,
+        reward=reward,
+        updater=Updater(policy, reference, config, ranks),
+        stream=stream,
+        generator=torch.Generator(device).manual_seed(seed),
+        ranks=ranks,
+        texts=TokenTexts(policy),
+        clock=StepClock(),
+    )
+
+
+def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    mine, left = divmod(config.rollout.prompts, ranks.world)
+    if left or config.optim.mini_batches > mine:
+        raise ValueError(
+            f"rollout.prompts is {config.rollout.prompts} for {ranks.world} processes and {config.optim.mini_batches} "
+            "mini-batches: every process takes as many whole groups, and a mini-batch at least one. Set it "
+            f"to a multiple of {ranks.world * config.optim.mini_batches}."
+        )
+
+
+def run_info(config: TrainConfig, name: str, processes: int = 1) -> RunInfo:
+    """Who the run is: resolved configuration, commit, packages, hardware."""
+    return RunInfo(
+        name=name,
+        model=config.model,
+        task=config.task,
+        weighting=config.weighting.kind,
+        seed=config.seed,
+        comparison=config.comparison,
+        warmup_steps=config.weighting.warmup_steps,
+        config=config.model_dump(mode="json"),
+        environment=environment() | {"processes": processes},
+    )

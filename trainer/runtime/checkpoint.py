@@ -1,0 +1,238 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, published by one rename.
+
+    STORE/checkpoints/RUN/step-00000050/
+      parameters.safetensors   trained parameters by name, float32
+      optimizer.safetensors    AdamW moments, "<parameter>/<moment>"
+      rng-r000.safetensors     states of a rank's generators: sampler, weighting, torch's own
+      state.json               step, prompt cursor, alert rules, entropy control, optimizer's parameter groups
+
+A folder appears under its final name only when all of it is durable, and only after every step up to it is durable in
+the store: a resumed run repeats steps but never leaves a gap. On a CPU the resumed run is bit-identical to one that
+never stopped, if the reward function has no state of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from monitor.alerts.engine import AlertEngine
+from monitor.errors import MonitorError
+from monitor.recorder import Recorder
+from monitor.store.segments import fsync_folder
+from trainer.config import CheckpointConfig
+from trainer.runtime.build import Parts
+from trainer.runtime.ranks import whole
+
+_log = logging.getLogger("rlvr.trainer")
+_FORMAT = 1
+_WAIT_S = 30.0  # for the recorder, before a checkpoint
+_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class CheckpointError(MonitorError):
+    """A checkpoint that cannot be read or does not fit the run."""
+
+
+def checkpoint_folder(store: str | Path, run: str) -> Path:
+    return Path(store) / "checkpoints" / run
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())
+
+
+class Checkpoints:
+    """Writes a run's checkpoints every `config.every` steps and at the last one, and keeps the newest `config.keep`.
+
+    All ranks call `after`; rank 0 writes, the others add their generators. engine: rank 0's.
+    """
+
+    def __init__(
+        self, folder: Path, parts: Parts, recorder: Recorder, engine: AlertEngine, config: CheckpointConfig
+    ) -> None:
+        self.folder, self.parts, self.recorder, self.engine, self.config = folder, parts, recorder, engine, config
+
+    def after(self, step: int) -> None:
+        """Saves if a checkpoint is due after this step. A disk that refuses is an event; training goes on."""
+        every = self.config.every
+        if not every or (step % every and step != self.parts.config.steps):
+            return
+        late = not self.recorder.flush(_WAIT_S)
+        try:
+            if self.parts.ranks.any(late):
+                raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
+            self.save(step)
+        except OSError as error:
+            message = f"No checkpoint at step {step}: {error}."
+            _log.error(message)
+            self.recorder.event("checkpoint_error", message, step)
+
+    def save(self, step: int) -> Path:
+        """Writes the checkpoint of `step`. Raises OSError and leaves no half of one under its final name."""
+        final = self.folder / f"step-{step:08d}"
+        half = final.with_name(f"{final.name}.tmp")
+        ranks, error = self.parts.ranks, None
+        trained, optimizer = _gathered(self.parts)
+        if ranks.rank == 0:
+            error = _attempt(lambda: _write(half, step, self.parts, self.engine, trained, optimizer))
+        if not ranks.any(error is not None):
+            rng = half / f"rng-r{ranks.rank:03d}.safetensors"
+            error = _attempt(lambda: _save(_rng_states(self.parts), rng))
+        failed = ranks.any(error is not None)
+        if ranks.rank == 0 and not failed:
+            error = _attempt(lambda: self._publish(half, final))
+        if ranks.any(error is not None) or failed:
+            shutil.rmtree(half, ignore_errors=True)
+            raise error or OSError("another rank could not write its part")
+        return final
+
+    def _publish(self, half: Path, final: Path) -> None:
+        fsync_folder(half)
+        shutil.rmtree(final, ignore_errors=True)  # a resumed run may come by again
+        os.replace(half, final)
+        fsync_folder(self.folder)
+        for old in checkpoints_of(self.folder)[: -self.config.keep]:
+            gone = old.rename(old.with_name(f"{old.name}.tmp"))  # never seen half deleted
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def resume(folder: Path, parts: Parts, engine: AlertEngine) -> int:
+    """Loads the newest checkpoint that all ranks can read into the parts; returns its step, 0 if there is none at all.
+
+    Raises CheckpointError if there are some and none can be used.
+    """
+    found = checkpoints_of(folder)
+    for path in reversed(found):
+        saved = None
+        try:
+            saved = _Saved.read(path, parts)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            _log.warning(
+                "Checkpoint %s cannot be used: %s: %s. Trying an older one.", path, type(error).__name__, error
+            )
+        if not parts.ranks.any(saved is None) and saved is not None:
+            return saved.load_into(parts, engine)
+    if found:
+        raise CheckpointError(
+            f"None of the {len(found)} checkpoints in {str(folder)!r} can be used. Remove that folder to start the run "
+            "anew from its first step."
+        )
+    return 0
+
+
+def _attempt(action: Callable[[], None]) -> OSError | None:
+    """What the disk said, for the ranks to agree on before anyone raises."""
+    try:
+        action()
+    except OSError as error:
+        return error
+    return None
+
+
+def _gathered(parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Trained parameters and optimizer state, whole, on the CPU. A collective where they are sharded."""
+    trained = {name: whole(p.detach()).cpu().contiguous() for name, p in parts.policy.trained().items()}
+    optimizer = get_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, options=_OPTIONS)
+    return trained, cast(dict[str, Any], optimizer)
+
+
+def _write(
+    folder: Path, step: int, parts: Parts, engine: AlertEngine, trained: dict[str, Tensor], optimizer: dict[str, Any]
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    moments = {f"{name}/{key}": value for name, state in optimizer["state"].items() for key, value in state.items()}
+    state = {
+        "format": _FORMAT,
+        "step": step,
+        "stream": parts.stream.state_dict(),
+        "alerts": engine.state_dict(),
+        "control": parts.updater.control.state_dict(),
+        "ranks": parts.ranks.world,
+        "param_groups": optimizer["param_groups"],
+    }
+    _save(trained, folder / "parameters.safetensors")
+    _save({name: value.contiguous() for name, value in moments.items()}, folder / "optimizer.safetensors")
+    with (folder / "state.json").open("w", encoding="utf-8") as file:
+        json.dump(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A checkpoint in memory, checked against the run, so that what follows cannot fail on one rank alone."""
+
+    state: dict[str, Any]
+    trained: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    rng: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path, parts: Parts) -> _Saved:
+        """Raises OSError, ValueError, KeyError or SafetensorError for one that is damaged or of another run."""
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != _FORMAT:
+            raise ValueError(f"its format is {state['format']}, expected {_FORMAT}")
+        if state["ranks"] != parts.ranks.world:
+            raise ValueError(f"it was written by {state['ranks']} processes and {parts.ranks.world} resume it")
+        parts.stream.check(state["stream"])
+        trained = load_file(folder / "parameters.safetensors")
+        if odd := sorted(trained.keys() ^ parts.policy.trained().keys()):
+            raise ValueError(f"its parameters are not the model's: {len(odd)} differ, the first is {odd[0]!r}")
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in load_file(folder / "optimizer.safetensors").items():
+            name, _, moment = key.rpartition("/")
+            moments.setdefault(name, {})[moment] = value
+        return cls(state, trained, moments, load_file(folder / f"rng-r{parts.ranks.rank:03d}.safetensors"))
+
+    @torch.no_grad()
+    def load_into(self, parts: Parts, engine: AlertEngine) -> int:
+        for name, parameter in parts.policy.trained().items():
+            value = self.trained[name].to(parameter.device)
+            if isinstance(parameter, DTensor):
+                value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+            parameter.copy_(value)
+        optimizer: dict[str, Any] = {"state": self.moments, "param_groups": self.state["param_groups"]}
+        set_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, optimizer, options=_OPTIONS)
+        parts.stream.load_state_dict(self.state["stream"])
+        engine.load_state_dict(self.state["alerts"])
+        parts.updater.control.load_state_dict(self.state["control"])
+        for name, generator in _generators(parts).items():
+            generator.set_state(self.rng[name])
+        torch.set_rng_state(self.rng["torch"])
+        return int(self.state["step"])
+
+
+def _generators(parts: Parts) -> dict[str, torch.Generator]:
+    return {"sampler": parts.generator, "weighting": parts.updater.weight_generator}
+
+
+def _rng_states(parts: Parts) -> dict[str, Tensor]:
+    states = {name: generator.get_state() for name, generator in _generators(parts).items()}
+    return {**states, "torch": torch.get_rng_state()}

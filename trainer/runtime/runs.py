@@ -1,0 +1,92 @@
+"""Opening a run: a new one, or one that goes on from its newest checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from monitor.alerts.engine import AlertEngine
+from monitor.errors import StoreError
+from monitor.recorder import Recorder
+from monitor.records import Alert
+from trainer.config import ConfigError, TrainConfig
+from trainer.runtime import checkpoint
+from trainer.runtime.build import Parts, run_info
+from trainer.runtime.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open run: its name, where it is recorded and checkpointed, and its first step."""
+
+    name: str
+    recorder: Recorder
+    checkpoints: checkpoint.Checkpoints
+    first: int
+
+
+def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: bool) -> Run:
+    """Opens the store with alerts and, if asked for, wandb; a resumed run's parts take the checkpoint's state."""
+    ranks = parts.ranks
+    name = ranks.share(config.run or _free_name(config))
+    folder = checkpoint.checkpoint_folder(config.store, name)
+    engine = AlertEngine(warmup_steps=config.weighting.warmup_steps)
+    done = checkpoint.resume(folder, parts, engine) if resume else 0
+    if done >= config.steps:
+        raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
+    sinks: list[Any] = []
+    if config.wandb != "off" and ranks.rank == 0:
+        from monitor.integrations.wandb import WandbSink
+
+        sinks.append(WandbSink(mode=config.wandb, dir=config.store))
+    open_recorder = partial(
+        Recorder,
+        config.store,
+        run_info(config, name, ranks.world),
+        rank=ranks.rank,
+        resume=resume,
+        engine=engine if ranks.rank == 0 else None,
+        sinks=sinks,
+        on_alert=partial(_print_alert, console, set()),
+        max_gb=config.record.max_gb,
+        tokens_every=config.record.tokens_every,
+    )
+    recorder = _rank_0_first(ranks, open_recorder)
+    return Run(name, recorder, checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint), done + 1)
+
+
+def _rank_0_first(ranks: Ranks, open_recorder: Callable[[], Recorder]) -> Recorder:
+    """Rank 0 creates the run; where it is refused no other rank begins. Raises StoreError."""
+    recorder, refused = None, None
+    if ranks.rank == 0:
+        try:
+            recorder = open_recorder()
+        except StoreError as error:
+            refused = error
+    message = ranks.share(str(refused) if refused else None)
+    if message:
+        raise refused or StoreError(message)
+    return recorder or open_recorder()
+
+
+def _free_name(config: TrainConfig) -> str:
+    """<weighting>-s<seed>, with a number behind it if the store has that run."""
+    base = f"{config.weighting.kind}-s{config.seed}"
+    taken = {path.name for path in (Path(config.store) / "runs").glob(f"{base}*")}
+    return next(name for i in count(1) if (name := base if i == 1 else f"{base}-{i}") not in taken)
+
+
+def _print_alert(console: Console, fired: set[tuple[str, int]], alert: Alert) -> None:
+    """Alerts that fire, and the end of those that did, in the terminal; pending ones stay in the store."""
+    if alert.state == "firing":
+        fired.add((alert.rule, alert.first_step))
+        colour = {"critical": "bold red", "warning": "yellow"}.get(alert.severity, "cyan")
+        console.print(f"[{colour}]ALERT {alert.rule}[/] ({alert.severity}) at step {alert.step}: {alert.message}")
+    elif alert.state == "resolved" and (alert.rule, alert.first_step) in fired:
+        console.print(f"[green]RESOLVED {alert.rule}[/] at step {alert.step}: {alert.message}")

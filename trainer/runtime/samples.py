@@ -1,0 +1,41 @@
+"""The rollouts of a step as rows of the store: texts, rewards, advantages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.records import SampleTable
+from trainer.flow import Scored, TokenBatch
+from trainer.policy.policy import Policy
+
+
+class TokenTexts:
+    """Texts of token ids, each decoded once."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._decode = policy.tokenizer.decode
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, completion_ids: list[list[int]]) -> list[list[str]]:
+        for token in {token for ids in completion_ids for token in ids} - self._texts.keys():
+            self._texts[token] = self._decode([token])
+        return [list(map(self._texts.__getitem__, ids)) for ids in completion_ids]
+
+
+def sample_table(batch: TokenBatch, scored: Scored, texts: TokenTexts) -> SampleTable:
+    """One row for each rollout of the step, with its texts."""
+    n = len(batch)
+    return SampleTable(
+        sample=np.arange(n, dtype=np.int32),
+        group_id=batch.group_ids.numpy().astype(np.int32),
+        prompt_id=[prompt.id for prompt in scored.prompts],
+        split=[prompt.split for prompt in scored.prompts],
+        reward=batch.rewards.cpu().numpy(),
+        correct=batch.correct.cpu().numpy(),
+        advantage=batch.advantages.cpu().numpy(),
+        n_tokens=np.array([len(ids) for ids in scored.completion_ids], dtype=np.int32),
+        truncated=batch.truncated.cpu().numpy(),
+        prompt=[prompt.text for prompt in scored.prompts],
+        completion=scored.completions,
+        token_texts=texts(scored.completion_ids),
+    )
