@@ -18,7 +18,7 @@ from monitor.children import RLVR
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
 from trainer.commands import compare
-from trainer.commands.compare import jobs as jobs_module
+from trainer.compare import jobs as jobs_module
 from trainer.compare.arms import parse_arms
 from trainer.compare.jobs import Job, run_jobs, settle
 from trainer.config import ConfigError, TrainConfig

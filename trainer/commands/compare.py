@@ -60,9 +60,9 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 every run finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C."""
-    options, extras = _parse(argv)
     console = Console(highlight=False, markup=False, emoji=False, stderr=True, soft_wrap=True)
     try:
+        options, extras = _parse(argv)
         if options.show:
             comparison = load_comparison(Path(options.store or "runs"), options.show)
             print(markdown(comparison)) if options.markdown else print_tables(comparison)
