@@ -143,10 +143,16 @@ def nothing_came_of_it(page, hostile: Hostile, own: str) -> None:
 
 
 def hover_charts(page) -> None:
-    """Hover texts are drawn when the mouse is over a chart."""
-    for place in page.locator(".nsewdrag").all()[:2]:
-        place.hover(force=True)
-        page.wait_for_timeout(100)
+    """The hover texts of the charts that are drawn, which Plotly makes of names and of our own texts."""
+    until(
+        page,
+        lambda: page.evaluate(
+            "[...document.querySelectorAll('.js-plotly-plot')].filter("
+            " node => node.data.every(trace => (trace.type ?? 'scatter') === 'scatter')).map(node => {"
+            " node.data.forEach((_, i) => Plotly.Fx.hover(node, [{curveNumber: i, pointNumber: 0}]));"
+            " return node.querySelectorAll('.hoverlayer text').length; }).some(n => n)"
+        ),
+    )
 
 
 PAGES = {  # page -> (what it is drawn with, how often at least the text stands on it)
@@ -167,14 +173,14 @@ def test_a_page_shows_what_runs_wrote_as_text(browser, hostile: Hostile, address
         scroll_through(page)
         assert hostile.asked == []
         until(page, lambda: words(page).count(literal) >= times)
-        hover_charts(page)
+        if drawn == ".rlvr-chart":
+            hover_charts(page)
         for badge in page.locator(":not([data-testid=stElementToolbarButton]) > .stTooltipHoverTarget").all():
             badge.hover()
-            page.wait_for_timeout(60)
+            page.wait_for_selector("[data-testid=stTooltipContent]", timeout=PATIENCE_S * 1000)
         for box in page.get_by_role("combobox").all():  # its options are drawn when it is opened
-            box.click()
-            page.wait_for_timeout(100)
-            page.keyboard.press("Escape")
+            until(page, lambda box=box: box.press("ArrowDown") or page.locator("[role=listbox]").count())
+            until(page, lambda: page.keyboard.press("Escape") or not page.locator("[role=listbox]").count())
         nothing_came_of_it(page, hostile, address)
         assert not page.locator("[data-testid=stException]").count()
 

