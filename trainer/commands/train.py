@@ -160,6 +160,10 @@ def main(argv: list[str]) -> int:
     if status != "failed" and not _saved(parts, run, console, status):
         status, code = "failed", 1
     run.recorder.close(status)
+    if run.recorder.lost_steps:
+        lost = f"{run.recorder.lost_steps} steps could not be written to the store {config.store} and are lost"
+        console.print(f"Run {run.name} failed: {lost}. `rlvr store check` lists them.", style="red")
+        code = code or 1
     leave_ranks()
     return code
 
