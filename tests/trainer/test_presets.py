@@ -9,7 +9,7 @@ from trainer.commands.fetch import main
 from trainer.commands.train import HELP, PRESETS, parse_config
 from trainer.config import ConfigError
 from trainer.errors import ModelError
-from trainer.rewards.loading import close_to_answer
+from trainer.rewards.builtin import close_to_answer
 from trainer.tasks import make_task
 from trainer.tasks.public_sets import DATASETS, fetch_dataset, problem_rows
 

@@ -186,8 +186,7 @@ def _saved(parts: Parts, run: Run, console: Console, status: str) -> bool:
 
 def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
     """(status, exit code) of the training; only unforeseen errors propagate, recorded like the foreseen ones."""
-    from trainer.errors import NonFiniteError
-    from trainer.rewards.loading import RewardError
+    from trainer.errors import NonFiniteError, RewardError
     from trainer.runtime.stops import Interrupted, Stops
     from trainer.train import train
 

@@ -32,6 +32,8 @@ from latex2sympy2_extended.math_normalization import extract_boxed_content
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.grader import is_equation, is_relation
 
+from trainer.tasks.base import ANSWER
+
 CPU_LIMIT_S = 3.0  # to read an answer, and to compare it; a thousand times what most take
 LONGEST = 500  # characters of an answer that is read as a formula, or twice the gold's; MATH's longest has 159
 LARGEST = 10_000
@@ -39,7 +41,6 @@ _TAIL = 4_000  # characters of a completion, from its end, where an answer witho
 
 _LATEX = LatexExtractionConfig()
 _LATEX = replace(_LATEX, normalization_config=replace(_LATEX.normalization_config, units=False))
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 _WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
 _INVISIBLE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\\?\$|\s")
@@ -63,7 +64,7 @@ def final_answer(completion: str) -> str | None:
 
     Boxes joined by "and", "or" or a comma are one list. An empty answer counts as none.
     """
-    tagged = _TAGGED.findall(completion)
+    tagged = ANSWER.findall(completion)
     text = tagged[-1] if tagged else completion
     if "boxed" in text or "\\fbox" in text:
         text = extract_boxed_content(text, mode="last")
