@@ -13,3 +13,7 @@ class StoreError(MonitorError):
 
 class UnknownRunError(StoreError):
     """A run name that the store does not hold."""
+
+
+class MissingPackageError(MonitorError, ImportError):
+    """A package that the thing asked for needs is not installed: the text holds the one line to type."""

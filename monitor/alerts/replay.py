@@ -44,6 +44,19 @@ def replay(series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[
     return alerts
 
 
+def evaluate_alerts(series: Mapping[str, Any], *, warmup_steps: int = 0) -> list[dict[str, Any]]:
+    """The alerts that a recorded series raises, one dict for each that fired, by first firing; `rlvr check` in Python.
+
+    series: columns of equal length, "step" (strictly increasing integers) and "entropy" (nats), and where known
+    "reward" and "response_length"; None is a missing value. warmup_steps: steps after the first that the baseline
+    leaves out. Keys of each dict: rule, severity, step, value, baseline, threshold, message, action, resolved_step.
+    Raises ValueError for missing, unequal or unordered columns.
+
+    Example: evaluate_alerts({"step": steps, "entropy": entropies})[0]["message"]
+    """
+    return fired(replay(series, warmup_steps=warmup_steps))
+
+
 def fired(alerts: Sequence[Alert]) -> list[dict[str, Any]]:
     """One dict for each alert that fired, by first firing; never one that stayed pending.
 
@@ -100,7 +113,7 @@ def main(argv: list[str]) -> int:
     for note in series.notes:
         print(f"rlvr check: {note}", file=sys.stderr)
     warmup = series.warmup_steps if args.warmup is None else args.warmup
-    found = fired(replay(series.columns, warmup_steps=warmup))
+    found = evaluate_alerts(series.columns, warmup_steps=warmup)
     usable = _finite_rows(series, warmup)
     if usable < BASELINE_ROWS + FOR_ROWS:
         print(
