@@ -1,7 +1,7 @@
 PY ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test test-oldest lint bench
 setup: .venv/ready  ## .venv with the rlvr command
 
 .venv/ready: pyproject.toml constraints.txt .ci/setup
@@ -14,6 +14,9 @@ demo: setup  ## two monitored runs, uniform and ict, and the live dashboard
 test: setup  ## all tests, a real headless browser among them, on at most four cores with one thread each
 	RLVR_CHROMIUM="$$(bash .ci/browser | tail -n 1)" OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-oldest:  ## the core's tests on the oldest versions that pyproject.toml allows, without torch
+	$(PY) tests/oldest.py
 
 lint: setup  ## formatting, lint and types
 	$(BIN)/ruff check .

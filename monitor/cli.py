@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from monitor.children import HOME
-from monitor.errors import MonitorError
+from monitor.errors import MissingPackageError, MonitorError
+from monitor.extras import require_extras
+from rlvr_monitor.shadowing import ShadowedError, require_own
 
 # command: ("module:function", one line of help). The function takes the rest of the arguments, returns the exit code.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -25,6 +27,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sql": ("monitor.commands.sql:main", "ask a store any question, also while runs write into it"),
     "check": ("monitor.commands.check:main", "replay the alert rules on a run or on any series"),
     "store": ("monitor.commands.store:main", "check, compact or prune a store"),
+}
+NEEDS = {  # command: the extras it needs, as pip takes them
+    "demo": "train,dashboard",
+    "train": "train",
+    "eval": "train",
+    "compare": "train",
+    "fetch": "train",
+    "report": "dashboard",
+    "dashboard": "dashboard",
 }
 FINE, NOT_FINE, WRONG_USE = 0, 1, 2
 
@@ -64,8 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return _wrong(f"Unknown command {name!r}.{hint} `rlvr --help` lists the commands.")
     try:
+        if name in NEEDS:
+            require_extras(f"rlvr {name}", NEEDS[name])
         return _resolve(COMMANDS[name][0])(rest)
-    except MonitorError as error:
+    except MissingPackageError as error:  # says itself who needs it
+        print(error, file=sys.stderr)
+        return WRONG_USE
+    except (MonitorError, ShadowedError) as error:
         return _wrong(str(error))
     except KeyboardInterrupt:
         return 130
@@ -76,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _resolve(target: str) -> Callable[[list[str]], int]:
     module, _, function = target.partition(":")
+    require_own(module.split(".")[0])
     handler: Callable[[list[str]], int] = getattr(import_module(module), function)
     return handler
 

@@ -18,6 +18,10 @@ class UnknownRunError(StoreError):
     """A run name that the store does not hold."""
 
 
+class MissingPackageError(MonitorError, ImportError):
+    """A package that the thing asked for needs is not installed: the text holds the one line to type."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the closest known name, or '' if nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -8,7 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from docs import make_performance, make_reliability
+import rlvr_monitor
+from docs import make_api, make_install, make_performance, make_reliability
 from docs.make_method import page
 from docs.make_reproduction import page as reproduction_page
 from monitor.store.reader import open_store
@@ -22,6 +23,23 @@ def blocks(page: str, language: str = "python") -> list[str]:
 
 def test_the_method_page_is_what_the_code_says():
     assert (ROOT / "docs/method.md").read_text() == page(), "Run: python -m docs.make_method"
+
+
+def test_the_page_of_public_names_is_what_their_docstrings_say():
+    assert (ROOT / "docs/api.md").read_text() == make_api.page(), "Run: python -m docs.make_api"
+    assert sorted(name for names in make_api.groups().values() for name in names) == sorted(rlvr_monitor.__all__)
+
+
+def test_the_example_of_the_public_names_finds_its_alert(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(blocks("docs/api.md")[0], scope)
+    assert [alert["rule"] for alert in scope["alerts"]] == ["entropy_collapse"]
+
+
+def test_the_table_of_environments_is_that_of_its_rows():
+    text = (ROOT / "docs/install.md").read_text()
+    assert make_install.page(text) == text, "Run: python -m docs.make_install"
 
 
 def test_the_performance_page_is_what_the_rows_say():

@@ -38,6 +38,19 @@ def replay(series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[
     return alerts
 
 
+def evaluate_alerts(series: Mapping[str, Any], *, warmup_steps: int = 0) -> list[dict[str, Any]]:
+    """The alerts that a recorded series raises, one dict for each that fired, by first firing; `rlvr check` in Python.
+
+    series: columns of equal length, "step" (strictly increasing integers) and "entropy" (nats), and where known
+    "reward" and "response_length"; None is a missing value. warmup_steps: steps after the first that the baseline
+    leaves out. Keys of each dict: rule, severity, step, value, baseline, threshold, message, action, resolved_step.
+    Raises ValueError for missing, unequal or unordered columns.
+
+    Example: evaluate_alerts({"step": steps, "entropy": entropies})[0]["message"]
+    """
+    return fired(replay(series, warmup_steps=warmup_steps))
+
+
 def fired(alerts: Sequence[Alert]) -> list[dict[str, Any]]:
     """One dict for each alert that fired, by first firing; never one that stayed pending.
 

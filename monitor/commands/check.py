@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from monitor.alerts.replay import fired, replay
+from monitor.alerts.replay import evaluate_alerts
 from monitor.alerts.rules import FOR_ROWS
 from monitor.alerts.series import Series, read_series
 from monitor.alerts.window import BASELINE_ROWS
@@ -46,7 +46,7 @@ def check(
     for note in series.notes:
         print(f"rlvr check: {note}", file=sys.stderr)
     warmup = series.warmup_steps if warmup is None else warmup
-    found = fired(replay(series.columns, warmup_steps=warmup))
+    found = evaluate_alerts(series.columns, warmup_steps=warmup)
     usable = _finite_rows(series, warmup)
     if usable < BASELINE_ROWS + FOR_ROWS:
         print(

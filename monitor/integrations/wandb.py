@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from monitor.extras import require_extras
 from monitor.metrics import cell_bounds
 from monitor.records import Alert, Histogram, RunInfo, StepRecord
 
@@ -54,7 +55,7 @@ class WandbSink:
 
     mode: "offline" writes under `dir` only; "online" sends, and falls back to offline (saying so through `report`)
     if wandb cannot connect within init_timeout_s. `failures` counts calls of wandb that raised, `dropped` the steps
-    that came faster than wandb took them; the first of each is reported.
+    that came faster than wandb took them; the first of each is reported. Raises MissingPackageError without wandb.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class WandbSink:
     ) -> None:
         if mode not in ("offline", "online"):
             raise ValueError(f"wandb mode is {mode!r}, expected 'offline' or 'online'.")
+        require_extras("The mirror to wandb", "wandb")
         self.mode: str = mode
         self.failures = 0
         self.dropped = 0

@@ -7,6 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="monitor.signals needs torch")
+
 import torch
 
 from monitor.metrics import METRICS

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch", reason="monitor.signals needs torch")
+
 import torch
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="monitor.signals needs torch")
+
 import torch
 
 from monitor.metrics import inner_edges

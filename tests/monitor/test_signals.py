@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="monitor.signals needs torch")
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -43,10 +43,11 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
     if done >= config.steps and get_run(config.store, name).status != "failed":  # else its policy is still to be saved
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
     sinks: list[Any] = []
-    if config.wandb != "off" and ranks.rank == 0:
+    if config.wandb != "off":
         from monitor.integrations.wandb import WandbSink
 
-        sinks.append(WandbSink(mode=config.wandb, dir=config.store))
+        sink = WandbSink(mode=config.wandb, dir=config.store)  # on every rank: all refuse to start without wandb
+        sinks += [sink] if ranks.rank == 0 else []
     open_recorder = partial(
         Recorder,
         config.store,
