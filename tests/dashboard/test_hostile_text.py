@@ -6,6 +6,7 @@ formula, an icon or a directive. A server of our own listens at the address that
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from dashboard.launch import start, stop
 from monitor.recorder import Recorder
 from monitor.records import Alert
 from monitor.stats.comparison import paired_comparison, save_comparison
+from monitor.store import writer
 from monitor.store.tail import Tail
 
 MARKUP = (
@@ -31,7 +33,7 @@ MARKUP = (
     "&lt; &amp; <b>fat</b> <a href='http://127.0.0.1:{port}/a'>here</a> http://127.0.0.1:{port}/auto www.a.example "
     "me@a.example %{{x}} <extra>e</extra> <script>document.title=1</script>"
 )
-NAME = "![x](http:\\\\127.0.0.1:{port}\\name.png) :streamlit: **r** <b>fat<b>"  # a folder cannot hold a slash
+NAME = "![x](name.png) [a](javascript:document.title=1) :streamlit: **r** <b>fat<b>"  # a folder cannot hold a slash
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ def hostile(tmp_path_factory) -> Iterator[Hostile]:
         thread = threading.Thread(target=listener.serve_forever, daemon=True)
         thread.start()
         port = listener.server_address[1]
-        made = Hostile(tmp_path_factory.mktemp("hostile"), MARKUP.format(port=port), NAME.format(port=port), asked)
-        _fill(made)
+        made = Hostile(tmp_path_factory.mktemp("hostile"), MARKUP.format(port=port), NAME, asked)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer, "_RUN_NAME", re.compile(".+"))  # our writer refuses such names; another's need not
+            _fill(made)
         yield made
         listener.shutdown()
         thread.join()
@@ -86,7 +90,7 @@ def hostile(tmp_path_factory) -> Iterator[Hostile]:
 def _fill(hostile: Hostile) -> None:
     """Two finished runs of one comparison, uniform and one whose weighting, name and all else are hostile."""
     text, runs = hostile.text, hostile.store / "runs"
-    for name, weighting in (("plain", "uniform"), ("other", text)):
+    for name, weighting in (("plain", "uniform"), (hostile.name, text)):
         info = replace(simulated.info(name, weighting, 0, 10), model=text, task=text)
         info = replace(info, config={"steps": 10, "weighting": {"kind": weighting}, text: text, "task": text})
         with Recorder(hostile.store, info, engine=_Engine(text), flush_s=0.0, queue_steps=4096) as recorder:
@@ -98,9 +102,7 @@ def _fill(hostile: Hostile) -> None:
                                   prompt_id=[text] * n)  # fmt: skip
                 recorder.record(record, tokens, samples)
             recorder.event("note", text, 3)
-    (runs / "other").rename(runs / hostile.name)
-    torn = next((runs / hostile.name / "data/events").glob("*.parquet"))
-    (torn.parent / f"<b>{'![x](http:' + chr(92) * 2}127.0.0.1{torn.name}").write_bytes(b"no parquet")
+    next((runs / hostile.name / "data/events").glob("*.parquet")).write_bytes(b"torn")  # so that the banner names it
     tail = Tail(hostile.store)
     tail.poll()
     arms = {"uniform": {0: "plain"}, text: {0: hostile.name}}
