@@ -160,6 +160,11 @@ def main(argv: list[str]) -> int:
     if status != "failed" and not _saved(parts, run, console, status):
         status, code = "failed", 1
     run.recorder.close(status)
+    lost = run.recorder.lost_steps
+    if parts.ranks.any(lost > 0):
+        code = 1
+        told = f"{lost} steps were trained but could not be recorded: rlvr store check {config.store}"
+        console.print(f"Run {run.name} failed: {told}", style="red")
     leave_ranks()
     return code
 
