@@ -69,7 +69,8 @@ def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
 
 
 def test_the_reward_example_is_a_reward_function(tmp_path, monkeypatch):
-    from trainer.rewards.loading import checked_rewards, load_reward
+    from trainer.rewards.checking import checked_rewards
+    from trainer.rewards.loading import load_reward
 
     (tmp_path / "my_rewards.py").write_text(blocks("docs/extending.md")[0])
     monkeypatch.chdir(tmp_path)

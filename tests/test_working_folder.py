@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from trainer.commands.train import parse_config
-from trainer.rewards.loading import RewardError, load_reward
+from trainer.errors import RewardError
+from trainer.rewards.loading import load_reward
 
 SMALL = (
     "--steps 2 --rollout.prompts 2 --rollout.group-size 2 --rollout.max-new-tokens 8 --eval.prompts 2 "

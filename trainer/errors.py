@@ -11,3 +11,7 @@ class NonFiniteError(RuntimeError):
 
 class ModelError(MonitorError):
     """A model that cannot be found or fetched."""
+
+
+class RewardError(MonitorError):
+    """A reward function that cannot be loaded, raised, or returned something that is no list of rewards."""

@@ -11,7 +11,8 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.policy.policy import Policy
-from trainer.rewards.scoring import RewardFunction, score
+from trainer.rewards.checking import RewardFunction
+from trainer.rewards.scoring import score
 from trainer.rollout.prompts import encode_prompts, evaluation_prompts
 from trainer.rollout.sampling import sample
 from trainer.runtime.build import Parts

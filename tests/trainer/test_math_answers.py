@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from math_gold import GOLD
 
+from trainer.rewards import math_answers
 from trainer.rewards.math_answers import final_answer, is_right, same_answer
 
 FORMS = (r"So the answer is \boxed{%s}.", "<answer>%s</answer>", "<answer>$%s$</answer>")
@@ -107,3 +110,21 @@ def test_rules(gold, completion, right):
 def test_what_no_machine_can_work_out_is_wrong_at_once(gold, answer):
     assert same_answer(gold, answer) is False
     assert same_answer(answer, answer) is True
+
+
+def test_the_limit_is_of_computing_not_of_the_clock(monkeypatch):
+    monkeypatch.setattr(math_answers, "CPU_LIMIT_S", 0.2)
+    verify = math_answers.verify
+
+    def slow(*args, **named):  # a machine that is busy with something else
+        time.sleep(0.5)
+        return verify(*args, **named)
+
+    def endless(*args, **named):
+        while True:
+            pass
+
+    monkeypatch.setattr(math_answers, "verify", slow)
+    assert same_answer("2x + 7", "7 + 2x") is True
+    monkeypatch.setattr(math_answers, "verify", endless)
+    assert same_answer("3x + 8", "8 + 3x") is False

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import duckdb
-import huggingface_hub
+import datasets
 import pytest
 
 from trainer.commands.fetch import main
 from trainer.commands.train import HELP, PRESETS, parse_config
 from trainer.config import ConfigError
 from trainer.errors import ModelError
-from trainer.rewards.loading import close_to_answer
+from trainer.rewards.builtin import close_to_answer
 from trainer.tasks import make_task
 from trainer.tasks.public_sets import DATASETS, fetch_dataset, problem_rows
 
@@ -39,52 +38,44 @@ def test_an_unknown_preset_names_the_nearest():
         parse_config(["paper-gsm8"])
 
 
-def parquet(path, columns, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = ", ".join("(" + ", ".join("'" + cell.replace("'", "''") + "'" for cell in row) + ")" for row in rows)
-    duckdb.sql(f"COPY (SELECT * FROM (VALUES {values}) t({columns})) TO '{path}' (FORMAT parquet)")
+def served(monkeypatch, rows):
+    """datasets.load_dataset as if the hub held `rows` of each split; returns what it was asked for."""
+    asked = []
+
+    def load(repo, configuration, *, split):
+        asked.append((repo, configuration, split))
+        return datasets.Dataset.from_list([{key: value.format(split) for key, value in row.items()} for row in rows])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
 
 
 def test_problems_become_rows_of_a_jsonl_task_without_a_second_instruction(tmp_path, monkeypatch):
-    hub = tmp_path / "hub"
-    for split, answer in (("train", "12*100=<<12*100=1200>>1200\n#### 1,200"), ("test", "so\n#### -3")):
-        parquet(hub / "main" / f"{split}-00000-of-00001.parquet", "question, answer", [(f"How many? {split} ", answer)])
-    asked = {}
-
-    def download(repo, **options):
-        asked.update(options, repo=repo)
-        return str(hub)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    asked = served(monkeypatch, [{"question": "How many? {}", "answer": "12*100=<<12*100=1200>>1200\n#### 1,200"}])
     monkeypatch.chdir(tmp_path)
     assert main(["gsm8k"]) == 0 and main(["gsm8k"]) == 2  # the second time the file is there
-    assert asked["repo"] == "openai/gsm8k" and asked["allow_patterns"] == [
-        "main/train-*.parquet",
-        "main/test-*.parquet",
-    ]
+    assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
     task = make_task("jsonl:gsm8k.jsonl")
     (train,), (heldout,) = task.prompts("train"), task.prompts("heldout")
     ending = " Please reason step by step, and put your final answer within \\boxed{}."
     assert (train.text, train.columns["answer"]) == ("How many? train" + ending, "1200")
-    assert heldout.columns["answer"] == "-3" and task.system_prompt is None
+    assert heldout.columns["answer"] == "1200" and task.system_prompt is None
     right = task.reward([train.text], ["12 * 100 is $\\boxed{1200}$"], [[]], answer=["1200"])
     assert right == [1.0]
 
 
-def test_answers_of_math_stay_as_they_are(tmp_path):
-    for split in ("train", "test"):
-        parquet(tmp_path / "data" / f"{split}-0.parquet", "problem, answer", [("P", "\\frac{1}{2}, 4")])
-    rows = list(problem_rows(DATASETS["math"], tmp_path))
-    assert [(row["answer"], row["split"]) for row in rows] == [
-        ("\\frac{1}{2}, 4", "train"), ("\\frac{1}{2}, 4", "heldout")
-    ]  # fmt: skip
+def test_answers_of_math_stay_as_they_are_and_negative_numbers_negative():
+    (row,) = problem_rows(DATASETS["math"], "test", [{"problem": "P", "answer": "\\frac{1}{2}, 4"}])
+    assert (row["answer"], row["split"]) == ("\\frac{1}{2}, 4", "heldout")
+    (row,) = problem_rows(DATASETS["gsm8k"], "train", [{"question": "P", "answer": "1 - 4\n#### -3"}])
+    assert (row["answer"], row["split"]) == ("-3", "train")
 
 
 def test_without_a_network_it_says_so_and_leaves_nothing(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(ModelError, match=r"Cannot download openai/gsm8k .*: ConnectionError\. This needs a network"):
         fetch_dataset("gsm8k", tmp_path / "gsm8k.jsonl")
     assert list(tmp_path.iterdir()) == []

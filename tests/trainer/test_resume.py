@@ -224,7 +224,7 @@ def test_steps_that_were_lost_are_told_and_the_exit_code_is_1(tmp_path, monkeypa
     """How a recorder loses steps: tests/monitor/test_store_full.py."""
     monkeypatch.setattr(Recorder, "lost_steps", 2)
     assert main([*SMALL, "--eval.every", "0", "--steps", "1", "--store", str(tmp_path), "--run", "r"]) == 1
-    assert "Run r failed: 2 steps were trained but could not be recorded" in capsys.readouterr().err
+    assert "Run r failed: 2 steps could not be written to the store" in capsys.readouterr().err
 
 
 def test_a_folder_for_the_policy_that_cannot_be_made_is_refused_before_training(tmp_path, capsys):

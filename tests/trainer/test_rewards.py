@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.rewards.loading import RewardError, checked_rewards, load_reward
+from trainer.errors import RewardError
+from trainer.rewards.checking import checked_rewards
+from trainer.rewards.loading import load_reward
 
 PROMPTS, COMPLETIONS, IDS = ["a", "b"], ["x", "yy"], [[1], [2, 3]]
 

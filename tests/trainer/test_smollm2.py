@@ -6,7 +6,8 @@ import pytest
 
 from monitor.cli import main
 from monitor.store.reader import open_store
-from trainer.policy.sources import ModelError, fetch_model
+from trainer.errors import ModelError
+from trainer.policy.sources import fetch_model
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trainer.rewards.loading import checked_rewards
+from trainer.rewards.checking import checked_rewards
 from trainer.tasks import make_task
 from trainer.tasks.jsonl import JsonlTask
 from trainer.tasks.reasoning_gym import HELDOUT, OOD, ReasoningGymTask, extract_answer

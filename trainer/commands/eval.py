@@ -32,7 +32,7 @@ from trainer.tasks import Prompt, Task, make_task
 if TYPE_CHECKING:
     from trainer.evaluate import SplitOutcome
     from trainer.policy.policy import Policy
-    from trainer.rewards.scoring import RewardFunction
+    from trainer.rewards.checking import RewardFunction
 
 MIN_PROMPTS = 3  # for an interval, as for a band over seeds
 LONGEST_RESPONSE = 1024  # tokens, unless the run or the user says
@@ -155,7 +155,8 @@ def evaluate_model(
 
     from trainer.policy.policy import Policy, pick_device
     from trainer.policy.sources import ensure_model
-    from trainer.rewards.loading import checked_rewards, load_reward
+    from trainer.rewards.checking import checked_rewards
+    from trainer.rewards.loading import load_reward
     from trainer.rollout.prompts import encode_prompts
 
     task = make_task(config.task)

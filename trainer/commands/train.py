@@ -160,11 +160,10 @@ def main(argv: list[str]) -> int:
     if status != "failed" and not _saved(parts, run, console, status):
         status, code = "failed", 1
     run.recorder.close(status)
-    lost = run.recorder.lost_steps
-    if parts.ranks.any(lost > 0):
-        code = 1
-        told = f"{lost} steps were trained but could not be recorded: rlvr store check {config.store}"
-        console.print(f"Run {run.name} failed: {told}", style="red")
+    if run.recorder.lost_steps:
+        lost = f"{run.recorder.lost_steps} steps could not be written to the store {config.store} and are lost"
+        console.print(f"Run {run.name} failed: {lost}. `rlvr store check` lists them.", style="red")
+        code = code or 1
     leave_ranks()
     return code
 
@@ -187,8 +186,7 @@ def _saved(parts: Parts, run: Run, console: Console, status: str) -> bool:
 
 def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
     """(status, exit code) of the training; only unforeseen errors propagate, recorded like the foreseen ones."""
-    from trainer.errors import NonFiniteError
-    from trainer.rewards.loading import RewardError
+    from trainer.errors import NonFiniteError, RewardError
     from trainer.runtime.stops import Interrupted, Stops
     from trainer.train import train
 

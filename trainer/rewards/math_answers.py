@@ -18,7 +18,10 @@ answer as less than it is, a rule of ours comes first:
 from __future__ import annotations
 
 import re
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -29,14 +32,15 @@ from latex2sympy2_extended.math_normalization import extract_boxed_content
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.grader import is_equation, is_relation
 
-TIME_LIMIT_S = 2  # to read an answer, and to compare it
+from trainer.tasks.base import ANSWER
+
+CPU_LIMIT_S = 3.0  # to read an answer, and to compare it; a thousand times what most take
 LONGEST = 500  # characters of an answer that is read as a formula, or twice the gold's; MATH's longest has 159
 LARGEST = 10_000
 _TAIL = 4_000  # characters of a completion, from its end, where an answer without marks is looked for
 
 _LATEX = LatexExtractionConfig()
 _LATEX = replace(_LATEX, normalization_config=replace(_LATEX.normalization_config, units=False))
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 _WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
 _INVISIBLE = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|\\?\$|\s")
@@ -60,7 +64,7 @@ def final_answer(completion: str) -> str | None:
 
     Boxes joined by "and", "or" or a comma are one list. An empty answer counts as none.
     """
-    tagged = _TAGGED.findall(completion)
+    tagged = ANSWER.findall(completion)
     text = tagged[-1] if tagged else completion
     if "boxed" in text or "\\fbox" in text:
         text = extract_boxed_content(text, mode="last")
@@ -78,7 +82,7 @@ def is_right(gold: str, completion: str) -> bool:
     if answer is None:
         if len(completion) <= 2 * len(gold) and same_text(gold, completion):
             return True
-        found = parse(completion[-_TAIL:], parsing_timeout=_time_limit())
+        found = _parse(completion[-_TAIL:])
         answer = found[-1] if found else None  # the text that was read stands behind its reading
     return isinstance(answer, str) and same_answer(gold, answer)
 
@@ -143,21 +147,17 @@ def _equal(gold: str, answer: str) -> bool:
         return False
     if is_relation(expected[0]) and not is_equation(expected[0]) and isinstance(given[0], sympy.FiniteSet):
         return False
-    return bool(
-        verify(
-            expected,
-            given,
-            float_rounding=decimals,
-            numeric_precision=decimals + 9,
-            timeout_seconds=_time_limit(),
+    with suppress(_TookTooLong), _within_cpu_time():
+        return bool(
+            verify(expected, given, float_rounding=decimals, numeric_precision=decimals + 9, timeout_seconds=None)
         )
-    )
+    return False
 
 
 @lru_cache(maxsize=8192)
 def _read(text: str) -> tuple[list[Any], int]:
     """math-verify's reading of a formula, and the decimals to compare it to: 6, or 4 digits of a smaller number."""
-    found = list(parse("\\boxed{" + text + "}", [_LATEX], parsing_timeout=_time_limit()))
+    found = _parse("\\boxed{" + text + "}", [_LATEX])
     return found, max(6, 3 - _magnitude(found[0])) if found else 6
 
 
@@ -179,6 +179,35 @@ def _is_too_large(expression: Any) -> bool:
     return False
 
 
-def _time_limit() -> Any:
-    """math-verify's time limit works by SIGALRM, which only the main thread may set: none elsewhere."""
-    return TIME_LIMIT_S if threading.current_thread() is threading.main_thread() else None
+class _TookTooLong(Exception):
+    pass
+
+
+@contextmanager
+def _within_cpu_time() -> Iterator[None]:
+    """Raises _TookTooLong after CPU_LIMIT_S seconds of this process's own CPU time.
+
+    Not of the clock, as math-verify's limit would: on a busy machine right answers would come out wrong. Only the main
+    thread may set it; there is no limit elsewhere.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def too_long(number: int, frame: object) -> None:
+        raise _TookTooLong
+
+    before = signal.signal(signal.SIGVTALRM, too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _parse(text: str, *configuration: Any) -> list[Any]:
+    """math-verify's reading of a text; empty where it takes too long."""
+    with suppress(_TookTooLong), _within_cpu_time():
+        return list(parse(text, *configuration, parsing_timeout=None))
+    return []

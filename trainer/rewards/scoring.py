@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from trainer.flow import Rollouts, Scored
 from trainer.policy.policy import Policy
+from trainer.rewards.checking import RewardFunction
 from trainer.tasks import Prompt
-
-RewardFunction = Callable[..., list[float | None]]
 
 
 def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], reward: RewardFunction) -> Scored:

@@ -11,8 +11,8 @@ from monitor.records import RunInfo
 from trainer.config import TrainConfig
 from trainer.policy.policy import Policy, pick_device
 from trainer.policy.sources import ensure_model
-from trainer.rewards.loading import checked_rewards, load_reward
-from trainer.rewards.scoring import RewardFunction
+from trainer.rewards.checking import RewardFunction, checked_rewards
+from trainer.rewards.loading import load_reward
 from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_prompts
 from trainer.runtime.clock import StepClock
 from trainer.runtime.environment import environment

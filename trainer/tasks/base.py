@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # where prompts ask for it; the last one counts
 SPLITS = ("train", "heldout", "ood", "multipath")
 
 

@@ -6,7 +6,6 @@ So only what stands in <answer>...</answer> is scored, and only a full score cou
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,16 +14,15 @@ from reasoning_gym.coaching.base_curriculum import RangeAttributeDefinition
 from reasoning_gym.factory import DATASETS, create_curriculum, has_curriculum
 
 from monitor.errors import nearest
-from trainer.tasks.base import Prompt
+from trainer.tasks.base import ANSWER, Prompt
 
 HELDOUT = OOD = 128  # prompts in these splits, fewer if the dataset repeats itself
 _TRIES = 4  # generated problems per wanted one, before a split stays shorter
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def extract_answer(completion: str) -> str | None:
     """The text of the last <answer>...</answer>, without outer white space; None without one or if it is empty."""
-    found = _ANSWER.findall(completion)
+    found = ANSWER.findall(completion)
     return (found[-1].strip() or None) if found else None
 
 
