@@ -21,6 +21,7 @@ from monitor.alerts.engine import AlertEngine
 from monitor.recorder import Recorder
 from monitor.records import StepRecord
 from monitor.store.reader import open_store
+from monitor.store.runs import get_run
 from trainer.commands.train import main, parse_config
 from trainer.runtime import checkpoint
 from trainer.runtime.build import prepare
@@ -174,19 +175,29 @@ def test_a_checkpoint_that_cannot_be_written_is_one_event_and_the_next_is_tried(
     assert re.fullmatch(r"No checkpoint at step 2 in .*: .*File too large.*\. Training goes on.*", told[0][1])
 
 
-def test_a_policy_that_cannot_be_written_fails_the_run_and_keeps_the_older_one(tmp_path, capsys):
+def test_a_policy_that_cannot_be_written_fails_the_run_and_keeps_the_older_one(tmp_path, monkeypatch, capsys):
     """Checkpoints neither: training goes on to its end. With room again the run trains its lost steps and is saved."""
-    store, policy = tmp_path / "store", tmp_path / "policy"
-    options = [*SMALL, "--eval.every", "0", "--store", str(store), "--save", str(policy)]
+    store, policy, full = tmp_path / "store", tmp_path / "policy", tmp_path / "full"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "filling.py").write_text(  # once the run is open, the disk is full
+        "import os, resource\n"
+        "def score(completions, **columns):\n"
+        f"    if os.path.exists({str(full)!r}):\n"
+        f"        resource.setrlimit(resource.RLIMIT_FSIZE, ({SMALL_FILES}, resource.RLIM_INFINITY))\n"
+        "    return [float(len(text) % 2) for text in completions]\n"
+    )
+    options = [*SMALL, "--eval.every", "0", "--store", str(store), "--save", str(policy), "--reward", "filling:score"]
     assert main([*options, "--steps", "2", "--run", "older"]) == 0
     before = {path.name: path.read_bytes() for path in policy.iterdir()}
     capsys.readouterr()
-    with file_size_limit(SMALL_FILES):
+    full.touch()
+    with file_size_limit(resource.RLIM_INFINITY):
         assert main([*options, "--steps", "4", "--run", "r", "--seed", "1"]) == 1
+    full.unlink()
     told = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
     assert len(told) == 1 and f"to {policy}: " in told[0] and "too large" in told[0] and "--resume r" in told[0]
     assert {path.name: path.read_bytes() for path in policy.iterdir()} == before
-    assert json.loads((store / "runs" / "r" / "heartbeat-r000.json").read_text())["status"] == "failed"
+    assert get_run(store, "r").status == "failed"
     assert rows(store, "SELECT max(step) FROM steps WHERE run = 'r' AND name = 'reward'") == [(4,)]
     assert rows(store, "SELECT step FROM events WHERE kind = 'checkpoint_error' ORDER BY 1") == [(2,), (4,)]
     assert rows(store, "SELECT count(*) FROM events WHERE kind = 'failed' AND message LIKE '%cannot be written%'") == [
@@ -207,6 +218,13 @@ def test_a_run_whose_policy_alone_could_not_be_written_is_resumed_to_save_it(tmp
     assert main(["--resume", "r", "--store", str(tmp_path)]) == 0
     assert (tmp_path / "policies" / "r" / "model.safetensors").exists()
     assert main(["--resume", "r", "--store", str(tmp_path)]) == 2  # done, and saved
+
+
+def test_steps_that_were_lost_are_told_and_the_exit_code_is_1(tmp_path, monkeypatch, capsys):
+    """How a recorder loses steps: tests/monitor/test_store_full.py."""
+    monkeypatch.setattr(Recorder, "lost_steps", 2)
+    assert main([*SMALL, "--eval.every", "0", "--steps", "1", "--store", str(tmp_path), "--run", "r"]) == 1
+    assert "Run r failed: 2 steps could not be written to the store" in capsys.readouterr().err
 
 
 def test_a_folder_for_the_policy_that_cannot_be_made_is_refused_before_training(tmp_path, capsys):

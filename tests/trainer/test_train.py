@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from monitor.store.reader import open_store
+from monitor.store.runs import get_run
 from trainer.commands.train import main
 from trainer.policy.sources import BUILTIN
 from trainer.runtime.checkpoint import checkpoints_of
@@ -266,7 +267,7 @@ def test_what_a_signal_leaves_is_the_policy_of_a_whole_step(tmp_path, where, cal
     assert rows(store, "SELECT DISTINCT step FROM steps WHERE name = 'reward' ORDER BY 1") == [(1,), (2,)]
     judged = rows(store, "SELECT DISTINCT step FROM steps WHERE name LIKE 'eval/%'")
     assert judged == ([(0,)] if where == "evaluation" else [])  # the one that was cut short is left out
-    assert json.loads((store / "runs" / "s" / "heartbeat-r000.json").read_text())["status"] == "stopped"
+    assert get_run(store, "s").status == "stopped"
 
 
 def test_without_arguments_it_names_the_run_after_weighting_and_seed(tmp_path):
