@@ -8,7 +8,7 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[1]  # the folder that holds monitor, trainer and dashboard
 PYTHON = (sys.executable, "-P")  # -P: the working folder, where a trainer.py may lie, is not searched for modules
-RLVR = (*PYTHON, "-m", "monitor.cli")
+RLVR = (*PYTHON, "-m", "rlvr_monitor")
 
 
 def child_environment() -> dict[str, str]:
