@@ -141,7 +141,7 @@ def ceilings() -> tuple[float, float]:
 def kernels(out: Path, until: float) -> list[str]:
     from gpu_kernels import logprob_entropy
 
-    from monitor.signals import group_kernel, reference, token_signals
+    from monitor.signals import definition, group_kernel, token_signals
 
     n, t, v = (8, 2, 401) if SMALL else (64, 64, 151_936)
     logits, ids, mask, groups = drawn(n, t, v, torch.bfloat16)
@@ -162,7 +162,7 @@ def kernels(out: Path, until: float) -> list[str]:
         "signals, leave_one_out": (4.0, lambda: token_signals(logits, ids, mask, groups, reference="leave_one_out")),
         "signals, all folds first": (3.125, unordered),
         "logprob and entropy alone, ours": (1.0, lambda: logprob_entropy(logits, ids)),
-        "plain PyTorch": (0.0, lambda: reference.token_signals(logits, ids, mask, groups)),
+        "plain PyTorch": (0.0, lambda: definition.token_signals(logits, ids, mask, groups)),
     }
     try:
         theirs = importlib.import_module("trl.kernels.logprob_entropy").selective_log_softmax_and_entropy

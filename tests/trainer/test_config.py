@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from trainer.commands.train import main, parse_config
-from trainer.config import ConfigError, Ict, TrainConfig
+from trainer.config import ConfigError, TrainConfig
+from trainer.config.weighting import Ict
 
 ROOT = Path(__file__).parents[2]
 
