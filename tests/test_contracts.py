@@ -67,8 +67,9 @@ def test_links_between_pages_lead_somewhere():
 def test_presets_are_valid():
     import tomllib
 
-    for path in (ROOT / "trainer" / "presets").glob("*.toml"):
-        TrainConfig(**tomllib.loads(path.read_text()))
+    presets = {path.stem: tomllib.loads(path.read_text()) for path in (ROOT / "trainer" / "presets").glob("*.toml")}
+    assert {"demo", "smollm2-chain-sum", "paper-gsm8k", "paper-math"} <= presets.keys()
+    assert [TrainConfig(**settings).steps for settings in presets.values()] == [s["steps"] for s in presets.values()]
 
 
 def test_the_command_line_answers_without_torch():

@@ -185,12 +185,9 @@ def test_a_full_queue_thins_tokens_then_texts_and_says_so(tmp_path: Path, monkey
 
     recorder = Recorder(tmp_path, RunInfo("a"), queue_steps=8, flush_s=0.0)
     monkeypatch.setattr(segments.os, "fsync", slow_fsync)
-    slowest = 0.0
     for step in range(1, 31):
-        started = time.perf_counter()
         recorder.record(step_record(step), tokens(step), samples(step))
-        slowest = max(slowest, time.perf_counter() - started)
-    assert slowest < 0.5  # training went on
+    assert not gate.is_set() and recorder.queue_depth == 30  # training went on: no step waited for the disk
     gate.set()
     while recorder.queue_depth:
         time.sleep(0.01)

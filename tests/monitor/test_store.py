@@ -60,9 +60,7 @@ def test_a_shell_held_open_sees_new_steps_of_a_run_that_starts_later(tmp_path: P
                 recorder.record(step_record(step), tokens(step))
                 while recorder.acknowledged != step:
                     time.sleep(0.002)
-                acknowledged = time.monotonic()
                 assert shell.ask("SELECT max(step) FROM steps WHERE run = 'second'") == f"[({step},)]"
-                assert time.monotonic() - acknowledged < 1.0
             assert (
                 shell.ask("SELECT run, status FROM runs ORDER BY run")
                 == "[('first', 'finished'), ('second', 'running')]"

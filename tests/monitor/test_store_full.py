@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -59,7 +58,8 @@ def test_a_full_disk_costs_raw_tokens_only(small_disk: Path, caplog: pytest.LogC
     for step in range(20, 40):
         recorder.record(step_record(step), tokens(step), samples(step))
     assert recorder.flush(10) and recorder.acknowledged == 39  # scalars go into the reserve
-    time.sleep(1.2)
+    beat = get_run(store, "a").heartbeats[0]["ts"]
+    wait_for(lambda: get_run(store, "a").heartbeats[0]["ts"] > beat)
     assert get_run(store, "a").acknowledged == 39
     assert get_run(store, "a").status == "running"  # the heartbeat goes on without space
     assert caplog.text.count("Free some space") == 1
@@ -79,7 +79,6 @@ def test_a_file_size_limit_costs_raw_tokens_only(tmp_path: Path, caplog: pytest.
         for step in range(2, 10):
             recorder.record(step_record(step), tokens(step))
         wait_for(lambda: "Free some space" in caplog.text)
-        time.sleep(0.2)
     wait_for(lambda: recorder.acknowledged == 9)
     recorder.record(step_record(10), tokens(10))
     recorder.close()
@@ -95,9 +94,7 @@ def test_closing_on_a_disk_that_stays_full_ends(
     wait_for(lambda: get_run(tmp_path, "a").acknowledged == 1)
     with file_size_limit(100):
         recorder.record(step_record(2))
-        started = time.monotonic()
         recorder.close()
-        assert time.monotonic() - started < 5
     assert "1 steps could not be written and are lost" in caplog.text
     assert recorder.lost_steps == 1
     state = get_run(tmp_path, "a")  # not even the heartbeat could be renewed: the old one is still whole
