@@ -9,7 +9,7 @@ one thread's CPU time, which other work on the machine moves less than the clock
 shape with random weights and prompts, which needs no network, and the wall, after a first round that compiles.
 
 rollout_bfloat16.csv: what bfloat16 does to the log-probabilities of sampled tokens of SmolLM2-135M, on CPU: the
-trained module under autocast, and the twins whose linear or all weights are bfloat16, as samplers use them on CUDA.
+trained module under autocast, and the copies whose linear or all weights are bfloat16, as samplers use them on CUDA.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from trainer.policy.sources import ensure_model
 from trainer.rollout import sampling as rollout
 from trainer.rollout.generate import Drawn, generate, positions
 from trainer.rollout.prompts import encode_prompts
-from trainer.rollout.sampler_copy import Twin
+from trainer.rollout.sampler_copy import SamplerCopy
 from trainer.rollout.sampling import sample
 from trainer.tasks import make_task
 
@@ -176,8 +176,8 @@ def bfloat16(model: str = "smollm2-135m") -> list[dict[str, Any]]:
     trained, exact = logp(policy.model, True), logp(policy.model, False)
     compared = {
         "autocast, from float32": (trained, exact),
-        "linear weights bfloat16, from autocast": (logp(Twin(policy, "linear").model, True), trained),
-        "all weights bfloat16, from autocast": (logp(Twin(policy, "all").model, False), trained),
+        "linear weights bfloat16, from autocast": (logp(SamplerCopy(policy, "linear").model, True), trained),
+        "all weights bfloat16, from autocast": (logp(SamplerCopy(policy, "all").model, False), trained),
     }
     return [
         {

@@ -5,7 +5,7 @@ entropy and deviation, weights the tokens, updates the policy, and records all o
 
 Left out on purpose: no value network (the group is the baseline), no sampler in another process (the policy samples
 for itself, so rollouts are on-policy), no learning-rate schedule, and no recomputation for the record: what is stored
-is what the loss used. `setup.py` builds the parts, `update.py` is the optimizer's side, `config.py` the settings.
+is what the loss used. `runtime/build.py` builds the parts, `update.py` is the optimizer's side, `config/` the settings.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from trainer.rollout import generate as generate_module
 from trainer.rollout import sampling as rollout_module
 from trainer.rollout.generate import FixedCache, GrowingCache, _graphed, generate
 from trainer.rollout.prompts import encode_prompts
-from trainer.rollout.sampler_copy import Twin, twin_of
+from trainer.rollout.sampler_copy import SamplerCopy, sampler_copy_of
 from trainer.rollout.sampling import choose_backend, sample
 from trainer.runtime.ranks import Ranks
 from trainer.tasks import Prompt
@@ -129,7 +129,7 @@ def test_paged_sampling_never_touches_the_trained_module(policy, monkeypatch):
         was, value, grad, requires, dtype = before[name]
         assert p is was and torch.equal(p, value) and p.grad is grad and p.requires_grad is requires
         assert p.dtype is dtype is torch.float32 and (grad is None or torch.equal(grad, grads[name]))
-    assert twin_of(policy, "all").model is not model
+    assert sampler_copy_of(policy, "all").model is not model
 
 
 def test_paged_sampling_follows_the_weights(policy):
@@ -148,7 +148,7 @@ def test_paged_sampling_of_logits_that_are_not_finite(policy):
 
 
 def test_a_paged_failure_is_told_with_its_reason(policy):
-    twin_of(policy, "all").model.forward = lambda **inputs: (_ for _ in ()).throw(RuntimeError("out of pages"))
+    sampler_copy_of(policy, "all").model.forward = lambda **inputs: (_ for _ in ()).throw(RuntimeError("out of pages"))
     with pytest.raises(RuntimeError, match=r"0 of 32 rollouts: out of pages\. Set rollout\.backend to generate\."):
         draw(policy)
 
@@ -173,9 +173,11 @@ def test_each_distinct_prompt_is_run_once_and_its_rollouts_are_as_if_it_was_not(
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fixed_shapes_go_on_as_a_growing_cache_does_step_after_step(policy, monkeypatch, replayed, compiled):
     """As on CUDA, with rows that stay. Along the same tokens; its own draws are those of the seed, bit for bit."""
-    twin = Twin(policy, "none")
-    step = torch.compile(twin.logits, backend="aot_eager", dynamic=False, fullgraph=True) if compiled else twin.logits
-    fixed = FixedCache(twin.logits, step, twin.model.config, rows=32, columns=40)
+    copied = SamplerCopy(policy, "none")
+    step = (
+        torch.compile(copied.logits, backend="aot_eager", dynamic=False, fullgraph=True) if compiled else copied.logits
+    )
+    fixed = FixedCache(copied.logits, step, copied.model.config, rows=32, columns=40)
     assert fixed.possible
     draws = generate_module._draw
     for texts, scale in ((TEXTS, 1.0), (["8:"] * 16 + ["41:"] * 16, 1.1)):  # other widths and weights, one cache
@@ -195,28 +197,28 @@ def test_fixed_shapes_go_on_as_a_growing_cache_does_step_after_step(policy, monk
             assert_agree(policy, rollouts)
 
 
-def test_a_twin_with_linear_weights_cast_is_the_policy_under_autocast_bit_for_bit(policy):
+def test_a_copy_with_linear_weights_cast_is_the_policy_under_autocast_bit_for_bit(policy):
     """On the same shapes, the head's too: the casts are the same, and one product has one order of adding."""
     ids = torch.randint(3, 18, (5, 20), generator=torch.Generator().manual_seed(0))
-    twins = {cast: Twin(policy, cast) for cast in ("linear", "all")}
+    sampler_copies = {cast: SamplerCopy(policy, cast) for cast in ("linear", "all")}
     with torch.no_grad():
         for p in policy.model.parameters():
             p.mul_(1.05)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = policy.model(**inputs, logits_to_keep=1).logits[:, -1]
-        found, _ = twins["linear"].refresh().logits(**inputs)
+        found, _ = sampler_copies["linear"].refresh().logits(**inputs)
     assert expected.dtype is torch.bfloat16 and torch.equal(found, expected)
     with torch.no_grad():
         exact = policy.model(**inputs).logits[:, -1]
-        rough, _ = twins["all"].refresh().logits(**inputs)
+        rough, _ = sampler_copies["all"].refresh().logits(**inputs)
     assert not torch.equal(rough.float(), exact)
     # sums between layers, norms and embedding are rounded too, and the weights; exact has none of these roundings
     assert rms(rough - exact) < LARGEST * rounding(torch.bfloat16, stored_results(policy.model.config), rms(exact))
-    kinds = {cast: Counter(p.dtype for p in twin.model.parameters()) for cast, twin in twins.items()}
+    kinds = {cast: Counter(p.dtype for p in copied.model.parameters()) for cast, copied in sampler_copies.items()}
     # two layers of seven linear weights and the head; embedding and five norms stay
     assert kinds["linear"] == {torch.bfloat16: 15, torch.float32: 6} and kinds["all"] == {torch.bfloat16: 21}
-    assert all(b.dtype is torch.float32 for twin in twins.values() for b in twin.model.buffers())
+    assert all(b.dtype is torch.float32 for copied in sampler_copies.values() for b in copied.model.buffers())
     assert all(p.dtype is torch.float32 and p.requires_grad for p in policy.model.parameters())
 
 
@@ -241,16 +243,18 @@ def test_a_sharded_policy_is_not_paged():
         choose_backend(placed("cpu", world=2), 64, 1024, "paged")
     with pytest.raises(ConfigError, match=r"rollout\.backend is 'paged' with shard"):
         TrainConfig(shard=True, rollout={"backend": "paged"})
-    assert tiny_policy().twins == {}
+    assert tiny_policy().sampler_copies == {}
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fixed_shapes_under_autocast_are_the_trainers_to_bfloat16(policy, monkeypatch, compiled):
     """As on CUDA: bfloat16 linear weights, keys and values; float32 norms, embedding and sums between layers."""
     monkeypatch.setattr(policy, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
-    twin = Twin(policy, "linear")
-    step = torch.compile(twin.logits, backend="aot_eager", dynamic=False, fullgraph=True) if compiled else twin.logits
-    fixed = FixedCache(twin.logits, step, twin.model.config, rows=32, columns=40)
+    copied = SamplerCopy(policy, "linear")
+    step = (
+        torch.compile(copied.logits, backend="aot_eager", dynamic=False, fullgraph=True) if compiled else copied.logits
+    )
+    fixed = FixedCache(copied.logits, step, copied.model.config, rows=32, columns=40)
     monkeypatch.setattr(generate_module, "decoder_for", lambda policy, rows, columns: fixed)
     gap, logits = gaps(policy, draw(policy, backend="generate"), 0.9)
     assert {layer.keys.dtype for layer in fixed._cache.layers} == {torch.bfloat16}

@@ -57,7 +57,7 @@ class Policy:
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self._halves = _Halves(self.model)
         self.in_step = Ranks()
-        self.twins: dict[str, Any] = {}  # of trainer.rollout.sampler_copy, once a sampler needs one
+        self.sampler_copies: dict[str, Any] = {}  # of trainer.rollout.sampler_copy, once a sampler needs one
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         self.end_ids, self.pad_id = _special_ids(model, tokenizer)
         self._check_head()

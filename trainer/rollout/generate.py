@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer.errors import NonFiniteError
 from trainer.policy.policy import Policy
-from trainer.rollout.sampler_copy import twin_of
+from trainer.rollout.sampler_copy import sampler_copy_of
 
 COMPACT_EVERY = 8  # tokens between looks at which rows have ended: each look is a host sync
 COLUMNS = 256  # the fixed cache's length is a multiple: steps with other prompts find their graph again
@@ -95,15 +95,15 @@ def decoder_for(policy: Policy, rows: int, columns: int) -> Decoder:
     if not (fixed and policy.model.config._attn_implementation == "sdpa"):
         return GrowingCache(policy)
     columns = -(-columns // COLUMNS) * COLUMNS
-    twin = twin_of(policy, "linear")
-    found = twin.memory.pop((rows, columns), None)
+    copied = sampler_copy_of(policy, "linear")
+    found = copied.memory.pop((rows, columns), None)
     if found is None:
-        found = FixedCache(twin.logits, _graphed(twin.logits), twin.model.config, rows, columns)
+        found = FixedCache(copied.logits, _graphed(copied.logits), copied.model.config, rows, columns)
     if not found.possible:
         return GrowingCache(policy)
-    while len(twin.memory) >= SHAPES_KEPT:
-        twin.memory.pop(next(iter(twin.memory)))
-    twin.memory[rows, columns] = found  # the newest last
+    while len(copied.memory) >= SHAPES_KEPT:
+        copied.memory.pop(next(iter(copied.memory)))
+    copied.memory[rows, columns] = found  # the newest last
     return found
 
 

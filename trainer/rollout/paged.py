@@ -1,7 +1,7 @@
 """The `paged` backend: transformers' continuous batching, which gives the place of an ended row to the next.
 
-It runs on the policy's twin: its manager sets evaluation mode and changes the attention implementation, and it knows
-no autocast. It draws from torch's global generator, which is put back afterwards; its seed comes from ours, and all
+It runs on the policy's sampler copy: its manager sets evaluation mode and changes the attention implementation, and it
+knows no autocast. It draws from torch's global generator, which is put back afterwards; its seed comes from ours. All
 requests are queued before it starts, so that batches do not depend on timing. A group's prompt is run once, up to its
 last token, and its blocks are then shared by the rollouts (`num_return_sequences`).
 """
@@ -17,7 +17,7 @@ import torch
 from trainer.errors import NonFiniteError
 from trainer.policy.policy import Policy
 from trainer.rollout.generate import Drawn
-from trainer.rollout.sampler_copy import twin_of
+from trainer.rollout.sampler_copy import sampler_copy_of
 
 PAGE = 32  # tokens in a page on CPU, where a cache of whole 256-token pages would be mostly empty
 
@@ -40,7 +40,7 @@ def paged(
     settings = _generation(policy, temperature, limit, group)
     devices = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
-        manager = twin_of(policy, "all").model.init_continuous_batching(
+        manager = sampler_copy_of(policy, "all").model.init_continuous_batching(
             generation_config=settings, continuous_batching_config=_batching(policy, prompts, limit, max_batch, seed)
         )
         names = manager.add_requests(prompts[::group], max_new_tokens=limit)

@@ -1,6 +1,6 @@
 """A second module over the policy's weights, for sampling: whatever a sampler switches, the trained module keeps.
 
-Samplers set evaluation mode, change the attention implementation and cast weights. On the twin they may. On CPU it
+Samplers set evaluation mode, change the attention implementation and cast weights. On the copy they may. On CPU it
 shares all parameters; on CUDA it holds bfloat16 ones of its own, 2 bytes each, brought up to date before each use.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from trainer.policy.policy import Policy
 
 
-class Twin:
-    """A policy's model for sampling. `model`: the twin module; `memory`: what a sampler keeps between its calls.
+class SamplerCopy:
+    """A policy's model for sampling. `model`: the copied module; `memory`: what a sampler keeps between its calls.
 
     cast: "linear" holds the weights of linear layers in bfloat16: under autocast it computes what the policy does, bit
     for bit on the same shapes, without casting them at each token. "all" holds every weight so, for a sampler without
@@ -28,7 +28,7 @@ class Twin:
         original = trained.get_base_model() if hasattr(trained, "get_base_model") else trained  # with its adapters
         self.model: Any = copy.deepcopy(original, {id(p): p for p in original.parameters()}).eval()
         self.memory: dict[Any, Any] = {}
-        self._cast: dict[nn.Parameter, nn.Parameter] = {}  # the twin's by the policy's; buffers are never cast:
+        self._cast: dict[nn.Parameter, nn.Parameter] = {}  # the copy's by the policy's; buffers are never cast:
         for module in self.model.modules():  # rotary frequencies would lose positions
             if cast == "all" or (cast == "linear" and isinstance(module, nn.Linear)):
                 for name, weight in list(module.named_parameters(recurse=False)):
@@ -37,7 +37,7 @@ class Twin:
                     setattr(module, name, self._cast[weight])
 
     @torch.no_grad()
-    def refresh(self) -> Twin:
+    def refresh(self) -> SamplerCopy:
         """Takes over the policy's weights as they are now, in place."""
         for theirs, mine in self._cast.items():
             mine.copy_(theirs)
@@ -49,10 +49,10 @@ class Twin:
         return self.model.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
 
 
-def twin_of(policy: Policy, cast: str) -> Twin:
-    """The policy's twin with its present weights, made at the first call; on CPU nothing is cast."""
+def sampler_copy_of(policy: Policy, cast: str) -> SamplerCopy:
+    """The policy's sampler copy with its present weights, made at the first call; on CPU nothing is cast."""
     cast = cast if policy.device.type == "cuda" else "none"
-    if cast not in policy.twins:
-        policy.twins[cast] = Twin(policy, cast)
-    twin: Twin = policy.twins[cast]
-    return twin.refresh()
+    if cast not in policy.sampler_copies:
+        policy.sampler_copies[cast] = SamplerCopy(policy, cast)
+    found: SamplerCopy = policy.sampler_copies[cast]
+    return found.refresh()
