@@ -10,8 +10,8 @@ from monitor.errors import MissingPackageError
 EXTRAS = {  # extra: modules it brings, the telling one first; a test holds this to pyproject.toml
     "dashboard": ("streamlit", "plotly", "markupsafe"),
     "train": (
-        "torch", "transformers", "accelerate", "datasets", "gguf", "math_verify", "peft", "reasoning_gym",
-        "safetensors",
+        "torch", "transformers", "accelerate", "datasets", "gguf", "math_verify", "peft",
+        "reasoning_gym", "safetensors",
     ),
     "wandb": ("wandb",),
     "trl": ("trl",),

@@ -52,6 +52,13 @@ def test_a_users_trainer_matters_only_to_the_commands_that_need_ours(tmp_path: P
     assert done.stderr.startswith(f"rlvr: `import {name}` finds {tmp_path / name}.py, expected the package {name!r}")
 
 
+def test_as_a_module_the_command_does_not_look_into_the_working_folder(tmp_path: Path) -> None:
+    for name in ("trainer", "dashboard", "duckdb"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the module of the user ran')\n")
+    done = python(tmp_path, "-m", "rlvr_monitor", "ls", "no-store")
+    assert done.returncode == 2 and "No store at" in done.stderr, done.stderr
+
+
 def test_ours_are_ours_and_a_mere_folder_is_not() -> None:
     for name in ("monitor", "trainer", "dashboard"):
         require_own(name)
