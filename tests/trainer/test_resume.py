@@ -22,6 +22,7 @@ from monitor.recorder import Recorder
 from monitor.records import StepRecord
 from monitor.store.reader import open_store
 from monitor.store.runs import get_run
+from monitor.store.segments import list_segments
 from trainer.commands.train import main, parse_config
 from trainer.runtime import checkpoint
 from trainer.runtime.build import prepare
@@ -53,16 +54,16 @@ def recorded(store: Path, run: str) -> dict[str, list[tuple]]:
     }  # fmt: skip
 
 
-def killed_after(command: list[str], beats: Path, attempt: int, step: int, delay_s: float) -> bool:
+def killed_after(command: list[str], store: Path, attempt: int, step: int, delay_s: float) -> bool:
     """SIGKILL `delay_s` after `step` is durable; False if the run ended before."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    beat = beats / f"heartbeat-r000-a{attempt:03d}.json"
     try:
         while process.poll() is None:
-            if beat.exists() and (json.loads(beat.read_text())["acknowledged"] or 0) >= step:
+            written = [name for name, _ in list_segments(store, "cut", "steps") if name.attempt == attempt]
+            if any(name.last_step >= step for name in written):
                 time.sleep(delay_s)
                 process.kill()
-            time.sleep(0.02)
+            time.sleep(0.005)
     finally:
         process.kill()
         process.wait()
@@ -78,13 +79,12 @@ def whole(tmp_path_factory) -> Path:
 
 def test_a_run_killed_at_random_moments_goes_on_bit_identically(whole):
     rlvr = [sys.executable, "-m", "monitor.cli", "train"]
-    beats = whole / "runs" / "cut"
     rng = random.Random(time.time_ns())
     first = [*rlvr, *SMALL, "--steps", str(STEPS), "--store", str(whole), "--run", "cut"]
     resume = [*rlvr, "--resume", "cut", "--store", str(whole)]
-    delays = [rng.uniform(0, 0.6), rng.uniform(0, 0.6)]
-    assert killed_after(first, beats, 1, 2, delays[0]), delays
-    assert killed_after(resume, beats, 2, 5, delays[1]), delays
+    delays = [rng.uniform(0, 0.3), rng.uniform(0, 0.3)]
+    assert killed_after(first, whole, 1, 2, delays[0]), delays
+    assert killed_after(resume, whole, 2, 5, delays[1]), delays
     done = subprocess.run(resume, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for part, expected in recorded(whole, "whole").items():
