@@ -1,6 +1,7 @@
 """Readers on damaged stores, the long form of tests/monitor/test_store_damage.py: seeded flips, cuts and bad JSON.
 
-    python benchmarks/damage.py [--flips 800] [--seed 0]
+    nice python benchmarks/bench_damage.py [--flips 800] [--seed 0] [--out benchmarks/results/damage.csv]
+                                                                    then: python -m docs.make_reliability
 
 Each try damages one file of one run in one place and opens the store anew. The answer must be right: all rows of the
 other run, all rows of the other tables, the rows of the damaged file left out and the file named, and no file changed.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import RESULTS, write_rows
 
 from monitor.metrics import n_cells
 from monitor.recorder import Recorder
@@ -159,9 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=800)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS / "damage.csv")
     options = parser.parse_args()
-    for row in damage_rows(options.flips, options.seed):
-        print(", ".join(f"{name} {value}" for name, value in row.items()))
+    rows = damage_rows(options.flips, options.seed)
+    write_rows(options.out, rows, packages=("duckdb", "numpy", "pyarrow"))
+    if any(row["right"] < row["tries"] for row in rows):
+        raise SystemExit("There were faults.")
 
 
 if __name__ == "__main__":
