@@ -59,7 +59,7 @@ def _quarantine_banner() -> None:
             markdown(
                 "{count} could not be read and {be} left out ({which}). Everything else is shown. Look closer with "
                 "`rlvr store check`.",
-                count=f"{total} segments" if total > 1 else "1 segment",
+                count=f"{total} files" if total > 1 else "1 file",
                 be="are" if total > 1 else "is",
                 which=f"{which}, ..." if total > len(damaged) else which,
             ),

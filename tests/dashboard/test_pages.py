@@ -91,7 +91,7 @@ def test_torn_segments_are_reported_and_the_rest_shown(monkeypatch, store: Path,
     segment = next((tmp_path / "torn/runs/ict-s0/data/histograms").glob("*.parquet"))
     segment.write_bytes(segment.read_bytes()[:100])
     app = open_page(monkeypatch, tmp_path / "torn", page)
-    assert "1 segment could not be read" in told(app.warning[0]) and segment.name in told(app.warning[0])
+    assert "1 file could not be read" in told(app.warning[0]) and segment.name in told(app.warning[0])
 
 
 def test_torn_tokens_leave_the_page_standing(monkeypatch, store: Path, tmp_path: Path) -> None:
