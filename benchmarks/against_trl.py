@@ -74,7 +74,7 @@ class Ours:
         begin = clock()
         update = self.parts.updater.update(batch, self.steps)
         middle = clock()
-        record, tokens = describe(self.steps, batch, update, self.parts)
+        record, tokens = describe(self.steps, batch, scored, update, self.parts)
         self.recorder.record(record, tokens=tokens, samples=sample_table(batch, scored, self.parts.texts))
         self.recorder.flush()
         return {"update_s": middle - begin, "record_s": clock() - middle}

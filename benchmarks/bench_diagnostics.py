@@ -61,7 +61,7 @@ def main() -> None:
         begin = time.process_time()
         rollouts, scored = sample_step(parts)
         batch = token_batch(rollouts, scored, parts.task.correct_at, parts.config)
-        describe(step, batch, parts.updater.update(batch, step), parts)
+        describe(step, batch, scored, parts.updater.update(batch, step), parts)
         times[3].append(time.process_time() - begin)
         with torch.no_grad():
             logits = parts.policy.project(parts.policy.hidden(batch))

@@ -103,6 +103,17 @@ METRICS: dict[str, Metric] = _table(
     Metric("correct_share", "Correct", "share", "Share of rollouts with reward >= the task's correct_at.", "up"),
     Metric("zero_variance_share", "Zero-variance groups", "share",
            "Share of groups whose rewards are all equal: they give no advantage and no gradient.", "down"),
+    Metric("all_correct_share", "All-correct groups", "share",
+           "Share of groups whose rollouts are all correct: learnt prompts, which teach nothing more."),
+    Metric("all_wrong_share", "All-wrong groups", "share",
+           "Share of groups without a correct rollout: prompts that are too hard, which teach nothing.", "down"),
+    Metric("duplicate_share", "Same text", "share",
+           "Chance that two rollouts of a group are the same text, token by token: variety that is lost.", "down"),
+    Metric("same_answer_share", "Same correct answer", "share",
+           "Chance that two correct rollouts of a group gave the same canonical answer; only tasks that have "
+           "canonical answers.", "down"),
+    Metric("repetition_share", "Repetition", "share",
+           "Share of a response's runs of four tokens that it has shown before, mean over responses.", "down"),
     Metric("response_length", "Response length", "tokens", "Mean number of response tokens."),
     Metric("truncated_share", "Truncated", "share", "Share of rollouts cut off at rollout.max_new_tokens.", "down"),
     # the distributions, recorded as histograms; their means are scalars of the same key
@@ -148,6 +159,11 @@ METRICS: dict[str, Metric] = _table(
              f"mean over response tokens{how}. Below 0: the update lowers entropy.")
       for key, name in (("entropy", "H1"), ("renyi2", "H2"))
       for side, label, how in (("", "", ""), ("_weighted", ", weighted", ", weighted as in the loss"))),
+    *(Metric(f"predicted_entropy_{side}{suffix}", f"Predicted dH1, {side}{label}", "nats",
+             f"The part of the predicted dH1 that comes from tokens whose step {verb} the entropy; mean over response "
+             f"tokens{how}. The lowering and the raising part add up to the predicted dH1.")
+      for side, verb in (("lowering", "lowers"), ("raising", "raises"))
+      for suffix, label, how in (("", "", ""), ("_weighted", ", weighted", ", weighted as in the loss"))),
     Metric("logprob_advantage_cov", "Cov(ln p, advantage)", "nats",
            "Covariance of the sampled tokens' ln p with their advantage, over response tokens: above 0, likely tokens "
            "are being reinforced and entropy falls."),
@@ -207,6 +223,8 @@ _EVAL = {
     "distinct": Metric("distinct", "Distinct correct answers", "answers", "Distinct canonical forms among the "
                        "correct samples of a prompt, mean over prompts.", "up"),
     "response_length": Metric("response_length", "Response length", "tokens", "Mean response tokens in evaluation."),
+    "truncated_share": Metric("truncated_share", "Truncated", "share",
+                              "Share of the evaluation's samples cut off at rollout.max_new_tokens.", "down"),
 }  # fmt: skip
 
 

@@ -92,12 +92,13 @@ def sample_over_ranks(parts: Parts, prompts: list[Prompt], generator: torch.Gene
 
 
 def split_scalars(outcome: SplitOutcome, k: int) -> dict[str, float]:
-    """pass@1, pass@k, distinct and response_length of one split; distinct only where the task has canonical forms."""
+    """pass@1, pass@k, distinct, response_length, truncated_share of one split; distinct if the task has forms."""
     ks = sorted({1, k})
     found = {f"pass@{k}": float(pass_at_k(outcome.n_correct, outcome.samples, k).mean()) for k in ks}
     if outcome.distinct is not None:
         found["distinct"] = float(outcome.distinct.mean())
     found["response_length"] = float(outcome.response_length.mean())
+    found["truncated_share"] = float(outcome.truncated.mean())
     return found
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from monitor.recorder import Recorder
@@ -23,9 +23,9 @@ from monitor.signals.stats import signal_statistics, step_record
 from trainer.errors import NonFiniteError
 from trainer.evaluate import evaluate
 from trainer.flow import Rollouts, Scored, TokenBatch
-from trainer.learning.advantages import zero_variance_share
 from trainer.learning.batch import token_batch
 from trainer.rewards.scoring import score
+from trainer.rollout.outcomes import answer_sums, rollout_scalars
 from trainer.rollout.prompts import encode_prompts
 from trainer.rollout.sampling import sample
 from trainer.runtime.build import Parts
@@ -66,7 +66,7 @@ def train(
                 batch = token_batch(rollouts, scored, parts.task.correct_at, config)
                 update = parts.updater.update(batch, step)
                 clock.lap("update")
-                record, tokens = describe(step, batch, update, parts)
+                record, tokens = describe(step, batch, scored, update, parts)
                 parts.updater.control.observe(record.scalars["entropy"])
                 samples = sample_table(batch, scored, parts.texts)
                 clock.lap("record")
@@ -108,7 +108,9 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
     return rollouts, score(parts.policy, rollouts, prompts, parts.reward)
 
 
-def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tuple[StepRecord, TokenTable]:
+def describe(
+    step: int, batch: TokenBatch, scored: Scored, update: Update, parts: Parts
+) -> tuple[StepRecord, TokenTable]:
     """The step's record and tokens, from what the update used; one device-to-host copy."""
     statistics = signal_statistics(
         update.signals,
@@ -119,16 +121,9 @@ def describe(step: int, batch: TokenBatch, update: Update, parts: Parts) -> tupl
         sampler_logprobs=batch.sampler_logprobs,
         probe=update.probe,
     )
-    groups = batch.group_ids.to(batch.rewards) + len(batch) * parts.ranks.rank
-    rows = torch.stack([batch.rewards, batch.correct, batch.truncated, batch.mask.sum(1), groups], 1)
-    rewards, correct, truncated, lengths, groups = parts.ranks.gather(rows).unbind(1)  # of all ranks
-    scalars: dict[str, float | Tensor] = {
-        "reward": rewards.mean(),
-        "reward_std": rewards.std(),
-        "correct_share": correct.mean(),
-        "zero_variance_share": zero_variance_share(rewards, groups),
-        "response_length": lengths.mean(),
-        "truncated_share": truncated.mean(),
+    answers = {name: value.to(batch.rewards.device) for name, value in answer_sums(batch, scored, parts.task).items()}
+    statistics = replace(statistics, sums=statistics.sums | answers)
+    scalars: dict[str, float | Tensor] = rollout_scalars(batch, parts.ranks) | {
         "loss": update.loss,
         "grad_norm": update.grad_norm,
         "lr": parts.config.optim.lr,

@@ -15,6 +15,12 @@ from torch import Tensor
 from monitor.signals.types import TokenSignals
 
 Sums = dict[str, Tensor]  # name -> 0-d float64
+PREDICTED = (
+    "predicted_entropy_change",
+    "predicted_renyi2_change",
+    "predicted_entropy_lowering",  # of the tokens whose step lowers the entropy, and
+    "predicted_entropy_raising",  # of those whose step raises it: the two add up to the change
+)
 _SIDES = ("", "_selected", "_positive", "_negative")  # all, weight > 0, advantage > 0, advantage < 0
 
 
@@ -70,6 +76,10 @@ def update_sums(signals: TokenSignals, mask: Tensor, weights: Tensor, advantages
         for key, change in zip(("entropy", "renyi2"), entropy_change(signals, advantages), strict=True):
             sums[f"predicted_{key}_change"] = change.sum()
             sums[f"predicted_{key}_change_weighted"] = (weight * change).sum()
+            if key == "entropy":
+                for side, part in (("lowering", change.clamp(max=0.0)), ("raising", change.clamp(min=0.0))):
+                    sums[f"predicted_entropy_{side}"] = part.sum()
+                    sums[f"predicted_entropy_{side}_weighted"] = (weight * part).sum()
     return sums
 
 
@@ -131,6 +141,8 @@ def diagnostic_scalars(sums: Mapping[str, float]) -> dict[str, float]:
         found |= {key: sums[key] / sums["mismatch_n"] for key in keys}
     if "mismatch_n" in sums:
         found["sampler_mismatch_nonfinite"] = sums["sampler_mismatch_nonfinite"]
+    if sums.get("answer_pairs"):
+        found["same_answer_share"] = sums["same_answers"] / sums["answer_pairs"]
     if sums.get("probe_n"):
         found |= _probe_scalars(sums)
     return found
@@ -146,7 +158,7 @@ def _update_scalars(sums: Mapping[str, float]) -> dict[str, float]:
     if n := sums["side_n"]:
         mean_product = sums["logprob_advantage"] / n
         found["logprob_advantage_cov"] = mean_product - sums["logprob"] / n * (sums["advantage"] / n)
-        for key in ("predicted_entropy_change", "predicted_renyi2_change"):
+        for key in PREDICTED:
             if key in sums:
                 found[key] = sums[key] / n
                 found[f"{key}_weighted"] = sums[f"{key}_weighted"] / sums["weight"] if sums["weight"] else 0.0

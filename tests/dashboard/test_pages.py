@@ -25,6 +25,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def open_page(monkeypatch, store: Path, page: str, **parameters: str) -> AppTest:
+    """The page as a server that has just started shows it: an older one may be a fifth of a second behind the store."""
+    data._tail.clear()
     monkeypatch.setenv(data.STORE_VARIABLE, str(store))
     app = AppTest.from_string(SCRIPT, default_timeout=60)
     app.run()

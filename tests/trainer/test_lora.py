@@ -22,7 +22,7 @@ OPTIONS = (
 
 def test_merged_adapters_are_w_plus_alpha_over_rank_b_a():
     """rank 4, alpha 8: W + 2 B A, checked against the product written out."""
-    base = AutoModelForCausalLM.from_pretrained(BUILTIN, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(BUILTIN["builtin"], dtype=torch.float32)
     before = {name: p.clone() for name, p in base.named_parameters()}
     model = with_adapters(base, LoraConfig(rank=4, alpha=8))
     layer = next(m for name, m in model.named_modules() if name.endswith("layers.0.self_attn.q_proj"))
@@ -55,7 +55,7 @@ def test_a_run_with_adapters_learns_resumes_and_leaves_an_ordinary_model(tmp_pat
     newest = checkpoints_of(tmp_path / "checkpoints" / "cut")[-1] / "parameters.safetensors"
     assert newest.stat().st_size < 500_000  # the adapters alone
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "policies" / "cut")
-    base = AutoModelForCausalLM.from_pretrained(BUILTIN, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(BUILTIN["builtin"], dtype=torch.float32)
     assert [n for n, _ in trained.named_parameters()] == [n for n, _ in base.named_parameters()]
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(trained.get_parameter(name), base.get_parameter(name))

@@ -57,7 +57,7 @@ def test_folders_files_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (folder / "config.json").write_text("{}")
     assert resolve_model(str(folder)) == ModelSource(str(folder))
     assert resolve_model("Qwen/Qwen2.5-0.5B") == ModelSource("Qwen/Qwen2.5-0.5B")
-    monkeypatch.setattr(models, "BUILTIN", folder)
+    monkeypatch.setitem(models.BUILTIN, "builtin", folder)
     assert resolve_model("builtin") == ModelSource(str(folder))
 
 
@@ -66,7 +66,10 @@ def test_folders_files_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ("builtn", "Did you mean 'builtin'?"),
         ("smollm2-135", "Did you mean 'smollm2-135m'?"),
-        ("gpt2", "Expected builtin, smollm2-135m, a local folder, or a Hugging Face id like owner/name."),
+        (
+            "gpt2",
+            "Expected builtin, builtin-small, smollm2-135m, a local folder, or a Hugging Face id like owner",
+        ),
         ("./not/here", "no folder of that name here"),
         ("../x", "no folder of that name here"),
         ("", "Unknown model ''"),

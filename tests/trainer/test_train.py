@@ -210,7 +210,7 @@ def test_entropy_control_moves_its_value_and_the_whole_step_follows(tmp_path, ac
     moving = {"temperature": [1.0, factors[0], factors[0] * factors[1]], "coefficient": [0.0, 0.001, 0.002]}
     assert series("temperature") == pytest.approx(moving[actuator] if actuator == "temperature" else [1.0] * 3)
     assert series("entropy_coef") == pytest.approx(moving[actuator] if actuator == "coefficient" else [0.0] * 3)
-    terms = summed_terms(AutoConfig.from_pretrained(BUILTIN), 80)
+    terms = summed_terms(AutoConfig.from_pretrained(BUILTIN["builtin"]), 80)
     allowed = rounding(torch.float32, terms, scale=10)  # |ln p| is below 10
     assert max(series("sampler_mismatch")) < allowed and max(series("log_ratio_abs")) < allowed < 1e-3
 

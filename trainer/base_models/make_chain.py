@@ -1,14 +1,17 @@
-"""Makes the shipped base policy `trainer/base_models/chain`: a 0.8 M parameter Llama that half-knows the task.
+"""Makes the shipped base policies: small Llamas that half-know the built-in task, each failing in its own way.
 
-    python -m trainer.base_models.make_chain [--out DIR]
+    python -m trainer.base_models.make_chain [chain | chain_small] [--out DIR]
 
-Next-token prediction on random correct chains (trainer/tasks/chain.py) in two stages: first with the target that the
-chain reaches, then a short one in which 30 % of the targets are unrelated numbers. So it computes correctly and listens
-to the target only in part: right about one time in four, with much to learn and entropy to lose. (Stopped early
-instead, it fails by wrong sums, which a sparse update then makes worse: docs/log.md.)
+Both learn next tokens of random correct chains (trainer/tasks/chain.py).
 
-The model is an ordinary Hugging Face folder; its tokenizer has one token per character, ";" ends a sequence. About 10
-minutes on one CPU core; training.json beside the weights holds the losses. Not bit-reproducible across machines.
+- chain (0.8 M parameters, model "builtin"): first with the target that the chain reaches, then a short stage in which
+  30 % of the targets are unrelated numbers. So it computes correctly and listens to the target only in part: right
+  about one time in four, with much to learn and entropy to lose. About 10 minutes on one CPU core.
+- chain_small (0.2 M parameters, model "builtin-small"): two narrow layers, stopped early. It listens to the target and
+  fails by wrong sums, which a sparse update can make worse (docs/log.md). About 2 minutes.
+
+A policy is an ordinary Hugging Face folder; its tokenizer has one token per character, ";" ends a sequence.
+training.json beside the weights holds the losses. Not bit-reproducible across machines.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import json
 import random
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.tasks.chain import MAX_STEPS, MIN_STEPS, apply
 
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Shape of a policy and how long it learns: chains with their own target, then with 30 % unrelated ones."""
+
+    hidden: int
+    layers: int
+    related_steps: int
+    unrelated_steps: int
+
+
+RECIPES = {
+    "chain": Recipe(hidden=128, layers=4, related_steps=1300, unrelated_steps=200),
+    "chain_small": Recipe(hidden=96, layers=2, related_steps=900, unrelated_steps=0),
+}
 LOW, HIGH = 10, 150  # targets in the training data; reinforcement learning uses 10 to 99
 CONTEXT = 80
 
@@ -96,38 +115,43 @@ def train(model: Any, tokenizer: Any, texts: list[str], steps: int, lr: float, s
     return np.array(losses[: steps // 100 * 100]).reshape(-1, 100).mean(1).round(4).tolist()
 
 
-def second_stage(model: Any, tokenizer: Any, seed: int) -> list[float]:
-    return train(model, tokenizer, unrelated_targets(build_texts(40_000, seed + 1), 0.3, seed), 200, 1e-3, seed)
+def build_model(recipe: Recipe, tokenizer: Any) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.hidden * 11 // 4,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="chain", choices=RECIPES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "chain")
+    parser.add_argument("--out", type=Path, help="folder; none: the one that ships")
     args = parser.parse_args()
+    recipe, out = RECIPES[args.name], args.out or Path(__file__).parent / args.name
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    first = train(model, tokenizer, build_texts(200_000, args.seed), 1300, 3e-3, args.seed)
-    second = second_stage(model, tokenizer, args.seed)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    record = {"seed": args.seed, "loss_by_100_steps": {"related targets": first, "30 % unrelated": second}}
-    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    model = build_model(recipe, tokenizer)
+    texts = build_texts(200_000, args.seed)
+    losses = {"related targets": train(model, tokenizer, texts, recipe.related_steps, 3e-3, args.seed)}
+    if recipe.unrelated_steps:
+        texts = unrelated_targets(build_texts(40_000, args.seed + 1), 0.3, args.seed)
+        losses["30 % unrelated"] = train(model, tokenizer, texts, recipe.unrelated_steps, 1e-3, args.seed)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "training.json").write_text(json.dumps({"seed": args.seed, "loss_by_100_steps": losses}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,17 @@ def zero_variance_share(rewards: Tensor, group_ids: Tensor) -> Tensor:
     return _equal_rewards(rewards, *_index(group_ids, rewards)).float().mean()
 
 
+def equal_group_shares(correct: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(share of groups that are all correct, share that are all wrong), 0-d float32; correct bool [N].
+
+    Both teach nothing, for opposite reasons: the first are learnt, the second too hard.
+    """
+    index, n_groups = _index(group_ids, correct)
+    right = correct.float().new_zeros(n_groups).index_add(0, index, correct.float())
+    size = right.new_zeros(n_groups).index_add(0, index, torch.ones_like(correct, dtype=right.dtype))
+    return (right == size).float().mean(), (right == 0).float().mean()
+
+
 def _index(group_ids: Tensor, rewards: Tensor) -> tuple[Tensor, int]:
     """(index int64 [N] in 0..groups - 1 on the rewards' device, groups); ids on the host cost no wait for a device."""
     groups, index = torch.unique(group_ids, return_inverse=True)

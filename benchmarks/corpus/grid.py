@@ -1,0 +1,80 @@
+"""The settings of the corpus's runs: drawn at random, one number a run, so that outcomes vary.
+
+Run i is drawn from a generator of seed i and trains with seed i. Even numbers are the development part, odd ones the
+test part: decided here, before any run was made, and the same for every later run.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import TrainConfig
+
+STEPS, EVERY, PROMPTS, SAMPLES, K = 120, 10, 12, 16, 8
+RUNS = 320
+
+_TASKS = (("chain", 70), ("chain:10-40", 10), ("chain:60-99", 12), ("chain:200-299", 8))
+_MODELS = (("builtin", 62), ("builtin-small", 38))
+_RATES = ((3e-5, 8), (1e-4, 24), (2e-4, 20), (3e-4, 22), (6e-4, 14), (1e-3, 8), (2e-3, 4))
+_WEIGHTINGS = (
+    (("uniform", {}), 40), (("ict", {"keep": 0.1}), 12), (("ict", {"keep": 0.3}), 14), (("random", {"keep": 0.3}), 8),
+    (("top_entropy", {"keep": 0.2}), 10), (("ict_soft", {}), 6), (("advantage_reweight", {}), 5), (("stapo", {}), 5),
+)  # fmt: skip
+_GROUPS = (((8, 8), 60), ((4, 16), 15), ((16, 4), 15), ((4, 8), 10))  # (prompts, group size)
+_UPDATES = (((1, 1), 50), ((2, 1), 22), ((1, 2), 12), ((2, 2), 8), ((4, 1), 8))  # (epochs, mini-batches)
+_LOSSES = (("grpo", 55), ("dapo", 25), ("dr_grpo", 12), ("cispo", 8))
+_BONUSES = ((0.0, 66), (0.005, 6), (0.02, 8), (0.05, 6), (0.1, 5), (0.2, 5), (-0.02, 4))
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRun:
+    """One run of the corpus: its name, part ("development" or "test") and configuration."""
+
+    name: str
+    part: str
+    config: TrainConfig
+
+
+def corpus_run(number: int) -> CorpusRun:
+    """The settings of run `number`, always the same for the same number."""
+    rng = random.Random(number)
+
+    def draw(choices: Any) -> Any:
+        return rng.choices([value for value, _ in choices], [weight for _, weight in choices])[0]
+
+    kind, own = draw(_WEIGHTINGS)
+    prompts, group = draw(_GROUPS)
+    epochs, mini_batches = draw(_UPDATES)
+    config = TrainConfig(
+        model=draw(_MODELS),
+        task=draw(_TASKS),
+        steps=STEPS,
+        seed=number,
+        threads=1,
+        rollout={
+            "prompts": prompts,
+            "group_size": group,
+            "max_new_tokens": draw(((48, 60), (36, 25), (24, 15))),
+            "temperature": draw(((0.6, 22), (0.8, 16), (1.0, 50), (1.2, 12))),
+        },
+        weighting={
+            "kind": kind,
+            "warmup_steps": 5,
+            "normalise": draw((("selected", 65), ("all", 35))),
+            **own,
+        },
+        loss={
+            "kind": draw(_LOSSES),
+            "clip_high": draw(((0.2, 60), (0.28, 25), (0.5, 15))),
+            "kl_coef": draw(((0.0, 72), (0.01, 12), (0.05, 10), (0.2, 6))),
+            "entropy_coef": draw(_BONUSES),
+            "scale_by_std": draw(((True, 80), (False, 20))),
+        },
+        optim={"lr": draw(_RATES), "epochs": epochs, "mini_batches": mini_batches},
+        eval={"every": EVERY, "prompts": PROMPTS, "samples": SAMPLES, "k": K, "splits": ("heldout", "ood")},
+        checkpoint={"every": 0},
+        record={"probe_every": 0},
+    )
+    return CorpusRun(f"c{number:03d}", "test" if number % 2 else "development", config)

@@ -1,0 +1,64 @@
+"""What a step's rollouts turned out to be: rewards, groups that teach nothing, variety and repetition."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from monitor.signals.completions import repetition, same_text
+from trainer.flow import Scored, TokenBatch
+from trainer.learning.advantages import equal_group_shares, zero_variance_share
+from trainer.runtime.ranks import Ranks
+from trainer.tasks import Task
+
+
+def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, float | Tensor]:
+    """Scalars of METRICS over the rollouts of all ranks, 0-d tensors on the device. Groups are of equal size."""
+    groups = batch.group_ids.to(batch.rewards) + len(batch) * ranks.rank
+    own = {
+        "reward": batch.rewards,
+        "correct": batch.correct,
+        "truncated": batch.truncated,
+        "length": batch.mask.sum(1),
+        "group": groups,
+        "repetition": repetition(batch.token_ids, batch.mask),
+        "same_text": same_text(batch.token_ids, batch.mask, batch.group_ids),
+    }
+    rows = ranks.gather(torch.stack([column.float() for column in own.values()], 1))
+    of_all = dict(zip(own, rows.unbind(1), strict=True))
+    rewards, group, correct = of_all["reward"], of_all["group"], of_all["correct"]
+    all_correct, all_wrong = equal_group_shares(correct > 0, group)
+    size = len(batch) / len(torch.unique(batch.group_ids))
+    return {
+        "reward": rewards.mean(),
+        "reward_std": rewards.std(),
+        "correct_share": correct.mean(),
+        "zero_variance_share": zero_variance_share(rewards, group),
+        "all_correct_share": all_correct,
+        "all_wrong_share": all_wrong,
+        "response_length": of_all["length"].mean(),
+        "truncated_share": of_all["truncated"].mean(),
+        "repetition_share": of_all["repetition"].mean(),
+        "duplicate_share": of_all["same_text"].mean() / (size - 1),
+    }
+
+
+def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tensor]:
+    """Over ordered pairs of correct rollouts of one group: how many there are, and how many gave the same answer.
+
+    0-d float64 on the host; nothing for a task without canonical answers.
+    """
+    if not task.has_forms:
+        return {}
+    answers: dict[int, Counter[str]] = {}
+    correct = batch.correct.tolist()
+    for row, (group, right) in enumerate(zip(batch.group_ids.tolist(), correct, strict=True)):
+        answer = task.canonical(scored.prompts[row], scored.completions[row]) if right else None
+        if answer is not None:
+            answers.setdefault(group, Counter())[answer] += 1
+    of_group = [list(counter.values()) for counter in answers.values()]
+    pairs = sum(sum(counts) * (sum(counts) - 1) for counts in of_group)
+    same = sum(count * (count - 1) for counts in of_group for count in counts)
+    return {"answer_pairs": torch.tensor(float(pairs)).double(), "same_answers": torch.tensor(float(same)).double()}
