@@ -12,18 +12,18 @@ from typing import Any
 
 from trainer.config import TrainConfig
 
-STEPS, EVERY, PROMPTS, SAMPLES, K = 120, 10, 12, 16, 8
+STEPS, EVERY, PROMPTS, SAMPLES, K = 100, 10, 12, 16, 8
 RUNS = 320
 
 _TASKS = (("chain", 70), ("chain:10-40", 10), ("chain:60-99", 12), ("chain:200-299", 8))
-_MODELS = (("builtin", 62), ("builtin-small", 38))
+_MODELS = (("builtin", 40), ("builtin-small", 60))
 _RATES = ((3e-5, 8), (1e-4, 24), (2e-4, 20), (3e-4, 22), (6e-4, 14), (1e-3, 8), (2e-3, 4))
 _WEIGHTINGS = (
     (("uniform", {}), 40), (("ict", {"keep": 0.1}), 12), (("ict", {"keep": 0.3}), 14), (("random", {"keep": 0.3}), 8),
     (("top_entropy", {"keep": 0.2}), 10), (("ict_soft", {}), 6), (("advantage_reweight", {}), 5), (("stapo", {}), 5),
 )  # fmt: skip
-_GROUPS = (((8, 8), 60), ((4, 16), 15), ((16, 4), 15), ((4, 8), 10))  # (prompts, group size)
-_UPDATES = (((1, 1), 50), ((2, 1), 22), ((1, 2), 12), ((2, 2), 8), ((4, 1), 8))  # (epochs, mini-batches)
+_GROUPS = (((8, 8), 50), ((4, 8), 25), ((4, 16), 15), ((16, 4), 10))  # (prompts, group size)
+_UPDATES = (((1, 1), 56), ((2, 1), 20), ((1, 2), 14), ((2, 2), 5), ((4, 1), 5))  # (epochs, mini-batches)
 _LOSSES = (("grpo", 55), ("dapo", 25), ("dr_grpo", 12), ("cispo", 8))
 _BONUSES = ((0.0, 66), (0.005, 6), (0.02, 8), (0.05, 6), (0.1, 5), (0.2, 5), (-0.02, 4))
 
@@ -56,7 +56,7 @@ def corpus_run(number: int) -> CorpusRun:
         rollout={
             "prompts": prompts,
             "group_size": group,
-            "max_new_tokens": draw(((48, 60), (36, 25), (24, 15))),
+            "max_new_tokens": draw(((48, 45), (36, 35), (24, 20))),
             "temperature": draw(((0.6, 22), (0.8, 16), (1.0, 50), (1.2, 12))),
         },
         weighting={
