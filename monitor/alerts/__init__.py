@@ -1,8 +1,8 @@
-"""Alerts for entropy collapse and explosion: rules, the engine that runs them live, and their replay."""
+"""Alerts for damage in a run: rules, the engine that runs them live, and their replay."""
 
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.replay import evaluate_alerts, fired, replay
-from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
+from monitor.alerts.rules import DEFAULT_RULES, RULES, Finding, Rule
 from monitor.alerts.window import Window
 
-__all__ = ["DEFAULT_RULES", "AlertEngine", "Finding", "Rule", "Window", "evaluate_alerts", "fired", "replay"]
+__all__ = ["DEFAULT_RULES", "RULES", "AlertEngine", "Finding", "Rule", "Window", "evaluate_alerts", "fired", "replay"]

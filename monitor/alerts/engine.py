@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
-from monitor.alerts.window import BASELINE_ROWS, TREND_ROWS, Window, baseline_noise
-from monitor.records import SEVERITY_RANK, Alert, AlertState, finite
+from monitor.alerts.window import BASELINE_ROWS, LEVEL_ROWS, TREND_ROWS, Baseline, Best, Window
+from monitor.records import SEVERITY_RANK, Alert, AlertState
 
-SERIES = ("entropy", "reward", "response_length")  # the keys that rules may look at
+EVALUATED = "eval/"  # prefix of series with a value every so many steps: all of theirs are kept
+
+
+def _deque(key: str) -> deque[tuple[int, float]]:
+    return deque(maxlen=None if key.startswith(EVALUATED) else TREND_ROWS)
 
 
 @dataclass(slots=True)
@@ -24,88 +29,111 @@ class _RuleState:
     severity: str = "info"  # the worst announced in this episode
     count: int = 0  # rows in a row towards firing, or towards resolving
     worse: int = 0  # rows in a row above the announced severity
+    resolved: int | None = None  # step at which the last episode ended, and
+    resolved_severity: str = "info"  # the worst that it announced
 
 
 class AlertEngine:
     """Evaluates the rules on each step of one run; deterministic, O(window) per step and in memory.
 
-    warmup_steps: steps after the first one that are not part of the baseline; rules are silent until the baseline of
-    20 rows is complete. A pending alert that goes away before it fires is closed by a "resolved" transition too.
-    A firing alert that gets worse announces "firing" again with the higher severity and the same first_step.
+    warmup_steps: steps after the first one that are not part of a baseline; rules that need a baseline are silent until
+    its 20 values are complete. A pending alert that goes away before it fires is closed by a "resolved" transition too.
+    A firing alert that gets worse announces "firing" again with the higher severity and the same first_step. After an
+    alert has resolved, the rule's cooldown_steps must pass before it fires again, unless it is worse than it was.
     """
 
     def __init__(self, rules: Sequence[Rule] = DEFAULT_RULES, warmup_steps: int = 0) -> None:
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
-        self.rules = tuple(rules)
+        self.rules = tuple(rule for rule in rules if rule.enabled)
         self.warmup_steps = warmup_steps
+        self.series = tuple(dict.fromkeys(key for rule in self.rules for key in (*rule.needs, *rule.uses)))
         self._first_step: int | None = None
-        self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=TREND_ROWS)
-        self._first_entropies: list[float] = []
-        self._baseline, self._noise = math.nan, 0.0
-        self._nonfinite_rows = 0
+        self._series = {key: _deque(key) for key in self.series}
+        self._first_values: dict[str, list[float]] = {}
+        self._baselines: dict[str, Baseline] = {}
+        self._bests: dict[str, Best] = {}
+        self._nonfinite: dict[str, int] = {}
         self._states = {rule.name: _RuleState() for rule in self.rules}
 
     @property
     def baseline(self) -> float:
         """Median entropy in nats of the first 20 rows after warm-up; nan until they are complete."""
-        return self._baseline
+        found = self._baselines.get("entropy")
+        return math.nan if found is None else found.value
 
     def observe(self, step: int, scalars: Mapping[str, float]) -> list[Alert]:
         """The transitions that this row causes, in the order of the rules.
 
-        scalars: keys of METRICS; a row without "entropy" is ignored, one with nan or inf counts as non-finite, adds
-        nothing to the series, and is judged by rules with `broken_rows` alone. A step at or before an earlier one (a
-        resumed run) replaces the rows from there on.
+        scalars: keys of METRICS; those that no rule looks at are ignored. A rule is asked about rows that have all the
+        series that it needs, finite unless it judges broken ones. A value of nan or inf adds nothing to its series. A
+        step at or before an earlier one (a resumed run) replaces the rows from there on.
         """
-        entropy = scalars.get("entropy")
-        if entropy is None:
+        row = {key: float(scalars[key]) for key in self.series if scalars.get(key) is not None}
+        if not row:
             return []
         if self._first_step is None:
             self._first_step = step
-        while self._rows and self._rows[-1][0] >= step:
-            self._rows.pop()
-        finite = math.isfinite(entropy)
-        if finite:
-            self._append(step, {key: float(scalars[key]) for key in SERIES if scalars.get(key) is not None})
-        else:
-            self._nonfinite_rows += 1
-        window = self._window()
-        asked = [rule for rule in self.rules if finite or rule.broken_rows]
+        known = {key: value for key, value in row.items() if math.isfinite(value)}
+        for key in row:
+            self._go_back(key, step)
+            self._nonfinite[key] = 0 if key in known else self._nonfinite.get(key, 0) + 1
+        for key, value in known.items():
+            self._append(key, step, value)
+        window = self.window()
+        asked = [rule for rule in self.rules if all(k in (row if rule.judges_broken else known) for k in rule.needs)]
         return [alert for rule in asked for alert in self._advance(rule, step, rule.check(window))]
 
-    def _append(self, step: int, row: dict[str, float]) -> None:
-        self._nonfinite_rows = 0
-        self._rows.append((step, row))
-        first = self._first_step if self._first_step is not None else step
-        if len(self._first_entropies) < BASELINE_ROWS and step >= first + self.warmup_steps:
-            self._first_entropies.append(row["entropy"])
-            self._set_baseline()
-
-    def _set_baseline(self) -> None:
-        complete = len(self._first_entropies) == BASELINE_ROWS
-        entropies = np.array(self._first_entropies)
-        self._baseline = float(np.median(entropies)) if complete else math.nan
-        self._noise = baseline_noise(entropies) if complete else 0.0
-
-    def _window(self) -> Window:
-        rows = list(self._rows)
-        keys = [key for key in SERIES if any(key in row for _, row in rows)]
+    def window(self) -> Window:
+        """The run as rules see it now."""
         return Window(
-            steps=np.array([step for step, _ in rows], np.int64),
-            columns={key: np.array([row.get(key, math.nan) for _, row in rows]) for key in keys},
-            baseline=self._baseline,
-            noise=self._noise,
-            nonfinite_rows=self._nonfinite_rows,
+            series={
+                key: (np.array([s for s, _ in rows], np.int64), np.array([v for _, v in rows]))
+                for key, rows in self._series.items()
+                if rows
+            },
+            baselines=self._baselines,
+            bests=self._bests,
+            nonfinite=self._nonfinite,
         )
+
+    def _go_back(self, key: str, step: int) -> None:
+        rows = self._series[key]
+        while rows and rows[-1][0] >= step:
+            rows.pop()
+        best = self._bests.get(key)
+        if best is not None and max(best.high_step, best.low_step) >= step:
+            del self._bests[key]
+
+    def _append(self, key: str, step: int, value: float) -> None:
+        rows = self._series[key]
+        rows.append((step, value))
+        if key.startswith(EVALUATED):
+            return
+        begun = self._first_values.setdefault(key, [])
+        first = self._first_step if self._first_step is not None else step
+        if len(begun) < BASELINE_ROWS and step >= first + self.warmup_steps:
+            begun.append(value)
+            if len(begun) == BASELINE_ROWS:
+                self._baselines[key] = Baseline.of(np.array(begun))
+        if key in self._baselines:
+            level = float(np.median([v for _, v in islice(reversed(rows), LEVEL_ROWS)]))
+            best = self._bests.get(key, Best(level, step, level, step))
+            if level > best.high:
+                best = replace(best, high=level, high_step=step)
+            if level < best.low:
+                best = replace(best, low=level, low_step=step)
+            self._bests[key] = best
 
     def _advance(self, rule: Rule, step: int, finding: Finding | None) -> list[Alert]:
         state = self._states[rule.name]
         if finding is None:
             return []
+        if SEVERITY_RANK[finding.severity] > SEVERITY_RANK[rule.worst]:
+            finding = replace(finding, severity=rule.worst)
         if state.state == "firing":
             return self._advance_firing(rule, state, step, finding)
-        if not finding.breached:
+        if not finding.breached or self._cools_down(rule, state, step, finding):
             was_pending, state.state, state.count = state.state == "pending", "quiet", 0
             return [_alert(rule, state, "resolved", step, finding)] if was_pending else []
         state.count += 1
@@ -118,10 +146,15 @@ class AlertEngine:
             return [_alert(rule, state, "pending", step, finding)]
         return []
 
+    def _cools_down(self, rule: Rule, state: _RuleState, step: int, finding: Finding) -> bool:
+        worse = SEVERITY_RANK[finding.severity] > SEVERITY_RANK[state.resolved_severity]
+        return state.resolved is not None and step - state.resolved < rule.cooldown_steps and not worse
+
     def _advance_firing(self, rule: Rule, state: _RuleState, step: int, finding: Finding) -> list[Alert]:
         state.count = 0 if finding.held or finding.breached else state.count + 1
         if state.count >= rule.for_rows:
             state.state, state.count = "quiet", 0
+            state.resolved, state.resolved_severity = step, state.severity
             return [_alert(rule, state, "resolved", step, finding)]
         state.worse = state.worse + 1 if SEVERITY_RANK[finding.severity] > SEVERITY_RANK[state.severity] else 0
         if state.worse >= rule.for_rows:
@@ -134,9 +167,10 @@ class AlertEngine:
         return {
             "warmup_steps": self.warmup_steps,
             "first_step": self._first_step,
-            "rows": [[step, finite(row)] for step, row in self._rows],
-            "first_entropies": list(self._first_entropies),
-            "nonfinite_rows": self._nonfinite_rows,
+            "series": {key: [list(row) for row in rows] for key, rows in self._series.items()},
+            "first_values": {key: list(values) for key, values in self._first_values.items()},
+            "bests": {key: asdict(best) for key, best in self._bests.items()},
+            "nonfinite": dict(self._nonfinite),
             "rules": {name: asdict(state) for name, state in self._states.items()},
         }
 
@@ -144,12 +178,14 @@ class AlertEngine:
         """Continue from `state_dict()`; rules that it does not know start quiet. Raises KeyError for a foreign dict."""
         self.warmup_steps = int(state["warmup_steps"])
         self._first_step = state["first_step"]
-        self._rows.clear()
-        for step, row in state["rows"]:
-            self._rows.append((int(step), {k: math.nan if v is None else float(v) for k, v in row.items()}))
-        self._first_entropies = [float(value) for value in state["first_entropies"]]
-        self._set_baseline()
-        self._nonfinite_rows = int(state["nonfinite_rows"])
+        for key, rows in self._series.items():
+            rows.clear()
+            rows.extend((int(step), float(value)) for step, value in state["series"].get(key, ()))
+        self._first_values = {key: list(values) for key, values in state["first_values"].items()}
+        complete = {key: values for key, values in self._first_values.items() if len(values) == BASELINE_ROWS}
+        self._baselines = {key: Baseline.of(np.array(values)) for key, values in complete.items()}
+        self._bests = {key: Best(**best) for key, best in state["bests"].items()}
+        self._nonfinite = dict(state["nonfinite"])
         saved = state["rules"]
         self._states = {rule.name: _RuleState(**saved.get(rule.name, {})) for rule in self.rules}
 

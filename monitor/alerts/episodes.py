@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from monitor.records import SEVERITY_RANK
@@ -29,11 +29,15 @@ T = TypeVar("T", bound=Transition)
 
 @dataclass(slots=True)
 class Episode(Generic[T]):
-    """One alert that fired. worst: its first transition of the highest severity; resolved_step: None while it fires."""
+    """One alert that fired. worst: its first transition of the highest severity; resolved_step: None while it fires.
+
+    transitions: from the first firing on, oldest first, each with its own numbers.
+    """
 
     first: T
     worst: T
     resolved_step: int | None = None
+    transitions: list[T] = field(default_factory=list)
 
 
 def episodes(transitions: Iterable[T]) -> list[Episode[T]]:
@@ -44,11 +48,13 @@ def episodes(transitions: Iterable[T]) -> list[Episode[T]]:
         known = found.get(key)
         if transition.state == "firing":
             if known is None:
-                found[key] = Episode(transition, transition)
+                found[key] = Episode(transition, transition, transitions=[transition])
                 continue
+            known.transitions.append(transition)
             known.resolved_step = None
             if SEVERITY_RANK.get(transition.severity, 0) > SEVERITY_RANK.get(known.worst.severity, 0):
                 known.worst = transition
         elif transition.state == "resolved" and known is not None:
+            known.transitions.append(transition)
             known.resolved_step = transition.step
     return sorted(found.values(), key=lambda episode: episode.first.first_step)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from monitor.alerts.engine import SERIES, AlertEngine
+from monitor.alerts.engine import AlertEngine
 from monitor.alerts.episodes import episodes
 from monitor.alerts.rules import DEFAULT_RULES, Rule
 from monitor.records import Alert, finite
@@ -16,35 +16,36 @@ from monitor.records import Alert, finite
 def replay(series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[Rule] = DEFAULT_RULES) -> list[Alert]:
     """Every transition of the rules over a series, oldest first.
 
-    series: columns of equal length, "step" (strictly increasing integers) and "entropy" (nats), and where known
-    "reward" and "response_length". None in a column is a missing value, nan or inf in "entropy" a broken one.
-    Raises ValueError for missing, unequal or unordered columns.
+    series: columns of equal length, "step" (strictly increasing integers) and any keys of METRICS; those that no rule
+    looks at are ignored. None in a column is a missing value, nan or inf a broken one. Raises ValueError for missing,
+    unequal or unordered columns, and if no rule can judge any of them.
     """
-    missing = [key for key in ("step", "entropy") if key not in series]
-    if missing:
-        raise ValueError(f"The series has no column {', '.join(missing)}. Its columns: {', '.join(series) or 'none'}.")
+    if "step" not in series:
+        raise ValueError(f"The series has no column step. Its columns: {', '.join(series) or 'none'}.")
     steps = [int(step) for step in series["step"]]
-    columns = {key: series[key] for key in SERIES if key in series}
+    engine = AlertEngine(rules, warmup_steps)
+    columns = {key: series[key] for key in engine.series if key in series}
+    if not any(all(key in columns for key in rule.needs) for rule in engine.rules):
+        raise ValueError(
+            f"No rule can judge the columns {', '.join(series)}. Expected entropy (nats) or reward, best both."
+        )
     for key, column in columns.items():
         if len(column) != len(steps):
             raise ValueError(f"Column {key!r} has {len(column)} rows, expected {len(steps)} like 'step'.")
     if np.any(np.diff(steps) <= 0):
         raise ValueError("Steps must be strictly increasing; sort the rows and keep the last of each step.")
-    engine = AlertEngine(rules, warmup_steps)
     alerts = []
     for index, step in enumerate(steps):
-        row = {key: float(column[index]) for key, column in columns.items() if column[index] is not None}
-        alerts += engine.observe(step, row)
+        alerts += engine.observe(step, {key: column[index] for key, column in columns.items()})
     return alerts
 
 
 def evaluate_alerts(series: Mapping[str, Any], *, warmup_steps: int = 0) -> list[dict[str, Any]]:
     """The alerts that a recorded series raises, one dict for each that fired, by first firing; `rlvr check` in Python.
 
-    series: columns of equal length, "step" (strictly increasing integers) and "entropy" (nats), and where known
-    "reward" and "response_length"; None is a missing value. warmup_steps: steps after the first that the baseline
-    leaves out. Keys of each dict: rule, severity, step, value, baseline, threshold, message, action, resolved_step.
-    Raises ValueError for missing, unequal or unordered columns.
+    series: columns of equal length, "step" (strictly increasing integers) and any keys of METRICS, best "entropy"
+    (nats) and "reward"; None is a missing value. warmup_steps: steps after the first that baselines leave out. Keys of
+    each dict: those of `fired`. Raises ValueError for missing, unequal or unordered columns.
 
     Example: evaluate_alerts({"step": steps, "entropy": entropies})[0]["message"]
     """
@@ -54,8 +55,9 @@ def evaluate_alerts(series: Mapping[str, Any], *, warmup_steps: int = 0) -> list
 def fired(alerts: Sequence[Alert]) -> list[dict[str, Any]]:
     """One dict for each alert that fired, by first firing; never one that stayed pending.
 
-    "severity" and "message" are those of its worst transition, "step" that of its first firing, "value", "baseline"
-    and "threshold" those at the first firing, "resolved_step" None while it still fires at the end.
+    "rule"; "severity" of its worst transition; "step", "value", "baseline", "threshold", "message" and "action" of its
+    first firing; "resolved_step", None while it still fires at the end; "transitions": state, step, severity, value,
+    threshold and message of each, with their own numbers.
     """
     return [
         {
@@ -65,10 +67,20 @@ def fired(alerts: Sequence[Alert]) -> list[dict[str, Any]]:
             "value": finite(episode.first.value),
             "baseline": finite(episode.first.baseline),
             "threshold": finite(episode.first.threshold),
-            "message": episode.worst.message
-            + (f" (step {episode.worst.step})" if episode.worst is not episode.first else ""),
+            "message": episode.first.message,
             "action": episode.first.action,
             "resolved_step": episode.resolved_step,
+            "transitions": [
+                {
+                    "state": alert.state,
+                    "step": alert.step,
+                    "severity": alert.severity,
+                    "value": finite(alert.value),
+                    "threshold": finite(alert.threshold),
+                    "message": alert.message,
+                }
+                for alert in episode.transitions
+            ],
         }
         for episode in episodes(alerts)
     ]

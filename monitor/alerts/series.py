@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monitor.alerts.engine import SERIES
 from monitor.errors import MonitorError, StoreError, nearest
 
+SERIES = ("entropy", "reward", "response_length")  # the columns that are read
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _REQUIRED = ("step", "entropy")
 _Row = tuple[str, Mapping[str, Any]]  # (where it stands, e.g. "line 7", the row)

@@ -1,107 +1,100 @@
-"""What a rule sees of a run: the last rows, the baselines, and trends fitted to them."""
+"""What a rule sees of a run: the last rows, each series' own baseline and best level, and the evaluations so far."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-Direction = Literal["rising", "flat", "falling", "unknown"]
+from monitor.alerts.trends import TINY_NATS, Direction, Trend, fit_trend, line_noise, log_noise
 
-BASELINE_ROWS = 20  # rows after warm-up whose median is the baseline
+BASELINE_ROWS = 20  # values after warm-up whose median is the baseline
 LEVEL_ROWS = 5  # rows whose median is the smoothed level: two outliers cannot move it
 SLOPE_ROWS = 20  # rows of the entropy's log-slope
-TREND_ROWS = 40  # rows of the trends of reward and length, which are noisier; also the window's size
-MIN_TREND_ROWS = 10
-TREND_T = 3.0  # |t| from which a trend counts: above the 2 of independent noise, because steps are correlated
-TINY_NATS = 1e-6  # entropies are clipped from below by it before the logarithm
+TREND_ROWS = 40  # rows of the trends of noisier series; also the window's size
+
+Series = tuple[np.ndarray, np.ndarray]  # steps int64 [n] and finite values float64 [n], oldest first
+_NOTHING: Series = (np.empty(0, np.int64), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)
-class Trend:
-    """A least-squares line through a few rows. slope: per step; t: slope / its standard error; rows: how many."""
+class Baseline:
+    """How a series began: of its first BASELINE_ROWS finite values after warm-up.
 
-    slope: float
-    t: float
-    rows: int
-
-    @property
-    def direction(self) -> Direction:
-        """rising or falling if |t| >= TREND_T, flat if less, unknown with fewer than MIN_TREND_ROWS rows."""
-        if self.rows < MIN_TREND_ROWS:
-            return "unknown"
-        if abs(self.t) < TREND_T:
-            return "flat"
-        return "rising" if self.slope > 0 else "falling"
-
-
-def fit_trend(steps: np.ndarray, values: np.ndarray) -> Trend:
-    """Least-squares line of values [n] over steps [n], ignoring non-finite values.
-
-    slope = Sxy / Sxx, t = slope / sqrt(residual variance / Sxx * (1 + r) / (1 - r)) with r >= 0 the lag-1
-    autocorrelation of the residuals: steps of one run are not independent. An exact line has t = +-inf, a constant 0.
+    value: their median. noise: their robust standard deviation around their line, in the series' unit; log_noise: the
+    same of their logarithms.
     """
-    keep = np.isfinite(values)
-    x, y = steps[keep].astype(np.float64), values[keep]
-    n = len(x)
-    if n < 3:
-        return Trend(0.0, 0.0, n)
-    x, y = x - x.mean(), y - y.mean()
-    sxx = float(x @ x)
-    slope = float(x @ y) / sxx
-    residual = y - slope * x
-    error = float(np.sqrt(residual @ residual / (n - 2) / sxx * _variance_inflation(residual)))
-    if abs(slope) * float(np.ptp(x)) < 1e-12:  # rounding error of a constant is not a trend
-        return Trend(0.0, 0.0, n)
-    return Trend(slope, slope / error if error > 0 else float(np.copysign(np.inf, slope)), n)
+
+    value: float
+    noise: float
+    log_noise: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Baseline:
+        return cls(float(np.median(values)), line_noise(values), log_noise(values))
 
 
-def baseline_noise(entropies: np.ndarray) -> float:
-    """Robust standard deviation of ln(entropy) [n] around its line: 1.4826 * median |residual|."""
-    y = np.log(np.maximum(entropies, TINY_NATS))
-    x = np.arange(len(y)) - (len(y) - 1) / 2
-    residual = y - y.mean() - (x @ y) / (x @ x) * x
-    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The extreme levels that a series has had since its baseline was complete, and at which steps."""
 
-
-def _variance_inflation(residual: np.ndarray) -> float:
-    """(1 + r) / (1 - r) of AR(1) residuals, r in [0, 0.9]; small windows underestimate r, never below 0 here."""
-    total = float(residual @ residual)
-    r = float(residual[1:] @ residual[:-1]) / total if total > 0 else 0.0
-    r = min(max(r, 0.0), 0.9)
-    return (1 + r) / (1 - r)
+    high: float
+    high_step: int
+    low: float
+    low_step: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """The last rows of a run, oldest first, for one evaluation of the rules.
+    """A run as rules judge it at one step.
 
-    steps [n] int64, n <= TREND_ROWS; columns: key -> float64 [n], nan where the row has no value. Only rows with a
-    finite entropy are kept. `baseline` is the median entropy in nats of the first BASELINE_ROWS rows after warm-up,
-    nan until there are as many; `noise` the robust standard deviation of their logarithms around their line;
-    `nonfinite_rows` counts the newest consecutive rows whose entropy was nan or inf.
+    series: of each key its last TREND_ROWS finite values with their steps, of an evaluated key ("eval/...") all of
+    them. "Rows" below are values of the one series: a series that is logged every other step has half as many.
+    baselines, bests: of each key whose baseline is complete. nonfinite: of each key how many of its newest values in a
+    row were nan or inf.
     """
 
-    steps: np.ndarray
-    columns: dict[str, np.ndarray]
-    baseline: float
-    noise: float = 0.0
-    nonfinite_rows: int = 0
+    series: Mapping[str, Series]
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
+    bests: Mapping[str, Best] = field(default_factory=dict)
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
 
-    def level(self, key: str = "entropy") -> float:
-        """Median of the last LEVEL_ROWS values of `key`; nan without any."""
-        values = self.columns.get(key, np.empty(0))[-LEVEL_ROWS:]
-        values = values[np.isfinite(values)]
-        return float(np.median(values)) if len(values) else float("nan")
+    def last(self, key: str, rows: int = TREND_ROWS) -> Series:
+        """(steps, values) of the last `rows` rows of `key`; empty for a series that is not known."""
+        steps, values = self.series.get(key, _NOTHING)
+        return steps[-rows:], values[-rows:]
 
-    def log_slope(self) -> Trend:
-        """Trend of ln(entropy) over the last SLOPE_ROWS rows: 0.02 means about 2 % up per step."""
-        entropy = self.columns["entropy"][-SLOPE_ROWS:]
-        return fit_trend(self.steps[-SLOPE_ROWS:], np.log(np.maximum(entropy, TINY_NATS)))
+    def level(self, key: str = "entropy", rows: int = LEVEL_ROWS) -> float:
+        """Median of the last `rows` rows of `key`; nan without any."""
+        values = self.last(key, rows)[1]
+        return float(np.median(values)) if len(values) else math.nan
+
+    def mean(self, key: str, rows: int) -> float:
+        """Mean of the last `rows` rows of `key`; nan without any. For shares of a few rollouts, whose medians jump."""
+        values = self.last(key, rows)[1]
+        return float(values.mean()) if len(values) else math.nan
+
+    def baseline(self, key: str = "entropy") -> float:
+        """Median of the first values of `key` after warm-up; nan until they are complete."""
+        found = self.baselines.get(key)
+        return math.nan if found is None else found.value
+
+    def noise(self, key: str) -> float:
+        """Robust standard deviation of a row of `key`, from its first values; nan until they are complete."""
+        found = self.baselines.get(key)
+        return math.nan if found is None else found.noise
+
+    def log_slope(self, key: str = "entropy", rows: int = SLOPE_ROWS) -> Trend:
+        """Trend of ln(`key`) over the last `rows` rows: 0.02 means about 2 % up per step."""
+        steps, values = self.last(key, rows)
+        return fit_trend(steps, np.log(np.maximum(values, TINY_NATS)))
+
+    def slope(self, key: str, rows: int = TREND_ROWS) -> Trend:
+        """Trend of `key` over the last `rows` rows."""
+        return fit_trend(*self.last(key, rows))
 
     def trend(self, key: str) -> Direction:
-        """Direction of `key` over the last TREND_ROWS rows; unknown without the column."""
-        if key not in self.columns:
-            return "unknown"
-        return fit_trend(self.steps, self.columns[key]).direction
+        """Direction of `key` over the last TREND_ROWS rows; unknown without the series."""
+        return self.slope(key).direction

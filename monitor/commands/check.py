@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from monitor.alerts.replay import evaluate_alerts
-from monitor.alerts.rules import FOR_ROWS
+from monitor.alerts.rules import DEFAULT_RULES
 from monitor.alerts.series import Series, read_series
 from monitor.alerts.window import BASELINE_ROWS
 from monitor.commands.output import DEFAULT_STORE, print_json
@@ -48,10 +48,10 @@ def check(
     warmup = series.warmup_steps if warmup is None else warmup
     found = evaluate_alerts(series.columns, warmup_steps=warmup)
     usable = _finite_rows(series, warmup)
-    if usable < BASELINE_ROWS + FOR_ROWS:
+    if usable < BASELINE_ROWS + DEFAULT_RULES[0].for_rows:
         print(
             f"rlvr check: {usable} rows with a finite entropy after {warmup} warm-up steps are too few to judge; "
-            f"a baseline takes {BASELINE_ROWS} and an alert {FOR_ROWS} more.",
+            f"a baseline takes {BASELINE_ROWS} and an alert {DEFAULT_RULES[0].for_rows} more.",
             file=sys.stderr,
         )
     if json:

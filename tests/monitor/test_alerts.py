@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from monitor.alerts import AlertEngine, Window, fired, replay
-from monitor.alerts.rules import NOISE_WIDTH, entropy_collapse, entropy_explosion, steps_to, widened
-from monitor.alerts.window import baseline_noise, fit_trend
+from monitor.alerts.rules.entropy import NOISE_WIDTH, EntropyCollapse, EntropyExplosion, widened
+from monitor.alerts.trends import fit_trend, log_noise, steps_to
+from monitor.alerts.window import Baseline
 from monitor.records import Alert
 
 
@@ -135,17 +136,19 @@ def test_fit_trend_values() -> None:
 
 def test_baseline_noise_ignores_the_line_and_measures_the_rest() -> None:
     rng = np.random.default_rng(0)
-    assert baseline_noise(np.exp(np.linspace(0, -2, 20))) < 1e-12
-    values = [baseline_noise(np.exp(0.2 * rng.standard_normal(20))) for _ in range(200)]
+    assert log_noise(np.exp(np.linspace(0, -2, 20))) < 1e-12
+    values = [log_noise(np.exp(0.2 * rng.standard_normal(20))) for _ in range(200)]
     assert np.mean(values) == pytest.approx(0.2, rel=0.1)
 
 
 def test_jumpy_run_is_judged_by_wider_thresholds() -> None:
     for seed in range(5):
         assert run(noisy(np.full(300, 0.5), seed, 0.3)) == []
-    noise = Window(np.arange(40), {"entropy": np.full(40, 1.1)}, 0.5, noise=0.3)
-    quiet = Window(np.arange(40), {"entropy": np.full(40, 1.1)}, 0.5)
-    assert not entropy_explosion(noise).breached and entropy_explosion(quiet).breached  # type: ignore[union-attr]
+    series = {"entropy": (np.arange(40), np.full(40, 1.1))}
+    noisy_run = Window(series, {"entropy": Baseline(0.5, 0.15, 0.3)})
+    quiet_run = Window(series, {"entropy": Baseline(0.5, 0.0, 0.0)})
+    rule = EntropyExplosion()
+    assert not rule.check(noisy_run).breached and rule.check(quiet_run).breached  # type: ignore[union-attr]
 
 
 def test_outliers_do_not_fire() -> None:
@@ -226,7 +229,7 @@ def test_a_broken_row_of_a_resumed_run_takes_the_place_of_the_old_ones() -> None
         engine.observe(step, {"entropy": 1.0})
     engine.observe(25, {"entropy": math.nan})
     engine.observe(26, {"entropy": 2.0})
-    assert [step for step, _ in engine.state_dict()["rows"]] == [*range(25), 26]
+    assert [step for step, _ in engine.state_dict()["series"]["entropy"]] == [*range(25), 26]
 
 
 def test_escalation_announces_firing_again_with_the_same_first_step() -> None:
@@ -238,7 +241,10 @@ def test_escalation_announces_firing_again_with_the_same_first_step() -> None:
     assert alerts[0].first_step == alerts[1].first_step == alerts[0].step < alerts[1].step
     (episode,) = fired(alerts)
     assert episode["severity"] == "critical" and episode["step"] == alerts[0].step
-    assert episode["message"].endswith(f"(step {alerts[1].step})")
+    # each transition keeps its own numbers: the warning's mark never shows those of the critical one
+    assert (episode["message"], episode["value"]) == (alerts[0].message, alerts[0].value)
+    told = [(t["state"], t["step"], t["severity"], t["value"], t["message"]) for t in episode["transitions"]]
+    assert told == [("firing", a.step, a.severity, a.value, a.message) for a in alerts]
 
 
 def test_engine_state_survives_json_and_gives_the_same_alerts() -> None:
@@ -269,7 +275,9 @@ def test_steps_may_start_anywhere_and_have_gaps() -> None:
 
 
 def test_replay_refuses_what_it_cannot_read() -> None:
-    with pytest.raises(ValueError, match=r"no column entropy. Its columns: step, x"):
+    with pytest.raises(ValueError, match=r"no column step. Its columns: entropy"):
+        replay({"entropy": [1.0]})
+    with pytest.raises(ValueError, match=r"No rule can judge the columns step, x. Expected entropy"):
         replay({"step": [1], "x": [1.0]})
     with pytest.raises(ValueError, match="'entropy' has 1 rows, expected 2"):
         replay({"step": [1, 2], "entropy": [1.0]})
@@ -286,10 +294,10 @@ def test_a_step_that_comes_again_replaces_the_rows_from_there() -> None:
     for step in range(20, 30):
         engine.observe(step, {"entropy": 2.0})
     state = engine.state_dict()
-    assert [step for step, _ in state["rows"]] == list(range(30))
-    assert state["rows"][20][1]["entropy"] == 2.0 and engine.baseline == 1.0
+    assert [step for step, _ in state["series"]["entropy"]] == list(range(30))
+    assert state["series"]["entropy"][20] == [20, 2.0] and engine.baseline == 1.0
 
 
 def test_rules_are_silent_without_a_baseline() -> None:
-    window = Window(np.arange(10), {"entropy": np.full(10, 0.5)}, math.nan)
-    assert entropy_collapse(window) is None and entropy_explosion(window) is None
+    window = Window({"entropy": (np.arange(10), np.full(10, 0.5))})
+    assert EntropyCollapse().check(window) is None and EntropyExplosion().check(window) is None

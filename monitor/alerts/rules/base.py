@@ -1,0 +1,57 @@
+"""What a rule is: a model whose fields are its thresholds, and a pure `check` from a Window to a Finding."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from monitor.alerts.window import TREND_ROWS, Window
+from monitor.records import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a rule says of one step. `breached`: its condition holds; `held`: a firing alert stays (hysteresis).
+
+    value, baseline, threshold in the unit of the watched series. message: what is the case, in a sentence or two with
+    the numbers; action: what to do.
+    """
+
+    breached: bool
+    held: bool
+    severity: Severity
+    value: float
+    baseline: float
+    threshold: float
+    message: str
+    action: str
+
+
+class Rule(BaseModel, ABC):
+    """One detector. Its own fields are thresholds that a rules file may change; the docstring says formula and reason.
+
+    name: what alerts are called after it. watches: the series whose value the finding reports. needs: the rule is asked
+    about the rows that have a value of all of these. uses: series that it looks at where they are known; without them
+    it judges with less power. rows: how far back it looks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
+    watches: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    uses: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[int] = TREND_ROWS
+    judges_broken: ClassVar[bool] = False  # asked about rows whose value is nan or inf too
+
+    enabled: bool = Field(True, description="false switches the rule off")
+    for_rows: int = Field(3, ge=1, description="rows in a row before it fires, gets worse or resolves")
+    cooldown_steps: int = Field(0, ge=0, description="steps after it resolved in which it fires again only if worse")
+    worst: Severity = Field("critical", description="the highest severity that it announces")
+
+    @abstractmethod
+    def check(self, window: Window) -> Finding | None:
+        """What the rule says of the newest row; None where it cannot judge."""

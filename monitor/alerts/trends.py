@@ -1,0 +1,86 @@
+"""Robust levels, noise and trends of short, noisy, correlated series."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Direction = Literal["rising", "flat", "falling", "unknown"]
+
+MIN_TREND_ROWS = 10
+TREND_T = 3.0  # |t| from which a trend counts: above the 2 of independent noise, because steps are correlated
+TINY_NATS = 1e-6  # entropies are clipped from below by it before the logarithm
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """A least-squares line through a few rows. slope: per step; t: slope / its standard error; rows: how many."""
+
+    slope: float
+    t: float
+    rows: int
+
+    @property
+    def direction(self) -> Direction:
+        """rising or falling if |t| >= TREND_T, flat if less, unknown with fewer than MIN_TREND_ROWS rows."""
+        if self.rows < MIN_TREND_ROWS:
+            return "unknown"
+        if abs(self.t) < TREND_T:
+            return "flat"
+        return "rising" if self.slope > 0 else "falling"
+
+    @property
+    def error(self) -> float:
+        """Standard error of the slope, per step."""
+        return abs(self.slope / self.t) if self.t else math.inf
+
+
+def fit_trend(steps: np.ndarray, values: np.ndarray) -> Trend:
+    """Least-squares line of values [n] over steps [n], ignoring non-finite values.
+
+    slope = Sxy / Sxx, t = slope / sqrt(residual variance / Sxx * (1 + r) / (1 - r)) with r >= 0 the lag-1
+    autocorrelation of the residuals: steps of one run are not independent. An exact line has t = +-inf, a constant 0.
+    """
+    keep = np.isfinite(values)
+    x, y = steps[keep].astype(np.float64), values[keep]
+    n = len(x)
+    if n < 3:
+        return Trend(0.0, 0.0, n)
+    x, y = x - x.mean(), y - y.mean()
+    sxx = float(x @ x)
+    slope = float(x @ y) / sxx
+    residual = y - slope * x
+    error = float(np.sqrt(residual @ residual / (n - 2) / sxx * _variance_inflation(residual)))
+    if abs(slope) * float(np.ptp(x)) < 1e-12:  # rounding error of a constant is not a trend
+        return Trend(0.0, 0.0, n)
+    return Trend(slope, slope / error if error > 0 else float(np.copysign(np.inf, slope)), n)
+
+
+def line_noise(values: np.ndarray) -> float:
+    """Robust standard deviation of values [n] around their line: 1.4826 * median |residual|."""
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    residual = values - values.mean() - (x @ values) / (x @ x) * x
+    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
+
+
+def log_noise(values: np.ndarray) -> float:
+    """`line_noise` of ln(values), the values clipped from below at TINY_NATS."""
+    return line_noise(np.log(np.maximum(values, TINY_NATS)))
+
+
+def steps_to(level: float, target: float, slope: float) -> float:
+    """Steps until level * exp(slope * steps) has fallen to target; 0 if it is there, inf if it does not fall."""
+    if level <= target:
+        return 0.0
+    return math.log(target / level) / slope if slope < 0 else math.inf
+
+
+def _variance_inflation(residual: np.ndarray) -> float:
+    """(1 + r) / (1 - r) of AR(1) residuals, r in [0, 0.9]; small windows underestimate r, never below 0 here."""
+    total = float(residual @ residual)
+    r = float(residual[1:] @ residual[:-1]) / total if total > 0 else 0.0
+    r = min(max(r, 0.0), 0.9)
+    return (1 + r) / (1 - r)
