@@ -6,7 +6,7 @@ steps):
 - The evaluations are smoothed by a running median of three, so that one lucky or unlucky evaluation labels nothing.
 - A run is damaged at the first evaluation from which the smoothed value stays at or below 60 % of its running peak to
   the end, if the fall is more than three standard errors of the difference between the peak and the mean of what
-  follows, and if two evaluations or more say so. Peaks under 10 % (pass@1) or two answers (distinct) have nothing to lose.
+  follows, and if two evaluations or more say so. Peaks under 5 % (pass@1) or one answer (distinct) have nothing to lose.
 - The true step lies after the evaluation before that one: (earliest, damage_step].
 - A run that ends between 60 and 75 % of its peak, or whose fall is not yet certain, is "unclear" and counts on neither
   side.
@@ -28,7 +28,7 @@ from benchmarks.corpus.grid import PROMPTS, SAMPLES
 LOST, SAFE = 0.60, 0.75  # shares of the peak: damaged at or below the first, undamaged at or above the second
 STANDARD_ERRORS = 3.0
 PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
-LEAST_PEAK = {PASS: 0.10, DISTINCT: 2.0}
+LEAST_PEAK = {PASS: 0.05, DISTINCT: 1.0}
 NO_SIGNAL = 0.03
 KINDS = ("healthy", "stall", "no_signal", "reward_lost", "diversity_lost", "unclear")
 
@@ -67,9 +67,9 @@ def outcome(series: Mapping[str, np.ndarray]) -> Outcome:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Running median of three [n]; the ends are the mean of their two."""
+    """Running median of three [n]; the first value stays (the base policy's), the last is the mean of the last two."""
     inner = [float(np.median(values[i - 1 : i + 2])) for i in range(1, len(values) - 1)]
-    return np.array([values[:2].mean(), *inner, values[-2:].mean()])
+    return np.array([values[0], *inner, values[-2:].mean()])
 
 
 def _fall(steps: np.ndarray, values: np.ndarray, key: str) -> Outcome:
