@@ -6,7 +6,8 @@ steps):
 - The evaluations are smoothed by a running median of three, so that one lucky or unlucky evaluation labels nothing.
 - A run is damaged at the first evaluation from which the smoothed value stays at or below 60 % of its running peak to
   the end, if the fall is more than three standard errors of the difference between the peak and the mean of what
-  follows, and if two evaluations or more say so. Peaks under 5 % (pass@1) or one answer (distinct) have nothing to lose.
+  follows, and if two evaluations or more say so. Peaks under 5 % (pass@1) or one answer (distinct) have nothing to
+  lose.
 - The true step lies after the evaluation before that one: (earliest, damage_step].
 - A run that ends between 60 and 75 % of its peak, or whose fall is not yet certain, is "unclear" and counts on neither
   side.

@@ -28,11 +28,12 @@ class Recorded:
 
 
 def working_runs(folder: Path, part: str) -> Iterator[Recorded]:
-    """The finished runs of `part` in a folder of benchmarks.corpus.make, by number; files of the other part stay shut."""
+    """The finished runs of `part` in a folder of benchmarks.corpus.make; files of the other part stay shut."""
     for path in sorted(folder.glob("c*.npz")):
         if PARTS[int(path.stem[1:]) % 2] == part:
             with np.load(path) as file:
                 about = json.loads(str(file["about"]))
                 columns = {key: file[key] for key in file.files if key != "about"}
-            counts = {key.removeprefix("counts/"): columns.pop(key) for key in list(columns) if key.startswith("counts/")}
+            histograms = [key for key in columns if key.startswith("counts/")]
+            counts = {key.removeprefix("counts/"): columns.pop(key) for key in histograms}
             yield Recorded(about, columns, counts)
