@@ -43,6 +43,27 @@ def test_an_export_of_two_runs_asks_which(tmp_path: Path) -> None:
     assert read_series(str(path), mapping={"entropy": "b - entropy"}).columns["entropy"] == [2.0]
 
 
+def test_a_run_of_trls_grpo_trainer() -> None:
+    """files/trainer_state.json: four steps of TRL 1.16.0 with beta=0.01, on a policy of one layer."""
+    series = read_series(str(Path(__file__).parent / "files"))
+    renamed = {key: column for key, column in series.mapping.items() if key != column}
+    assert renamed == {
+        "zero_variance_share": "frac_reward_zero_std",
+        "response_length": "completions/mean_length",
+        "truncated_share": "completions/clipped_ratio",
+        "clip_share_low": "clip_ratio/low_mean",
+        "clip_share_high": "clip_ratio/high_mean",
+        "lr": "learning_rate",
+        "perf/step_s": "step_time",
+    }
+    same = {"step", "reward", "reward_std", "entropy", "loss", "kl", "grad_norm"}
+    assert series.mapping.keys() - renamed.keys() == same
+    assert series.columns["step"] == [1, 2, 3, 4]
+    # a policy with random weights over 32 tokens is nearly uniform: ln 32 = 3.466 nats
+    assert series.columns["entropy"] == pytest.approx([math.log(32)] * 4, abs=0.01)
+    assert {"rewards/rew/mean", "clip_ratio/region_mean", "epoch", "num_tokens"} <= set(series.unmapped)
+
+
 def test_trainer_state_and_the_newest_checkpoint(tmp_path: Path) -> None:
     for last in (9, 10):
         folder = tmp_path / f"checkpoint-{last}"
