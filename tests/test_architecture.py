@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("rlvr_monitor", "monitor", "trainer", "dashboard")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-HEAVY = {"torch", "transformers", "triton", "streamlit", "plotly", "wandb", "pandas"}
+HEAVY = {"torch", "transformers", "triton", "streamlit", "plotly", "wandb", "tensorboard", "pandas"}
 FORBIDDEN = {
     "rlvr_monitor": {"trainer", "dashboard", "numpy", "duckdb", "pyarrow", *HEAVY},
     "monitor": {"rlvr_monitor", "trainer", "dashboard", *HEAVY},
@@ -23,7 +23,8 @@ ALLOWED_IN = {
     "rlvr_monitor": "monitor/cli.py",  # the check for modules that hide ours, which works where `monitor` is hidden
     "torch": "monitor/signals",
     "triton": "monitor/signals/group_kernel.py",  # imported by name where there is a GPU, never with the package
-    "wandb": "monitor/integrations/wandb.py",
+    "wandb": "monitor/integrations/",
+    "tensorboard": "monitor/integrations/",
 }
 SCREEN = 40  # lines
 

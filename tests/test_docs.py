@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import rlvr_monitor
-from docs import make_api, make_install, make_performance, make_reliability
+from docs import make_api, make_install, make_integrations, make_performance, make_reliability
 from docs.make_method import page
 from docs.make_reproduction import page as reproduction_page
 from monitor.store.reader import open_store
@@ -23,6 +23,12 @@ def blocks(page: str, language: str = "python") -> list[str]:
 
 def test_the_method_page_is_what_the_code_says():
     assert (ROOT / "docs/method.md").read_text() == page(), "Run: python -m docs.make_method"
+
+
+def test_the_page_of_aliases_is_what_their_table_says():
+    assert (ROOT / "docs/integrations.md").read_text() == make_integrations.page(), (
+        "Run: python -m docs.make_integrations"
+    )
 
 
 def test_the_page_of_public_names_is_what_their_docstrings_say():

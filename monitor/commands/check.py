@@ -10,11 +10,13 @@ import tyro
 
 from monitor.alerts.replay import evaluate_alerts
 from monitor.alerts.rules import DEFAULT_RULES
-from monitor.alerts.series import Series, read_series
 from monitor.alerts.window import BASELINE_ROWS
 from monitor.commands.output import DEFAULT_STORE, print_json
 from monitor.commands.parsing import call
 from monitor.errors import MonitorError
+from monitor.integrations.aliases import shortened
+from monitor.integrations.files.series import Series, read_series
+from monitor.records import SEVERITY_RANK
 
 
 def main(argv: list[str]) -> int:
@@ -23,28 +25,37 @@ def main(argv: list[str]) -> int:
 
 
 def check(
-    source: Annotated[str, tyro.conf.arg(metavar="SERIES.csv|.jsonl|.parquet|RUN")],
+    source: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER|RUN")],
     /,
     *,
+    map: str = "",
     store: str = DEFAULT_STORE,
     warmup: int | None = None,
     json: bool = False,
 ) -> int:
-    """Replay the alert rules on a series: columns step, entropy and, where known, reward, response_length.
+    """Replay the alert rules on a series: a run of the store, or what another trainer or tracker has written.
 
-    Exits with 1 if an alert fired, 0 if none did, 2 for wrong use.
+    Reads .csv (W&B's exports too), .jsonl (verl's file log too), .parquet, trainer_state.json, W&B's .wandb files and
+    TensorBoard's event files, or a folder with one run of these. Every column that is named by a key of docs/metrics.md
+    or by an alias of docs/integrations.md is used. Exits with 1 if an alert of severity warning or worse fired, 0 if
+    none did, 2 for wrong use.
 
     Args:
-        source: a file, or a run of the store
+        source: a file, a folder, or a run of the store
+        map: which columns to take: entropy=my/column,step=iteration
         store: folder of the store that holds RUN
         warmup: steps to leave out of the baseline; none: the run's
-        json: print {"alerts": [...]}
+        json: print {"alerts": [...], "mapping": {...}, "unmapped": [...]}
     """
     if warmup is not None and warmup < 0:
         raise MonitorError(f"--warmup is {warmup}, expected 0 or more steps.")
-    series = read_series(source, store)
-    for note in series.notes:
-        print(f"rlvr check: {note}", file=sys.stderr)
+    series = read_series(source, store, _mapping(map))
+    _print_columns(series)
+    if not any(all(key in series.columns for key in rule.needs) for rule in DEFAULT_RULES):
+        raise MonitorError(
+            f"{source!r} has no column that a rule can judge: expected entropy (nats) or reward, best both. Its other "
+            f"columns: {shortened(list(series.unmapped)) or 'none'}. Say which it is: --map entropy=COLUMN"
+        )
     warmup = series.warmup_steps if warmup is None else warmup
     found = evaluate_alerts(series.columns, warmup_steps=warmup)
     usable = _finite_rows(series, warmup)
@@ -55,14 +66,36 @@ def check(
             file=sys.stderr,
         )
     if json:
-        print_json({"alerts": found})
+        print_json({"alerts": found, "mapping": series.mapping, "unmapped": series.unmapped})
     else:
         _print(source, series, found)
-    return 1 if found else 0
+    return int(any(SEVERITY_RANK[alert["severity"]] >= SEVERITY_RANK["warning"] for alert in found))
+
+
+def _mapping(text: str) -> dict[str, str]:
+    """{key: column} of "key=column,key=column"; a column may hold "=", a key may not."""
+    found: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and column):
+            raise MonitorError(f"--map has {part!r}, expected key=column, as in --map entropy=my/column,step=iteration")
+        if key in found:
+            raise MonitorError(f"--map names {key} twice: {found[key]} and {column}.")
+        found[key] = column
+    return found
+
+
+def _print_columns(series: Series) -> None:
+    used = [key if key == column else f"{key} <- {column}" for key, column in series.mapping.items()]
+    lines = [*series.notes, f"uses {shortened(used)}"]
+    if series.unmapped:
+        lines.append(f"does not know {shortened(list(series.unmapped))}")
+    for line in lines:
+        print(f"rlvr check: {line}", file=sys.stderr)
 
 
 def _finite_rows(series: Series, warmup: int) -> int:
-    steps, entropies = series.columns["step"], series.columns["entropy"]
+    steps, entropies = series.columns["step"], series.columns.get("entropy", [None] * len(series))
     present = [step for step, value in zip(steps, entropies, strict=True) if value is not None]
     start = present[0] + warmup if present else 0
     return sum(

@@ -12,8 +12,8 @@ import pytest
 
 from monitor.alerts import replay
 from monitor.alerts.engine import AlertEngine
-from monitor.alerts.series import read_series
 from monitor.commands.check import main
+from monitor.integrations.files.series import read_series
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
 
@@ -31,10 +31,11 @@ def write_csv(path: Path, entropy: np.ndarray, header: str = "step,entropy,rewar
 
 def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([write_csv(tmp_path / "flat.csv", FLAT), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"alerts": []}
+    columns = {"step": "step", "reward": "reward", "entropy": "entropy"}
+    assert json.loads(capsys.readouterr().out) == {"alerts": [], "mapping": columns, "unmapped": ["note"]}
     assert main([write_csv(tmp_path / "fall.csv", FALL), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert list(report) == ["alerts"]
+    assert list(report) == ["alerts", "mapping", "unmapped"]
     (alert,) = report["alerts"]
     assert alert["rule"] == "entropy_collapse" and alert["severity"] == "warning" and alert["resolved_step"] is None
     expected = next(a for a in replay({"step": range(N), "entropy": FALL, "reward": REWARD}) if a.state == "firing")
@@ -77,15 +78,20 @@ def test_unsorted_and_duplicate_steps_are_repaired_and_told(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("a.csv", "step,ent,reward\n1,2,3\n", "no column entropy. Its columns: step, ent, reward."),
-        ("a.csv", "", "no column step and no column entropy. Its columns: none."),
+        ("a.csv", "step,ent,epoch\n1,2,3\n", "no column that a rule can judge: expected entropy (nats) or reward"),
+        ("a.csv", "entropy,epoch\n1,2\n", "no column of the step. Expected one of step, global_step, "),
+        ("a.csv", "iteration,entropy\n1,2\n", "Its columns: iteration, entropy. Say which it is: --map step=COLUMN"),
+        ("a.csv", "", "no column of the step. Expected one of step"),
         ("a.csv", "step,entropy\n0,0.5\n1,high\n", "line 3: entropy is 'high', expected a number"),
         ("a.csv", "step,entropy\n0.5,0.5\n", "line 2: step is '0.5', expected an integer"),
         ("a.jsonl", '{"step": 0, "entropy": 1}\n{"step": 1,\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1 is '[1]', expected an object"),
         ("a.jsonl", '{"step": 0, "entropy": true}\n', "line 1: entropy is True, expected a number"),
         ("a.parquet", "no parquet", "cannot be read as Parquet"),
-        ("a.txt", "step,entropy\n", "ends in '.txt', expected one of .csv, .jsonl, .parquet"),
+        ("a.txt", "step,entropy\n", "ends in '.txt', expected one of .csv, .jsonl, .parquet, .json, .wandb or a Tens"),
+        ("a.json", "{}", "has no list log_history"),
+        ("a.json", "{\n,", "line 2 is not JSON"),
+        ("a.wandb", "step,entropy\n", "is not a file of W&B: it begins with b'step,en'"),
     ],
 )
 def test_wrong_files_exit_2_and_say_why(
@@ -105,7 +111,7 @@ def test_missing_file_and_wrong_warmup(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([path, "--warmup", "-3"]) == 2
     assert "--warmup is -3" in capsys.readouterr().err
     assert main(["some-run", "--store", str(tmp_path / "none")]) == 2
-    assert "'some-run' is not a .csv" in capsys.readouterr().err
+    assert "'some-run' is not a .csv, .jsonl" in capsys.readouterr().err
 
 
 def test_warmup_moves_the_baseline(tmp_path: Path) -> None:

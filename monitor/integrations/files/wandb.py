@@ -1,0 +1,79 @@
+"""Reader of the run-<id>.wandb files that W&B writes, offline and online, before anything is sent.
+
+wandb has no reader of them in Python any more (its own is part of wandb-core); their frame is that of LevelDB's logs:
+
+    file    ":W&B", 0xBEE1, version 0; then blocks of 32 KiB, this head counting as part of the first
+    chunk   CRC-32 of type and data, uint32; length of the data, uint16; type: 1 whole, 2 first, 3 middle, 4 last; data
+    block   chunks; fewer than 7 bytes at its end are filled up with zeros
+
+A record is the data of a whole chunk or of a first to a last one: a protobuf message `Record` of wandb's.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from monitor.errors import MonitorError
+from monitor.extras import require_extras
+from monitor.integrations.files.table import Row, Table
+
+_HEAD = b":W&B\xe1\xbe\x00"
+_BLOCK = 32768
+_CHUNK = struct.Struct("<IHB")
+_WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_CLOCKS = ("_runtime", "_timestamp")
+
+
+def read_wandb(path: Path) -> Table:
+    """The history of a run: its numbers, a row for each step of wandb's own count, `_step`.
+
+    Reading ends at a damaged or unfinished record, with a note: wandb writes a run that is alive in pieces. Raises
+    MonitorError for another kind of file, MissingPackageError without wandb.
+    """
+    require_extras("Reading W&B's files", "wandb")
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at import
+
+    data = path.read_bytes()
+    if not data.startswith(_HEAD):
+        raise MonitorError(f"{str(path)!r} is not a file of W&B: it begins with {data[:7]!r}, expected {_HEAD!r}.")
+    names: dict[str, str] = {}
+    rows: list[Row] = []
+    used = len(_HEAD)
+    for end, message in _records(data):
+        used = end
+        record = Record.FromString(message)
+        if record.WhichOneof("record_type") != "history":
+            continue
+        row: dict[str, float] = {"_step": record.history.step.num}
+        for item in record.history.item:
+            value = json.loads(item.value_json)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                row[item.key or ".".join(item.nested_key)] = value
+        names |= {name: name for name in row if name not in _CLOCKS}
+        rows.append((f"step {record.history.step.num}", row))
+    notes = (f"{path}: {len(data) - used} bytes at its end are no whole record and are left out.",)
+    return Table(names, rows, notes if used < len(data) else ())
+
+
+def _records(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(where it ends, its bytes) of each whole record, up to the first that is damaged."""
+    at, parts = len(_HEAD), b""
+    while True:
+        rest = _BLOCK - at % _BLOCK
+        if rest < _CHUNK.size:
+            at += rest
+        if at + _CHUNK.size > len(data):
+            return
+        crc, length, kind = _CHUNK.unpack_from(data, at)
+        at += _CHUNK.size
+        piece = data[at : at + length]
+        if len(piece) < length or zlib.crc32(piece, zlib.crc32(bytes([kind]))) != crc:
+            return
+        at += length
+        parts = piece if kind in (_WHOLE, _FIRST) else parts + piece
+        if kind in (_WHOLE, _LAST):
+            yield at, parts
