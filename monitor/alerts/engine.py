@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
-from monitor.alerts.window import BASELINE_ROWS, LEVEL_ROWS, TREND_ROWS, Baseline, Best, Window
+from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, TREND_ROWS, Baseline, Best, Window
 from monitor.records import SEVERITY_RANK, Alert, AlertState
 
 EVALUATED = "eval/"  # prefix of series with a value every so many steps: all of theirs are kept
@@ -116,8 +116,8 @@ class AlertEngine:
             begun.append(value)
             if len(begun) == BASELINE_ROWS:
                 self._baselines[key] = Baseline.of(np.array(begun))
-        if key in self._baselines:
-            level = float(np.median([v for _, v in islice(reversed(rows), LEVEL_ROWS)]))
+        if len(rows) >= BEST_ROWS:
+            level = float(np.mean([v for _, v in islice(reversed(rows), BEST_ROWS)]))
             best = self._bests.get(key, Best(level, step, level, step))
             if level > best.high:
                 best = replace(best, high=level, high_step=step)

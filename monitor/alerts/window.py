@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from monitor.alerts.trends import TINY_NATS, Direction, Trend, fit_trend, line_noise, log_noise
+from monitor.alerts.trends import MIN_TREND_ROWS, TINY_NATS, Direction, Trend, fit_trend, line_noise, log_noise
 
 BASELINE_ROWS = 20  # values after warm-up whose median is the baseline
+BEST_ROWS = 10  # rows whose mean is the running level that the best one is taken of
 LEVEL_ROWS = 5  # rows whose median is the smoothed level: two outliers cannot move it
 SLOPE_ROWS = 20  # rows of the entropy's log-slope
 TREND_ROWS = 40  # rows of the trends of noisier series; also the window's size
@@ -38,7 +39,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The extreme levels that a series has had since its baseline was complete, and at which steps."""
+    """The highest and lowest mean of BEST_ROWS rows in a row that a series has had, and the steps at which they ended."""
 
     high: float
     high_step: int
@@ -52,7 +53,7 @@ class Window:
 
     series: of each key its last TREND_ROWS finite values with their steps, of an evaluated key ("eval/...") all of
     them. "Rows" below are values of the one series: a series that is logged every other step has half as many.
-    baselines, bests: of each key whose baseline is complete. nonfinite: of each key how many of its newest values in a
+    baselines: of each key whose first BASELINE_ROWS values are complete. bests: of each with BEST_ROWS values. nonfinite: of each key how many of its newest values in a
     row were nan or inf.
     """
 
@@ -85,6 +86,17 @@ class Window:
         """Robust standard deviation of a row of `key`, from its first values; nan until they are complete."""
         found = self.baselines.get(key)
         return math.nan if found is None else found.noise
+
+    def jitter(self, key: str) -> float:
+        """Standard deviation of a row of `key` around its moving mean, from the differences of the last rows in a row.
+
+        The larger of the plain and the robust estimate, each over sqrt(2); nan under MIN_TREND_ROWS rows.
+        """
+        values = self.last(key)[1]
+        if len(values) < MIN_TREND_ROWS:
+            return math.nan
+        steps = np.diff(values)
+        return float(max(np.sqrt(np.mean(steps**2)), 1.4826 * np.median(np.abs(steps))) / math.sqrt(2))
 
     def log_slope(self, key: str = "entropy", rows: int = SLOPE_ROWS) -> Trend:
         """Trend of ln(`key`) over the last `rows` rows: 0.02 means about 2 % up per step."""

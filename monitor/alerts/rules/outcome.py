@@ -1,0 +1,179 @@
+"""Rules on what the run is for: reward that is lost, answers that become few, groups that teach nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from monitor.alerts.rules.base import Finding, Rule
+from monitor.alerts.window import BEST_ROWS, Window
+
+
+def entropy_phrase(window: Window) -> str:
+    """What the entropy does meanwhile: whoever watches it alone may see nothing."""
+    level, base = window.level(), window.baseline()
+    if math.isnan(level) or not base > 0:
+        return ""
+    ratio = level / base
+    if 0.7 <= ratio <= 1.3:
+        return f" Entropy hardly shows it: {level:.3g} nat, {ratio:.0%} of its baseline."
+    return f" Entropy is {level:.3g} nat, {ratio:.0%} of its baseline."
+
+
+class RewardLost(Rule):
+    """Reward has fallen clearly below the run's own best, whatever the entropy does.
+
+    now = mean of the last `recent_rows` rows, best = highest mean of 10 rows in a row so far, sd = standard deviation
+    of a row from row-to-row differences, z = (best - now) / (sd sqrt(1/10 + 1/recent_rows)). Breached if z >= z_least
+    and, for a reward that is never negative, now <= share * best. Held while now <= release * best (negative rewards:
+    while z >= z_least / 2). Critical at or below critical_share * best.
+    """
+
+    name: ClassVar[str] = "reward_lost"
+    watches: ClassVar[str] = "reward"
+    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    uses: ClassVar[tuple[str, ...]] = ("entropy",)
+
+    recent_rows: int = Field(8, ge=2, le=40, description="rows whose mean is the reward now")
+    share: float = Field(0.80, gt=0, lt=1, description="of the best: lost")
+    release: float = Field(0.90, gt=0, le=1, description="of the best: recovered")
+    critical_share: float = Field(0.50, gt=0, lt=1, description="of the best: critical")
+    z_least: float = Field(4.0, gt=0, description="standard errors that the fall must exceed")
+
+    def check(self, window: Window) -> Finding | None:
+        best, sd = window.bests.get("reward"), window.jitter("reward")
+        if best is None or math.isnan(sd):
+            return None
+        now = window.mean("reward", self.recent_rows)
+        error = max(sd, 1e-9) * math.sqrt(1 / BEST_ROWS + 1 / self.recent_rows)
+        z = (best.high - now) / error
+        positive = best.low >= 0
+        low = now <= self.share * best.high if positive else True
+        held = now <= self.release * best.high if positive else z >= self.z_least / 2
+        critical = positive and now <= self.critical_share * best.high
+        ratio = f", {now / best.high:.0%} of it" if positive and best.high > 0 else ""
+        return Finding(
+            breached=low and z >= self.z_least,
+            held=held,
+            severity="critical" if critical else "warning",
+            value=now,
+            baseline=best.high,
+            threshold=self.share * best.high if positive else best.high - self.z_least * error,
+            message=f"Reward was {best.high:.3g} up to step {best.high_step} and is {now:.3g} now{ratio}."
+            + entropy_phrase(window),
+            action="Go back to a checkpoint from before the fall. Lower the learning rate; with a sparse weighting let "
+            "it choose among undecided tokens, or divide by all tokens (weighting.normalise all).",
+        )
+
+
+class DiversityLost(Rule):
+    """The policy gives fewer different right answers: it exploits what it found and stops exploring.
+
+    Evaluations, where they count distinct answers: now = mean of the last two, peak = highest mean of two in a row.
+    Breached if now <= share * peak with peak >= least_answers. Rollouts, where same answers are recorded: same = mean
+    same_answer_share (else duplicate_share) of the last 10 rows. Breached if same >= same_share, and rising or four
+    times its baseline. Critical at critical_share of the peak, or at twice same_share.
+    """
+
+    name: ClassVar[str] = "diversity_lost"
+    watches: ClassVar[str] = "same_answer_share"
+    needs: ClassVar[tuple[str, ...]] = ("reward",)
+    uses: ClassVar[tuple[str, ...]] = ("same_answer_share", "duplicate_share", "eval/heldout/distinct", "entropy")
+
+    share: float = Field(0.75, gt=0, lt=1, description="of the peak of distinct answers in evaluations: lost")
+    critical_share: float = Field(0.50, gt=0, lt=1, description="of that peak: critical")
+    least_answers: float = Field(2.0, gt=0, description="a lower peak of distinct answers has nothing to lose")
+    same_share: float = Field(0.25, gt=0, lt=1, description="chance that two right rollouts of a group agree: lost")
+
+    def check(self, window: Window) -> Finding | None:
+        findings = [found for found in (self._rollouts(window), self._evaluations(window)) if found is not None]
+        return max(findings, key=lambda found: (found.breached, found.severity == "critical")) if findings else None
+
+    def _rollouts(self, window: Window) -> Finding | None:
+        key = "same_answer_share" if "same_answer_share" in window.series else "duplicate_share"
+        same, base = window.mean(key, 10), window.baseline(key)
+        if math.isnan(same) or len(window.last(key)[1]) < 10:
+            return None
+        grown = window.trend(key) == "rising" or (base >= 0 and same >= 4 * max(base, 0.01))
+        what = "right answers" if key == "same_answer_share" else "rollouts"
+        return Finding(
+            breached=same >= self.same_share and grown,
+            held=same >= 0.7 * self.same_share,
+            severity="critical" if same >= 2 * self.same_share else "warning",
+            value=same,
+            baseline=base,
+            threshold=self.same_share,
+            message=f"Two {what} to one prompt are the same in {same:.0%} of the pairs"
+            + (f"; it was {base:.1%} at the start." if base >= 0 else ".")
+            + entropy_phrase(window),
+            action=_EXPLORE,
+        )
+
+    def _evaluations(self, window: Window) -> Finding | None:
+        steps, values = window.last("eval/heldout/distinct", 10_000)
+        if len(values) < 4:
+            return None
+        pairs = (values[1:] + values[:-1]) / 2
+        peak, now = float(pairs.max()), float(pairs[-1])
+        if peak < self.least_answers:
+            return None
+        return Finding(
+            breached=now <= self.share * peak,
+            held=now <= (self.share + 1) / 2 * peak,
+            severity="critical" if now <= self.critical_share * peak else "warning",
+            value=now,
+            baseline=peak,
+            threshold=self.share * peak,
+            message=f"Evaluations found {peak:.3g} distinct right answers to a prompt around step "
+            f"{int(steps[int(np.argmax(pairs)) + 1])} and {now:.3g} now." + entropy_phrase(window),
+            action=_EXPLORE,
+        )
+
+
+_EXPLORE = (
+    "Go back to a checkpoint from before the loss. Lower the learning rate or the epochs, raise the sampling "
+    "temperature or the upper clip, or hold the entropy (loss.entropy_target)."
+)
+
+
+class NoLearningSignal(Rule):
+    """Hardly any group has both right and wrong rollouts, so hardly any gradient is left.
+
+    dead = mean zero_variance_share of the last `recent_rows` rows. Breached if dead >= share and the groups are mostly
+    all wrong (all_wrong_share, else a mean reward under 5 %): those prompts are too hard. Groups that are all right are
+    what success looks like, and are named in an info alert.
+    """
+
+    name: ClassVar[str] = "no_learning_signal"
+    watches: ClassVar[str] = "zero_variance_share"
+    needs: ClassVar[tuple[str, ...]] = ("zero_variance_share",)
+    uses: ClassVar[tuple[str, ...]] = ("all_wrong_share", "all_correct_share", "reward")
+
+    recent_rows: int = Field(15, ge=2, le=40, description="rows whose mean is judged")
+    share: float = Field(0.90, gt=0, le=1, description="of the groups without a gradient")
+    release: float = Field(0.75, gt=0, le=1, description="of the groups: recovered")
+
+    def check(self, window: Window) -> Finding | None:
+        steps, values = window.last("zero_variance_share", self.recent_rows)
+        if len(values) < self.recent_rows:
+            return None
+        dead = float(values.mean())
+        wrong = window.mean("all_wrong_share", self.recent_rows)
+        reward = window.mean("reward", self.recent_rows)
+        hard = wrong >= dead / 2 if not math.isnan(wrong) else reward < 0.05
+        which = "all wrong" if hard else "all right"
+        return Finding(
+            breached=dead >= self.share,
+            held=dead >= self.release,
+            severity="warning" if hard else "info",
+            value=dead,
+            baseline=window.baseline("zero_variance_share"),
+            threshold=self.share,
+            message=f"{dead:.0%} of the groups teach nothing: their rollouts are {which} (mean reward {reward:.3g}).",
+            action="Take easier prompts, a larger group, or a better start: no update can find what no rollout shows."
+            if hard
+            else "The prompts are learnt: take harder ones, or stop.",
+        )
