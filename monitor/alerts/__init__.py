@@ -3,6 +3,19 @@
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.replay import evaluate_alerts, fired, replay
 from monitor.alerts.rules import DEFAULT_RULES, RULES, Finding, Rule
+from monitor.alerts.verdict import Verdict, verdict
 from monitor.alerts.window import Window
 
-__all__ = ["DEFAULT_RULES", "RULES", "AlertEngine", "Finding", "Rule", "Window", "evaluate_alerts", "fired", "replay"]
+__all__ = [
+    "DEFAULT_RULES",
+    "RULES",
+    "AlertEngine",
+    "Finding",
+    "Rule",
+    "Verdict",
+    "Window",
+    "evaluate_alerts",
+    "fired",
+    "replay",
+    "verdict",
+]

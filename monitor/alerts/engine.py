@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
 from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, TREND_ROWS, Baseline, Best, Window
-from monitor.records import SEVERITY_RANK, Alert, AlertState
+from monitor.records import SEVERITY_RANK, Alert, AlertState, Severity
 
 EVALUATED = "eval/"  # prefix of series with a value every so many steps: all of theirs are kept
 
@@ -33,6 +33,16 @@ class _RuleState:
     resolved_severity: str = "info"  # the worst that it announced
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An alert that fires now: since which step, at which severity, and what its rule finds of the newest row."""
+
+    rule: Rule
+    first_step: int
+    severity: Severity
+    finding: Finding
+
+
 class AlertEngine:
     """Evaluates the rules on each step of one run; deterministic, O(window) per step and in memory.
 
@@ -49,6 +59,7 @@ class AlertEngine:
         self.warmup_steps = warmup_steps
         self.series = tuple(dict.fromkeys(key for rule in self.rules for key in (*rule.needs, *rule.uses)))
         self._first_step: int | None = None
+        self.last_step: int | None = None  # the newest step with a value that a rule looks at
         self._series = {key: _deque(key) for key in self.series}
         self._first_values: dict[str, list[float]] = {}
         self._baselines: dict[str, Baseline] = {}
@@ -74,6 +85,7 @@ class AlertEngine:
             return []
         if self._first_step is None:
             self._first_step = step
+        self.last_step = step
         known = {key: value for key, value in row.items() if math.isfinite(value)}
         for key in row:
             self._go_back(key, step)
@@ -83,6 +95,16 @@ class AlertEngine:
         window = self.window()
         asked = [rule for rule in self.rules if all(k in (row if rule.judges_broken else known) for k in rule.needs)]
         return [alert for rule in asked for alert in self._advance(rule, step, rule.check(window))]
+
+    def open(self) -> list[Open]:
+        """The alerts that fire now, in the order of the rules."""
+        window, found = self.window(), []
+        for rule in self.rules:
+            state = self._states[rule.name]
+            finding = rule.check(window) if state.state == "firing" else None
+            if finding is not None:
+                found.append(Open(rule, state.first_step, cast(Severity, state.severity), finding))
+        return found
 
     def window(self) -> Window:
         """The run as rules see it now."""
@@ -167,6 +189,7 @@ class AlertEngine:
         return {
             "warmup_steps": self.warmup_steps,
             "first_step": self._first_step,
+            "last_step": self.last_step,
             "series": {key: [list(row) for row in rows] for key, rows in self._series.items()},
             "first_values": {key: list(values) for key, values in self._first_values.items()},
             "bests": {key: asdict(best) for key, best in self._bests.items()},
@@ -177,7 +200,7 @@ class AlertEngine:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; rules that it does not know start quiet. Raises KeyError for a foreign dict."""
         self.warmup_steps = int(state["warmup_steps"])
-        self._first_step = state["first_step"]
+        self._first_step, self.last_step = state["first_step"], state["last_step"]
         for key, rows in self._series.items():
             rows.clear()
             rows.extend((int(step), float(value)) for step, value in state["series"].get(key, ()))

@@ -20,6 +20,13 @@ def replay(series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[
     looks at are ignored. None in a column is a missing value, nan or inf a broken one. Raises ValueError for missing,
     unequal or unordered columns, and if no rule can judge any of them.
     """
+    return observe_all(series, warmup_steps=warmup_steps, rules=rules)[1]
+
+
+def observe_all(
+    series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[Rule] = DEFAULT_RULES
+) -> tuple[AlertEngine, list[Alert]]:
+    """(an engine that has observed a whole series, the transitions on the way); as `replay`, which see."""
     if "step" not in series:
         raise ValueError(f"The series has no column step. Its columns: {', '.join(series) or 'none'}.")
     steps = [int(step) for step in series["step"]]
@@ -37,7 +44,7 @@ def replay(series: Mapping[str, Any], *, warmup_steps: int = 0, rules: Sequence[
     alerts = []
     for index, step in enumerate(steps):
         alerts += engine.observe(step, {key: column[index] for key, column in columns.items()})
-    return alerts
+    return engine, alerts
 
 
 def evaluate_alerts(series: Mapping[str, Any], *, warmup_steps: int = 0) -> list[dict[str, Any]]:

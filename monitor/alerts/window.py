@@ -39,7 +39,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The highest and lowest mean of BEST_ROWS rows in a row that a series has had, and the steps at which they ended."""
+    """The highest and lowest mean of BEST_ROWS rows in a row that a series has had, and the steps where they ended."""
 
     high: float
     high_step: int
@@ -53,8 +53,8 @@ class Window:
 
     series: of each key its last TREND_ROWS finite values with their steps, of an evaluated key ("eval/...") all of
     them. "Rows" below are values of the one series: a series that is logged every other step has half as many.
-    baselines: of each key whose first BASELINE_ROWS values are complete. bests: of each with BEST_ROWS values. nonfinite: of each key how many of its newest values in a
-    row were nan or inf.
+    baselines: of each key whose first BASELINE_ROWS values are complete. bests: of each with BEST_ROWS values.
+    nonfinite: of each key how many of its newest values in a row were nan or inf.
     """
 
     series: Mapping[str, Series]

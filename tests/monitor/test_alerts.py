@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from monitor.alerts import AlertEngine, Window, fired, replay
-from monitor.alerts.rules.entropy import NOISE_WIDTH, EntropyCollapse, EntropyExplosion, widened
+from monitor.alerts.rules.entropy import NOISE_WIDTH, EntropyCollapse, EntropyExplosion, NonfiniteEntropy, widened
 from monitor.alerts.trends import fit_trend, log_noise, steps_to
 from monitor.alerts.window import Baseline
 from monitor.records import Alert
@@ -19,11 +19,15 @@ def noisy(values: np.ndarray, seed: int, scale: float = 0.05) -> np.ndarray:
     return values * np.exp(scale * np.random.default_rng(seed).standard_normal(len(values)))
 
 
+ENTROPY_RULES = (EntropyCollapse(), EntropyExplosion(), NonfiniteEntropy())
+
+
 def run(entropy: np.ndarray, reward: np.ndarray | None = None, **kwargs: object) -> list[Alert]:
+    """What the rules on the entropy say; those on the reward have tests of their own."""
     series: dict[str, object] = {"step": np.arange(len(entropy)), "entropy": entropy}
     if reward is not None:
         series["reward"] = reward
-    return replay(series, **kwargs)  # type: ignore[arg-type]
+    return replay(series, rules=ENTROPY_RULES, **kwargs)  # type: ignore[arg-type]
 
 
 def firings(alerts: list[Alert]) -> list[tuple[str, str]]:
@@ -253,11 +257,11 @@ def test_engine_state_survives_json_and_gives_the_same_alerts() -> None:
     whole = run(entropy, reward)
     for cut in (0, 7, 25, 80, 120):
         alerts: list[Alert] = []
-        engine = AlertEngine()
+        engine = AlertEngine(ENTROPY_RULES)
         for step in range(150):
             if step == cut:
                 state = json.loads(json.dumps(engine.state_dict(), allow_nan=False))
-                engine = AlertEngine()
+                engine = AlertEngine(ENTROPY_RULES)
                 engine.load_state_dict(state)
             alerts += engine.observe(step, {"entropy": entropy[step], "reward": reward[step], "perf/step_s": 1.0})
         assert alerts == whole

@@ -33,7 +33,9 @@ class Finding:
 class Rule(BaseModel, ABC):
     """One detector. Its own fields are thresholds that a rules file may change; the docstring says formula and reason.
 
-    name: what alerts are called after it. watches: the series whose value the finding reports. needs: the rule is asked
+    name: what alerts are called after it. says: what is happening, as the start of a sentence; cure: what to do, in a
+    few words; both stand in the verdict. watches: the series whose value the finding reports. floor: the share of the
+    baseline that damage is projected to, where the watched series falls. needs: the rule is asked
     about the rows that have a value of all of these. uses: series that it looks at where they are known; without them
     it judges with less power. rows: how far back it looks.
     """
@@ -41,6 +43,9 @@ class Rule(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
+    says: ClassVar[str]
+    cure: ClassVar[str]
+    floor: ClassVar[float | None] = None
     watches: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     uses: ClassVar[tuple[str, ...]] = ()

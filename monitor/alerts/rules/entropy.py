@@ -11,6 +11,7 @@ from monitor.alerts.rules.base import Finding, Rule
 from monitor.alerts.trends import Direction, Trend, steps_to
 from monitor.alerts.window import Window
 
+FLOOR_SHARE = 0.10  # of the baseline: the floor that messages and verdicts project to
 NOISE_WIDTH = 3.5  # thresholds lie at least so many standard deviations of the first rows away from the baseline
 
 
@@ -38,6 +39,9 @@ class EntropyCollapse(Rule):
     """
 
     name: ClassVar[str] = "entropy_collapse"
+    says: ClassVar[str] = "Entropy is collapsing"
+    cure: ClassVar[str] = "go back before the fall and lower the learning rate, or hold the entropy"
+    floor: ClassVar[float | None] = FLOOR_SHARE
     watches: ClassVar[str] = "entropy"
     needs: ClassVar[tuple[str, ...]] = ("entropy",)
     uses: ClassVar[tuple[str, ...]] = ("reward",)
@@ -46,7 +50,6 @@ class EntropyCollapse(Rule):
     early_share: float = Field(0.50, gt=0, lt=1, description="of the baseline: enough for a steep fall without reward")
     steep: float = Field(0.02, gt=0, description="log-slope per step of a steep fall; 0.02 halves in 35 steps")
     release: float = Field(4 / 3, ge=1, description="times the threshold: recovered")
-    floor_share: float = Field(0.10, gt=0, lt=1, description="of the baseline: the floor that messages project to")
     urgent_steps: float = Field(20, ge=0, description="a floor that is nearer is critical unless reward rises")
     least_nats: float = Field(0.02, ge=0, description="a lower baseline has no entropy to lose")
 
@@ -61,7 +64,7 @@ class EntropyCollapse(Rule):
         early = steep and ratio < early_share
         low = ratio < low_share
         sinking = ratio < early_share * self.release and slope.slope < 0
-        floor = self.floor_share * base
+        floor = FLOOR_SHARE * base
         left = steps_to(level, floor, slope.slope)
         urgent = reward != "rising" and left < self.urgent_steps
         if left == 0:
@@ -96,6 +99,8 @@ class EntropyExplosion(Rule):
     """
 
     name: ClassVar[str] = "entropy_explosion"
+    says: ClassVar[str] = "Entropy is exploding"
+    cure: ClassVar[str] = "go back before the rise and lower the learning rate or the entropy bonus"
     watches: ClassVar[str] = "entropy"
     needs: ClassVar[tuple[str, ...]] = ("entropy",)
     uses: ClassVar[tuple[str, ...]] = ("reward", "response_length")
@@ -143,6 +148,8 @@ class NonfiniteEntropy(Rule):
     """Entropy is nan or inf in `least_rows` rows in a row: the policy's numbers are broken. Held until a finite row."""
 
     name: ClassVar[str] = "nonfinite_entropy"
+    says: ClassVar[str] = "Entropy is not finite"
+    cure: ClassVar[str] = "go back to the last checkpoint with finite values"
     watches: ClassVar[str] = "entropy"
     needs: ClassVar[tuple[str, ...]] = ("entropy",)
     judges_broken: ClassVar[bool] = True

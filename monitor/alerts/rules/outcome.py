@@ -33,6 +33,9 @@ class RewardLost(Rule):
     """
 
     name: ClassVar[str] = "reward_lost"
+    says: ClassVar[str] = "Reward is being lost"
+    cure: ClassVar[str] = "go back to a checkpoint from before the fall and lower the learning rate"
+    floor: ClassVar[float | None] = 0.10
     watches: ClassVar[str] = "reward"
     needs: ClassVar[tuple[str, ...]] = ("reward",)
     uses: ClassVar[tuple[str, ...]] = ("entropy",)
@@ -79,6 +82,8 @@ class DiversityLost(Rule):
     """
 
     name: ClassVar[str] = "diversity_lost"
+    says: ClassVar[str] = "Right answers become the same"
+    cure: ClassVar[str] = "go back before the loss and hold the entropy"
     watches: ClassVar[str] = "same_answer_share"
     needs: ClassVar[tuple[str, ...]] = ("reward",)
     uses: ClassVar[tuple[str, ...]] = ("same_answer_share", "duplicate_share", "eval/heldout/distinct", "entropy")
@@ -148,6 +153,8 @@ class NoLearningSignal(Rule):
     """
 
     name: ClassVar[str] = "no_learning_signal"
+    says: ClassVar[str] = "Hardly any group teaches"
+    cure: ClassVar[str] = "take prompts of another difficulty or a larger group"
     watches: ClassVar[str] = "zero_variance_share"
     needs: ClassVar[tuple[str, ...]] = ("zero_variance_share",)
     uses: ClassVar[tuple[str, ...]] = ("all_wrong_share", "all_correct_share", "reward")
@@ -157,7 +164,7 @@ class NoLearningSignal(Rule):
     release: float = Field(0.75, gt=0, le=1, description="of the groups: recovered")
 
     def check(self, window: Window) -> Finding | None:
-        steps, values = window.last("zero_variance_share", self.recent_rows)
+        values = window.last("zero_variance_share", self.recent_rows)[1]
         if len(values) < self.recent_rows:
             return None
         dead = float(values.mean())

@@ -20,6 +20,8 @@ class BlindSelection(Rule):
     """
 
     name: ClassVar[str] = "blind_selection"
+    says: ClassVar[str] = "The weighting selects decided tokens"
+    cure: ClassVar[str] = "select among undecided tokens or divide by all tokens"
     watches: ClassVar[str] = "selected_decided_share"
     needs: ClassVar[tuple[str, ...]] = ("selected_decided_share", "decided_share", "selected_share")
 
@@ -43,8 +45,8 @@ class BlindSelection(Rule):
             value=chosen,
             baseline=decided,
             threshold=self.share,
-            message=f"{chosen:.0%} of the selected tokens are decided (under 0.05 nat), of all tokens {decided:.0%}: the "
-            f"{selected:.0%} that are trained on carry hardly a choice.",
+            message=f"{chosen:.0%} of the selected tokens are decided (under 0.05 nat), of all tokens {decided:.0%}: "
+            f"the {selected:.0%} that are trained on carry hardly a choice.",
             action="Select among undecided tokens, keep more tokens, or divide by all tokens "
             "(weighting.normalise all): else the reward is likely to go while the entropy stays.",
         )

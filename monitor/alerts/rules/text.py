@@ -14,11 +14,13 @@ from monitor.alerts.window import Window
 class TruncationRunaway(Rule):
     """Ever more completions are cut off at the limit, so their answers are never seen.
 
-    now = mean truncated_share of the last 8 rows. Breached if now >= share and now >= baseline + margin while the reward
-    does not rise. Critical if the reward falls.
+    now = mean truncated_share of the last 8 rows. Breached if now >= share and now >= baseline + margin while the
+    reward does not rise. Critical if the reward falls.
     """
 
     name: ClassVar[str] = "truncation_runaway"
+    says: ClassVar[str] = "Completions are cut off at the limit"
+    cure: ClassVar[str] = "read the newest rollouts, then raise the limit or go back"
     watches: ClassVar[str] = "truncated_share"
     needs: ClassVar[tuple[str, ...]] = ("truncated_share",)
     uses: ClassVar[tuple[str, ...]] = ("reward", "response_length")
@@ -40,16 +42,21 @@ class TruncationRunaway(Rule):
             threshold=max(self.share, base + self.margin),
             message=f"{now:.0%} of the completions are cut off at the length limit; it was {base:.0%} at the start. "
             + ("No reward is known." if reward == "unknown" else f"Reward is {reward}."),
-            action="Read the newest rollouts: if they ramble, go back to a checkpoint and lower the learning rate or an "
-            "entropy bonus; if they reason, raise rollout.max_new_tokens.",
+            action="Read the newest rollouts: if they ramble, go back to a checkpoint and lower the learning rate or "
+            "an entropy bonus; if they reason, raise rollout.max_new_tokens.",
         )
 
 
 class Repetition(Rule):
-    """Completions repeat themselves: a policy that loops. Breached if the mean repetition_share of the last 8 rows is at
-    least `share` and `times` its baseline. Critical if the reward falls."""
+    """Completions repeat themselves: a policy that loops.
+
+    Breached if the mean repetition_share of the last 8 rows is at least `share` and `times` its baseline. Critical if
+    the reward falls.
+    """
 
     name: ClassVar[str] = "repetition"
+    says: ClassVar[str] = "Completions repeat themselves"
+    cure: ClassVar[str] = "read the newest rollouts and go back to before the loops"
     watches: ClassVar[str] = "repetition_share"
     needs: ClassVar[tuple[str, ...]] = ("repetition_share",)
     uses: ClassVar[tuple[str, ...]] = ("reward",)
@@ -70,5 +77,6 @@ class Repetition(Rule):
             baseline=base,
             threshold=threshold,
             message=f"{now:.0%} of a completion repeats what stood in it before; it was {base:.1%} at the start.",
-            action="Read the newest rollouts; go back to a checkpoint from before the loops and lower the learning rate.",
+            action="Read the newest rollouts; go back to a checkpoint from before the loops and lower the learning "
+            "rate.",
         )

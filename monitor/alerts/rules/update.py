@@ -17,6 +17,8 @@ class KlRunaway(Rule):
     """The policy runs away from its reference: KL over `nats`, still rising, while the reward does not rise."""
 
     name: ClassVar[str] = "kl_runaway"
+    says: ClassVar[str] = "The policy runs away from its reference"
+    cure: ClassVar[str] = "lower the learning rate or raise the KL coefficient"
     watches: ClassVar[str] = "kl"
     needs: ClassVar[tuple[str, ...]] = ("kl",)
     uses: ClassVar[tuple[str, ...]] = ("reward",)
@@ -46,6 +48,8 @@ class SamplerMismatch(Rule):
     """
 
     name: ClassVar[str] = "sampler_mismatch"
+    says: ClassVar[str] = "Sampler and trainer disagree"
+    cure: ClassVar[str] = "compare their precision, temperature and weights"
     watches: ClassVar[str] = "sampler_mismatch"
     needs: ClassVar[tuple[str, ...]] = ("sampler_mismatch",)
 
@@ -71,6 +75,8 @@ class ClipSaturation(Rule):
     """The update wants to go further than the clip allows: more than `share` of its tokens are clipped."""
 
     name: ClassVar[str] = "clip_saturation"
+    says: ClassVar[str] = "Many tokens are clipped"
+    cure: ClassVar[str] = "take fewer updates of each rollout batch"
     watches: ClassVar[str] = "clip_share_high"
     needs: ClassVar[tuple[str, ...]] = ("clip_share_low", "clip_share_high")
 
@@ -97,6 +103,8 @@ class GradientSpikes(Rule):
     """Gradients burst: at least `spikes` of the last 10 norms are over `times` the median of the first rows."""
 
     name: ClassVar[str] = "gradient_spikes"
+    says: ClassVar[str] = "Gradients burst"
+    cure: ClassVar[str] = "lower the learning rate or the gradient clip"
     watches: ClassVar[str] = "grad_norm"
     needs: ClassVar[tuple[str, ...]] = ("grad_norm",)
     uses: ClassVar[tuple[str, ...]] = ("reward",)
@@ -126,6 +134,8 @@ class NonfiniteLoss(Rule):
     """Loss or gradient norm is nan or inf: weights that are updated with it stay broken."""
 
     name: ClassVar[str] = "nonfinite_loss"
+    says: ClassVar[str] = "Loss or gradient is not finite"
+    cure: ClassVar[str] = "go back to the last checkpoint with finite values"
     watches: ClassVar[str] = "grad_norm"
     needs: ClassVar[tuple[str, ...]] = ("grad_norm",)
     uses: ClassVar[tuple[str, ...]] = ("loss",)

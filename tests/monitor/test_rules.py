@@ -1,0 +1,201 @@
+"""Each alert rule beyond those on the entropy: where it fires, where it must not, and with which numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from monitor.alerts import DEFAULT_RULES, RULES, AlertEngine, replay
+from monitor.alerts.rules.outcome import DiversityLost, NoLearningSignal, RewardLost
+from monitor.alerts.rules.selection import BlindSelection
+from monitor.alerts.rules.text import Repetition, TruncationRunaway
+from monitor.alerts.rules.update import ClipSaturation, GradientSpikes, KlRunaway, NonfiniteLoss, SamplerMismatch
+from monitor.metrics import metric
+from monitor.records import Alert
+
+
+def noisy(values: np.ndarray, scale: float = 0.02, seed: int = 0) -> np.ndarray:
+    return values + scale * np.random.default_rng(seed).standard_normal(len(values))
+
+
+def firings(rule: Any, n: int = 100, **columns: Any) -> list[Alert]:
+    series = {key.replace("__", "/").replace("_at_", "@"): column for key, column in columns.items()}
+    return [a for a in replay({"step": np.arange(n), **series}, rules=[rule]) if a.state == "firing"]
+
+
+def line(*points: tuple[int, float], n: int = 100) -> np.ndarray:
+    """A curve through (step, value) points, straight between them."""
+    return np.interp(np.arange(n), *zip(*points, strict=True))
+
+
+@pytest.mark.parametrize("rule", DEFAULT_RULES, ids=lambda rule: rule.name)
+def test_a_rule_names_known_series_and_explains_itself(rule: Any) -> None:
+    for key in (*rule.needs, *rule.uses, rule.watches):
+        metric(key)
+    assert rule.watches in (*rule.needs, *rule.uses)
+    assert (
+        RULES[rule.name] is type(rule)
+        and rule.says
+        and rule.cure
+        and (type(rule).__doc__ or "").endswith((".", "\n    "))
+    )
+    assert all(field.description for field in type(rule).model_fields.values())
+
+
+def test_thresholds_are_checked() -> None:
+    with pytest.raises(ValidationError, match="less than 1"):
+        RewardLost(share=1.5)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        RewardLost(shares=0.5)  # type: ignore[call-arg]
+
+
+def test_reward_that_is_lost_while_the_entropy_is_flat() -> None:
+    reward = noisy(line((0, 0.2), (30, 0.6), (50, 0.6), (80, 0.1)))
+    first, *worse = firings(RewardLost(), reward=reward, entropy=np.full(100, 0.45))
+    assert first.severity == "warning" and 55 <= first.step <= 65
+    assert first.baseline == pytest.approx(0.6, abs=0.03)  # the mean of its best ten rows
+    assert first.value == pytest.approx(reward[first.step - 7 : first.step + 1].mean())  # of the last eight
+    assert "Entropy hardly shows it: 0.45 nat, 100% of its baseline." in first.message
+    assert [a.severity for a in worse] == ["critical"] and worse[0].value <= 0.5 * worse[0].baseline
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        noisy(line((0, 0.2), (99, 0.8)), 0.05),  # it climbs
+        noisy(np.full(100, 0.5), 0.1),  # it is flat and noisy
+        noisy(line((0, 0.5), (99, 0.45)), 0.05),  # it loses a tenth
+        np.where(np.arange(100) % 25 == 0, 0.0, 0.6),  # single bad steps
+        np.zeros(100),  # there never was any
+    ],
+)
+def test_reward_that_is_not_lost(reward: np.ndarray) -> None:
+    assert firings(RewardLost(), reward=reward) == []
+
+
+def test_a_reward_below_zero_is_judged_by_its_noise_alone() -> None:
+    assert firings(RewardLost(), reward=noisy(np.full(100, -0.5), 0.1)) == []
+    (alert,) = firings(RewardLost(), reward=noisy(line((0, -0.9), (40, -0.1), (60, -0.1), (80, -0.8)), 0.05))
+    assert 60 <= alert.step <= 72 and alert.severity == "warning"
+
+
+def test_diversity_by_the_rollouts_own_answers() -> None:
+    same = line((0, 0.01), (40, 0.01), (90, 0.6))
+    alerts = firings(DiversityLost(), reward=line((0, 0.3), (99, 0.9)), same_answer_share=same)
+    # the mean of ten rows of a line is its value 4.5 rows before: 0.25 at step 40 + 0.24/0.0118 + 4.5 = 64.8, third row
+    assert (alerts[0].step, alerts[0].severity) == (67, "warning")
+    assert alerts[0].value == pytest.approx(same[58:68].mean()) and alerts[1].severity == "critical"
+    assert (
+        firings(DiversityLost(), reward=np.full(100, 0.5), same_answer_share=np.full(100, 0.3)) == []
+    )  # always was so
+    assert firings(DiversityLost(), reward=np.full(100, 0.5), duplicate_share=same)[0].step == 67
+
+
+def test_diversity_by_evaluations() -> None:
+    distinct = np.full(100, math.nan)
+    distinct[::10] = [4, 7, 9, 9, 8, 7, 6, 5, 4, 4]
+    columns = {
+        "reward": np.linspace(0.3, 0.9, 100),
+        "eval__heldout__distinct": [None if math.isnan(v) else v for v in distinct],
+    }
+    (first, *_) = firings(DiversityLost(for_rows=1), **columns)
+    # means of two in a row: 5.5 8 9 8.5 7.5 6.5 ...; the peak is 9, and 6.5 at step 60 is the first at or under 6.75
+    assert (first.step, first.value, first.baseline, first.threshold) == (60, 6.5, 9.0, 6.75)
+
+
+def test_groups_that_teach_nothing() -> None:
+    dead = np.full(100, 0.95)
+    (hard,) = firings(NoLearningSignal(), zero_variance_share=dead, all_wrong_share=dead, reward=np.full(100, 0.01))
+    assert hard.step == 16 and hard.severity == "warning" and "all wrong" in hard.message  # 15 rows, third in a row
+    (easy,) = firings(
+        NoLearningSignal(), zero_variance_share=dead, all_wrong_share=np.zeros(100), reward=np.full(100, 0.97)
+    )
+    assert easy.severity == "info" and "all right" in easy.message
+    (unsplit,) = firings(NoLearningSignal(), zero_variance_share=dead, reward=np.full(100, 0.01))
+    assert unsplit.severity == "warning"
+    assert firings(NoLearningSignal(), zero_variance_share=np.full(100, 0.6)) == []
+
+
+def test_a_selection_of_decided_tokens() -> None:
+    columns = {"decided_share": np.full(100, 0.65), "selected_share": np.full(100, 0.1)}
+    (alert,) = firings(BlindSelection(), selected_decided_share=np.full(100, 0.94), **columns)
+    assert alert.step == 6 and alert.value == 0.94 and alert.baseline == 0.65  # five rows, third in a row
+    assert firings(BlindSelection(), selected_decided_share=np.full(100, 0.80), **columns) == []
+    dense = columns | {"selected_share": np.ones(100), "decided_share": np.full(100, 0.94)}
+    assert firings(BlindSelection(), selected_decided_share=np.full(100, 0.94), **dense) == []
+
+
+def test_completions_that_are_cut_off_or_repeat() -> None:
+    truncated = line((0, 0.05), (40, 0.05), (80, 0.9))
+    falling = line((0, 0.6), (40, 0.6), (99, 0.1))
+    alerts = firings(TruncationRunaway(), truncated_share=truncated, reward=noisy(falling, 0.005))
+    assert alerts[0].threshold == pytest.approx(0.30) and alerts[-1].severity == "critical"
+    rising = noisy(line((0, 0.2), (99, 0.9)), 0.005)
+    assert firings(TruncationRunaway(), truncated_share=truncated, reward=rising) == []
+    (loops,) = firings(Repetition(), repetition_share=line((0, 0.02), (40, 0.02), (60, 0.5)))
+    assert loops.threshold == pytest.approx(0.15) and loops.value >= 0.15
+    assert firings(Repetition(), repetition_share=np.full(100, 0.2)) == []  # a task whose answers repeat by nature
+
+
+def test_updates_that_go_too_far() -> None:
+    falling, rising = noisy(line((0, 0.6), (99, 0.1)), 0.005), noisy(line((0, 0.1), (99, 0.6)), 0.005)
+    kl = line((0, 0.0), (99, 1.0))
+    assert firings(KlRunaway(), kl=kl, reward=falling)[0].severity == "critical"
+    assert firings(KlRunaway(), kl=kl, reward=rising) == []
+    assert firings(SamplerMismatch(), sampler_mismatch=np.full(100, 0.2))[0].severity == "warning"
+    assert firings(SamplerMismatch(), sampler_mismatch=np.full(100, 0.01)) == []
+    (clipped,) = firings(ClipSaturation(), clip_share_low=np.full(100, 0.1), clip_share_high=np.full(100, 0.15))
+    assert clipped.value == pytest.approx(0.25)
+    norms = np.ones(100)
+    norms[[50, 53, 56, 57, 58]] = 20.0
+    (burst,) = firings(GradientSpikes(), grad_norm=norms)
+    assert burst.step == 58 and burst.threshold == 10.0  # 56 is the third spike of ten rows, then three rows in a row
+    norms[[53, 56, 57, 58]] = 1.0
+    assert firings(GradientSpikes(), grad_norm=norms) == []
+
+
+def test_a_loss_that_is_not_finite_fires_at_once() -> None:
+    norms = np.ones(100)
+    norms[30] = np.nan
+    (alert,) = firings(NonfiniteLoss(), grad_norm=norms)
+    assert (alert.step, alert.severity) == (30, "critical")
+
+
+def test_rules_take_what_is_there() -> None:
+    """With step, entropy and reward alone the engine judges, and rules that lack their series are silent."""
+    reward = noisy(line((0, 0.2), (30, 0.6), (50, 0.6), (80, 0.1)))
+    found = replay({"step": np.arange(100), "entropy": np.full(100, 0.45), "reward": reward})
+    assert {a.rule for a in found} == {"reward_lost"}
+
+
+def test_cool_down_keeps_an_alert_quiet_until_it_is_worse() -> None:
+    entropy = np.concatenate([np.full(30, 1.0), np.full(20, 0.2), np.full(20, 1.0), np.full(20, 0.2)])
+    rule = RULES["entropy_collapse"]
+
+    def states(cooldown: int) -> list[str]:
+        return [
+            a.state for a in replay({"step": np.arange(90), "entropy": entropy}, rules=[rule(cooldown_steps=cooldown)])
+        ]
+
+    assert states(0) == ["pending", "firing", "resolved", "pending", "firing"]
+    assert states(100) == ["pending", "firing", "resolved"]
+    worse = {
+        "step": np.arange(90),
+        "entropy": entropy,
+        "reward": np.concatenate([np.full(60, 0.5), np.linspace(0.5, 0.1, 30)]),
+    }
+    assert [a.severity for a in replay(worse, rules=[rule(cooldown_steps=100)]) if a.state == "firing"][
+        -1
+    ] == "critical"
+
+
+def test_disabled_rules_and_capped_severities() -> None:
+    series = {"step": np.arange(60), "entropy": np.geomspace(1.0, 0.01, 60), "reward": np.linspace(0.5, 0.1, 60)}
+    rule = RULES["entropy_collapse"]
+    assert {a.severity for a in replay(series, rules=[rule()])} == {"critical"}
+    assert {a.severity for a in replay(series, rules=[rule(worst="info")])} == {"info"}
+    assert AlertEngine([rule(enabled=False)]).rules == ()
