@@ -26,8 +26,6 @@ _WEIGHTINGS = (
     (("uniform", {}), 40), (("ict", {"keep": 0.1}), 12), (("ict", {"keep": 0.3}), 14), (("random", {"keep": 0.3}), 8),
     (("top_entropy", {"keep": 0.2}), 10), (("ict_soft", {}), 6), (("advantage_reweight", {}), 5), (("stapo", {}), 5),
 )  # fmt: skip
-_GROUPS = (((8, 8), 50), ((4, 8), 25), ((4, 16), 15), ((16, 4), 10))  # (prompts, group size)
-_UPDATES = (((1, 1), 56), ((2, 1), 20), ((1, 2), 14), ((2, 2), 5), ((4, 1), 5))  # (epochs, mini-batches)
 _LOSSES = (("grpo", 55), ("dapo", 25), ("dr_grpo", 12), ("cispo", 8))
 
 
@@ -39,6 +37,9 @@ class Draw:
     models: Choices
     rates: dict[str, Choices]  # by model
     bonuses: Choices  # entropy coefficients
+    groups: Choices  # (prompts, group size)
+    updates: Choices  # (epochs, mini-batches)
+    splits: tuple[str, ...]  # evaluated
 
 
 _WIDE_RATES = ((3e-5, 8), (1e-4, 24), (2e-4, 20), (3e-4, 22), (6e-4, 14), (1e-3, 8), (2e-3, 4))
@@ -47,15 +48,21 @@ WIDE = Draw(
     models=(("builtin", 40), ("builtin-small", 60)),
     rates={"builtin": _WIDE_RATES, "builtin-small": _WIDE_RATES},
     bonuses=((0.0, 66), (0.005, 6), (0.02, 8), (0.05, 6), (0.1, 5), (0.2, 5), (-0.02, 4)),
+    groups=(((8, 8), 50), ((4, 8), 25), ((4, 16), 15), ((16, 4), 10)),
+    updates=(((1, 1), 56), ((2, 1), 20), ((1, 2), 14), ((2, 2), 5), ((4, 1), 5)),
+    splits=("heldout", "ood"),
 )
 SLOW = Draw(
-    steps=140,
+    steps=120,
     models=(("builtin", 75), ("builtin-small", 25)),
     rates={
         "builtin": ((5e-5, 10), (1e-4, 30), (2e-4, 32), (3e-4, 22), (4e-4, 6)),
         "builtin-small": ((1e-5, 20), (2e-5, 30), (5e-5, 30), (1e-4, 20)),
     },
     bonuses=((0.0, 68), (0.003, 6), (0.01, 6), (0.03, 6), (-0.005, 8), (-0.01, 6)),
+    groups=(((8, 8), 30), ((4, 8), 50), ((8, 4), 20)),
+    updates=(((1, 1), 60), ((2, 1), 25), ((1, 2), 15)),
+    splits=("heldout",),
 )
 
 
@@ -77,8 +84,8 @@ def corpus_run(number: int) -> CorpusRun:
 
     half = WIDE if number < SECOND else SLOW
     kind, own = draw(_WEIGHTINGS)
-    prompts, group = draw(_GROUPS)
-    epochs, mini_batches = draw(_UPDATES)
+    prompts, group = draw(half.groups)
+    epochs, mini_batches = draw(half.updates)
     model = draw(half.models)
     config = TrainConfig(
         model=model,
@@ -106,7 +113,7 @@ def corpus_run(number: int) -> CorpusRun:
             "scale_by_std": draw(((True, 80), (False, 20))),
         },
         optim={"lr": draw(half.rates[model]), "epochs": epochs, "mini_batches": mini_batches},
-        eval={"every": EVERY, "prompts": PROMPTS, "samples": SAMPLES, "k": K, "splits": ("heldout", "ood")},
+        eval={"every": EVERY, "prompts": PROMPTS, "samples": SAMPLES, "k": K, "splits": half.splits},
         checkpoint={"every": 0},
         record={"probe_every": 0},
     )
