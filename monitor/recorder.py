@@ -12,8 +12,14 @@ pressure, and in which order, counted in what waits (queued or being written):
 
 Every such gap is an event in the store, with its steps and counts, which also stand in the heartbeat. By default raw
 tokens thus wait in memory up to 2.1 million (75 MB), histograms, some 50 KB a step, for 1,024 steps, and scalars, some
-4 KB a step, for 65,536. On a full disk scalars and alerts go into a reserve that the recorder keeps for them, and wait
-in memory only when that is used up.
+4 KB a step, for 65,536.
+
+Raw tokens and texts that `tokens_every`, `max_gb` or a busy writer leave out stay in memory for a few steps, up to
+4.2 million tokens (150 MB), and are written after all around a step at which an alert begins or gets worse (see
+monitor/store/evidence.py). Such tokens may take a tenth of `max_gb` beyond it.
+
+On a full disk scalars and alerts go into a reserve that the recorder keeps for them, and wait in memory only when that
+is used up.
 """
 
 from __future__ import annotations
@@ -67,7 +73,8 @@ class Recorder:
     unless `resume`, which opens the next attempt of a run that exists. engine: judges each step in the writer thread;
     its alerts are committed with the step and given to `on_alert` and the sinks. queue_steps: bound of the queue (see
     the module). max_gb: raw tokens stop once this rank's segments hold so many GB. tokens_every: keep raw tokens of
-    every n-th step. flush_s: smallest time between two writes, so that tiny steps do not make thousands of files.
+    every n-th step; those around alerts are kept with either. flush_s: smallest time between two writes, so that tiny
+    steps do not make thousands of files.
 
     Raises StoreError if the store or the run cannot be opened. Afterwards nothing raises into training.
 
@@ -214,9 +221,10 @@ class Recorder:
             return
         self._step_keys = (self._step_keys if again else set()) | set(record.scalars)
         self._last = step
-        if tokens is not None and step % self._tokens_every:
-            tokens = None
-        self._enqueue(Item(record, tokens, samples, time.time(), again))
+        item = Item(record, tokens, samples, time.time(), again)
+        if step % self._tokens_every:
+            item.tokens, item.held_tokens = None, tokens
+        self._enqueue(item)
 
     def _scalars(self, record: StepRecord, again: bool) -> dict[str, float]:
         scalars = {"perf/queue": float(self._pipe.waiting)} if not again else {}  # no step is without a commit row
@@ -253,11 +261,11 @@ class Recorder:
             item.record = replace(item.record, histograms=())
         if (waiting >= queue or full) and item.samples is not None:
             self._pipe.give_up(item, "samples", waiting)
-            item.samples = None
+            item.samples, item.held_samples = None, item.samples
         behind = waiting >= queue or self._pipe.token_rows >= _TOKENS_AT * queue
         if (behind or full) and item.tokens is not None:
             self._pipe.give_up(item, "tokens", waiting)
-            item.tokens = None
+            item.tokens, item.held_tokens = None, item.tokens
         self._pipe.put(item)
 
     def _refuse(self, key: str, message: str, step: int | None, kind: str | None = None) -> None:

@@ -23,7 +23,7 @@ Look after a store; `rlvr store COMMAND --help` explains a command.
 
   check    report leftovers and damage; exit 1 only for damaged data
   compact  merge the small files of ended runs
-  prune    drop raw tokens of most steps of ended runs, keep everything else"""
+  prune    drop raw tokens of most steps of ended runs, keep those around alerts and everything else"""
 _Runs = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
@@ -70,11 +70,13 @@ def compact(store: StoreFolder = DEFAULT_STORE, /, *, run: _Runs = (), json: boo
 def prune(store: StoreFolder = DEFAULT_STORE, /, *, thin_tokens: str, run: _Runs = (), json: bool = False) -> int:
     """Drop raw tokens of most steps of ended runs. Scalars, histograms, rollouts and alerts of all steps stay.
 
+    So do the raw tokens around alerts: of the step at which one began, got worse or ended, 3 before it and 2 after it.
+
     Args:
         store: folder of the store
-        thin_tokens: steps whose raw tokens stay: "1,50,100" names the steps ("50," is one step); a single number like
-            "5" keeps that many steps of each run, evenly spaced over those that have tokens, first and last included;
-            "0" keeps none
+        thin_tokens: steps whose raw tokens stay beside those around alerts: "1,50,100" names the steps ("50," is one
+            step); a single number like "5" keeps that many steps of each run, evenly spaced over those that have
+            tokens, first and last included; "0" keeps none
         run: only this run; may be given again
         json: one JSON list of objects
     """

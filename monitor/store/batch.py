@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
+import numpy as np
 import pyarrow as pa
 
 from monitor.records import Alert, SampleTable, StepRecord, TokenTable
@@ -16,7 +17,7 @@ Fault = Callable[[str, Exception, int | None], None]  # kind, error, step
 Lost = Callable[[int, Exception], None]  # step, error
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Item:
     """One handed-over step on its way to the disk."""
 
@@ -26,10 +27,19 @@ class Item:
     ts: float
     again: bool = False  # further scalars of a step that was handed over before
     alerts: list[Alert] = field(default_factory=list)
+    held_tokens: TokenTable | None = None  # left out by thinning, but in memory for as long as an alert may ask for it
+    held_samples: SampleTable | None = None
+    in_gap: int = 0  # rows of held_tokens that were counted as given up
 
     @property
     def token_rows(self) -> int:
         return 0 if self.tokens is None else len(self.tokens)
+
+    @property
+    def held_rows(self) -> int:
+        """Rows of held_tokens, and texts of tokens in held_samples, which take as much memory."""
+        rows = 0 if self.held_tokens is None else len(self.held_tokens)
+        return rows if self.held_samples is None else rows + int(np.sum(self.held_samples.n_tokens))
 
 
 @dataclass(slots=True)
@@ -52,6 +62,13 @@ class Batch:
         first, last = min(span.first_step for span in spans), max(span.last_step for span in spans)
         return Batch(first, last, tables, self.n_steps + later.n_steps, self.token_rows + later.token_rows)
 
+    def span(self, table: str) -> tuple[int, int]:
+        """First and last step of a table's segment: tokens and samples may be of steps before the batch's own."""
+        if table not in ("tokens", "samples"):
+            return self.first_step, self.last_step
+        steps = self.tables[table]["step"].to_numpy()
+        return int(steps.min()), int(steps.max())
+
     def take(self, table: str) -> Batch | None:
         """One table of the batch as a batch of its own, which commits no step; None if there is none."""
         rows_of = self.tables.pop(table, None)
@@ -67,12 +84,14 @@ def batch_of(
     items: Sequence[Item],
     events: Sequence[Event],
     *,
-    keeps_tokens: Callable[[int, int], bool],
+    earlier: Sequence[Item] = (),
     last_step: int,
     fault: Fault,
     lost: Lost,
 ) -> Batch:
-    """One batch of steps and events. keeps_tokens(step, rows) decides on raw tokens; last_step dates events alone.
+    """One batch of steps and events. last_step dates events alone.
+
+    earlier: steps of earlier batches, committed there, whose tokens and samples are written with this one.
 
     Rows that do not fit their table go to `fault` and hold up no others. A step without rows in `steps` could never be
     committed: all of it goes to `lost`, and the batch does not count it.
@@ -85,6 +104,15 @@ def batch_of(
         except Exception as error:
             fault(f"bad_{table}", error, step)
 
+    def add_raw(item: Item) -> None:
+        step = item.record.step
+        if item.token_rows:
+            add("tokens", step, rows.token_rows, step, item.tokens)
+        if item.samples is not None and len(item.samples):
+            add("samples", step, rows.sample_rows, step, item.samples)
+
+    for item in earlier:
+        add_raw(item)
     kept: list[Item] = []
     for item in items:
         step = item.record.step
@@ -94,10 +122,7 @@ def batch_of(
             lost(step, error)
             continue
         kept.append(item)
-        if item.token_rows and keeps_tokens(step, item.token_rows):
-            add("tokens", step, rows.token_rows, step, item.tokens)
-        if item.samples is not None and len(item.samples):
-            add("samples", step, rows.sample_rows, step, item.samples)
+        add_raw(item)
         if item.record.histograms:
             add("histograms", step, rows.histogram_rows, step, item.record.histograms)
         if item.alerts:
@@ -106,7 +131,7 @@ def batch_of(
     if events:
         add("events", None, rows.event_rows, events)
     tables = {table: pa.concat_tables(some) for table, some in parts.items() if some}
-    token_rows = sum(item.token_rows for item in items)
+    token_rows = sum(item.token_rows for item in [*earlier, *items])
     if not kept:
         return Batch(last_step, last_step, tables, 0, token_rows)
     return Batch(kept[0].record.step, kept[-1].record.step, tables, len(kept), token_rows)

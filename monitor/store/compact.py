@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from monitor.errors import StoreError
+from monitor.store.evidence import steps_around
 from monitor.store.locks import take_run
 from monitor.store.reserve import told
 from monitor.store.runs import get_run, read_json, require_store
@@ -58,7 +59,9 @@ class Compaction:
 
 
 def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, grace_s: float = 0.5) -> Compaction:
-    """Merge a run's segments; with `thin_tokens` also drop the raw tokens of all but some steps (see `kept_steps`).
+    """Merge a run's segments; with `thin_tokens` also drop the raw tokens of most steps.
+
+    Those of the steps that `kept_steps` names stay, and those around every transition of an alert (`steps_around`).
 
     grace_s: how long the old files stay after the swap, for queries under way. Raises StoreError for a run that is
     unknown, running, damaged, being compacted or holds files that are not understood, for a faulty `thin_tokens`, and
@@ -71,7 +74,7 @@ def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, 
     try:
         with _alone(root, run), memory_connection(threads=2) as con:
             found = _understood(root, run)
-            steps = None if thin_tokens is None else kept_steps(thin_tokens, _token_steps(con, found["tokens"]))
+            steps = None if thin_tokens is None else _thinned(con, found, thin_tokens)
             before = _sizes(found)
             old = _publish(con, root, run, found, steps)
             after = _sizes({table: list_segments(root, run, table) for table in TABLES})
@@ -164,7 +167,14 @@ def _check_understood(path: Path, table: str) -> None:
         raise StoreError(f"{path} has other columns than this version ({differing}): move it away before compacting.")
 
 
-def _token_steps(con: duckdb.DuckDBPyConnection, found: Segments) -> list[int]:
+def _thinned(con: duckdb.DuckDBPyConnection, found: dict[str, Segments], spec: str) -> tuple[int, ...]:
+    """The steps whose tokens stay: those that `spec` keeps of the others, and those around alerts."""
+    alerts, steps, tokens = (_steps(con, found[table]) for table in ("alerts", "steps", "tokens"))
+    spared = steps_around(alerts, steps) & set(tokens)
+    return tuple(sorted(spared.union(kept_steps(spec, [step for step in tokens if step not in spared]))))
+
+
+def _steps(con: duckdb.DuckDBPyConnection, found: Segments) -> list[int]:
     if not found:
         return []
     return [step for (step,) in con.execute(f"SELECT DISTINCT step FROM {_source(found)} ORDER BY step").fetchall()]

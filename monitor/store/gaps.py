@@ -35,6 +35,12 @@ class Gaps:
         message = f"{part.capitalize()} are not recorded from step {first} on: {reason}."
         return [(time.time(), first, f"{part}_dropped", message)]
 
+    def take_back(self, part: str, rows: int) -> None:
+        """Of what was left out, this was written after all, as evidence of an alert."""
+        self.counts[part] -= rows
+        if part in self._open:
+            self._open[part].rows -= rows
+
     def end(self, parts: Iterable[str]) -> list[Event]:
         """The events of the gaps of `parts` that end now."""
         ended = [(part, gap) for part in parts if (gap := self._open.pop(part, None)) is not None]

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from monitor.records import Alert
 from monitor.store.batch import Batch, Item, batch_of, joined
+from monitor.store.evidence import Evidence
 from monitor.store.gaps import PARTS, Event, Gaps
 from monitor.store.heart import Heart
 from monitor.store.reserve import Room, no_space
@@ -32,6 +33,7 @@ _RETRY_S = 0.5  # between tries on a disk that refuses
 _LAST_TRIES_S = 10.0  # how long a closing recorder goes on trying
 _DISK_ERRORS = (OSError, duckdb.IOException, duckdb.OutOfMemoryException)
 _LAST_EVENTS = 64 << 10  # bytes of the reserve that are kept for the events of the end
+_EVIDENCE_SHARE = 0.1  # of max_bytes: raw tokens that are written beyond it, as evidence
 _WHY = 200  # characters of a reason in the heartbeat
 
 
@@ -60,6 +62,7 @@ class Pipeline:
         self._items: deque[Item] = deque()
         self._events: list[Event] = []
         self._gaps = Gaps()
+        self._evidence = Evidence()
         self._warned: set[str] = set()
         self._step_times: deque[float] = deque(maxlen=64)
         self._busy: list[tuple[str, float]] = []
@@ -73,7 +76,7 @@ class Pipeline:
         self._late_steps = 0
         self._light_files = 0  # segments of steps since the disk filled
         self._room = Room(writer.folder)
-        self._budget_spent = False
+        self._tokens_in_budget: int | None = None  # bytes of raw tokens when max_bytes was reached
         self._started = time.time()
         self._heart = Heart(self._try_beat)
         self._thread = threading.Thread(target=self._run, name="rlvr-recorder", daemon=True)
@@ -105,11 +108,12 @@ class Pipeline:
             raise
 
     def put(self, item: Item) -> None:
-        """Queue a step; a gap in something the step still carries ends here."""
+        """Queue a step; a gap in something the step still carries ends here. What it holds may become evidence."""
         parts = {"tokens": item.tokens, "samples": item.samples, "histograms": item.record.histograms, "steps": item}
         carried = [what for what, part in parts.items() if part]
         with self._wake:
             self._events += self._gaps.end(carried)
+            self._hold(item)
             self._items.append(item)
             self.waiting += 1
             self.token_rows += item.token_rows
@@ -125,7 +129,10 @@ class Pipeline:
     def give_up(self, item: Item, what: str, waiting: int) -> None:
         """Count what is not recorded of a step; the event of the gap opens with its first step."""
         reason = "the disk is full" if self.disk_full else f"the writer is behind ({waiting} steps wait)"
-        self._widen_gap(what, item.record.step, item.record.step, item.token_rows if what == "tokens" else 1, reason)
+        n_rows = 1
+        if what == "tokens":
+            n_rows = item.in_gap = item.token_rows
+        self._widen_gap(what, item.record.step, item.record.step, n_rows, reason)
 
     def fault(self, kind: str, error: BaseException, step: int | None) -> None:
         """Count a fault of the monitor itself; the first of its kind is logged and becomes an event."""
@@ -179,6 +186,18 @@ class Pipeline:
         self._heart.now(wait_s=1.0)
         return None
 
+    def _hold(self, item: Item) -> None:
+        """Keep in memory what thinning left out of a step, if alerts are judged here and the disk is not full."""
+        if item.held_tokens is None and item.held_samples is None:
+            return
+        try:
+            if self._engine is not None and not self.disk_full:
+                self._evidence.hold(item)
+                return
+        except Exception as error:
+            self.fault("evidence_error", error, item.record.step)
+        item.held_tokens = item.held_samples = None
+
     def _widen_gap(self, what: str, first: int, last: int, n_rows: int, reason: str) -> None:
         with self._wake:
             self._events += self._gaps.widen(what, first, last, n_rows, reason)
@@ -225,9 +244,10 @@ class Pipeline:
         for item in items:
             if self._engine is not None and not item.again:
                 item.alerts = self._judge(item)
+        earlier = [one for item in items if not item.again for one in self._choose(item) if one not in items]
         if items or events:
             try:
-                self._append(self._build(items, events))
+                self._append(self._build(items, events, earlier))
             except Exception as error:
                 if items:
                     steps = [item.record.step for item in items]
@@ -260,31 +280,68 @@ class Pipeline:
             except Exception as error:
                 self.fault(kind, error, item.record.step)
 
-    def _build(self, items: list[Item], events: list[Event]) -> Batch:
+    def _choose(self, item: Item) -> list[Item]:
+        """Settle which raw tokens and texts are written now that a step is judged: the steps that this brings back."""
+        if item.token_rows and self._max_bytes is not None and self._writer.bytes >= self._max_bytes:
+            self._spare(item)
+        try:
+            with self._wake:
+                back = self._evidence.judged(item)
+        except Exception as error:
+            self.fault("evidence_error", error, item.record.step)
+            return []
+        back = back if self._takes_evidence() else []
+        for one in back:
+            self._bring_back(one)
+        return back
+
+    def _takes_evidence(self) -> bool:
+        """False once evidence takes its share beyond max_bytes."""
+        if self._max_bytes is None or self._tokens_in_budget is None:
+            return True
+        return self._writer.token_bytes - self._tokens_in_budget < _EVIDENCE_SHARE * self._max_bytes
+
+    def _bring_back(self, item: Item) -> None:
+        """What thinning left out of a step is written after all."""
+        with self._wake:
+            if item.held_tokens is not None:
+                item.tokens, item.held_tokens = item.held_tokens, None
+                self.token_rows += item.token_rows
+                self._gaps.take_back("tokens", item.in_gap)
+            if item.held_samples is not None:
+                item.samples, item.held_samples = item.held_samples, None
+                self._gaps.take_back("samples", 1)
+
+    def _build(self, items: list[Item], events: list[Event], earlier: list[Item]) -> Batch:
         def lost(step: int, error: Exception) -> None:
             self._lose(1, step, step, f"their rows cannot be made ({error})")
             self.fault("bad_steps", error, step)
 
-        return batch_of(
+        batch = batch_of(
             items,
             events,
-            keeps_tokens=self._keeps_tokens,
+            earlier=earlier,
             last_step=self.acknowledged or 0,
             fault=self.fault,
             lost=lost,
         )
+        for item in items:  # they are rows now: what a step still holds may be written later, these must not be again
+            item.tokens = item.samples = None
+        return batch
 
-    def _keeps_tokens(self, step: int, n_rows: int) -> bool:
-        """False once the run holds max_bytes, which the first such step makes an event."""
-        if self._max_bytes is None or self._writer.bytes < self._max_bytes:
-            return True
+    def _spare(self, item: Item) -> None:
+        """The run holds max_bytes: a step's raw tokens are left out, and the first such step makes an event."""
+        step, n_rows = item.record.step, item.token_rows
         with self._wake:
             self._gaps.counts["tokens"] += n_rows
-        if not self._budget_spent:
-            self._budget_spent = True
-            size = f"{self._writer.bytes / 1e9:.3f} GB of {self._max_bytes / 1e9:.3f} GB"
-            self.note("token_budget", f"Raw tokens are not recorded from step {step} on: the run holds {size}.", step)
-        return False
+            self.token_rows -= n_rows
+            item.held_tokens, item.tokens, item.in_gap = item.tokens, None, n_rows
+            self._hold(item)
+        if self._tokens_in_budget is None:
+            self._tokens_in_budget = self._writer.token_bytes
+            size = f"{self._writer.bytes / 1e9:.3f} GB of {(self._max_bytes or 0) / 1e9:.3f} GB"
+            message = f"Raw tokens are not recorded from step {step} on, but around alerts: the run holds {size}."
+            self.note("token_budget", message, step)
 
     def _append(self, batch: Batch) -> None:
         """Add to the backlog; what waits behind a batch that the disk refuses joins one batch."""
@@ -330,13 +387,14 @@ class Pipeline:
 
     def _drop(self, batch: Batch, table: str, reason: str) -> None:
         """Give up one table of a batch, `steps` never."""
-        lost = batch.tables.pop(table, None)
-        if lost is None:
+        if table not in batch.tables:
             return
+        first, last = batch.span(table)
+        lost = batch.tables.pop(table)
         if table in PARTS:
             steps = max(1, len(lost["step"].unique()))
             n_rows = lost.num_rows if table == "tokens" else steps
-            self._widen_gap(table, batch.first_step, batch.last_step, n_rows, reason)
+            self._widen_gap(table, first, last, n_rows, reason)
 
     def _lose(self, n: int, first: int, last: int, reason: str) -> None:
         """Give up hand-overs for good."""
@@ -447,7 +505,7 @@ class Pipeline:
         with self._wake:
             events = [*self._events, *self._gaps.end(PARTS)]
         if events:
-            self._publish_into_reserve(self._build([], events))
+            self._publish_into_reserve(self._build([], events, []))
 
     # ---- the heartbeat -----------------------------------------------------------------------------------------
 

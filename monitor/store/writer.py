@@ -60,7 +60,8 @@ class RunWriter:
         previous = self._previous_attempt(resume)
         self.attempt = previous + 1
         self._prepare()
-        self.bytes = sum(path.stat().st_size for table in TABLES for path in self._own(table))
+        sizes = {table: sum(path.stat().st_size for path in self._own(table)) for table in TABLES}
+        self.bytes, self.token_bytes = sum(sizes.values()), sizes["tokens"]
         self._con = segments.memory_connection()
         undo.callback(self._con.close)
         try:
@@ -81,16 +82,18 @@ class RunWriter:
 
     def publish(self, batch: Batch) -> None:
         """Write what is left of a batch, `steps` last. Raises OSError or duckdb.Error; call again to go on."""
-        key = (self.attempt, self.rank, batch.first_step, batch.last_step)
         batch.tried = True
         while batch.tables:
             table = self.next_table(batch)
             rows = batch.tables[table]
+            key = (self.attempt, self.rank, *batch.span(table))
             path = segments.write_segment(self._con, self.store, self.info.name, table, rows, key)
             del batch.tables[table]
             n_segments, n_rows = self.counts[table]
             self.counts[table] = n_segments + 1, n_rows + rows.num_rows
-            self.bytes += path.stat().st_size
+            size = path.stat().st_size
+            self.bytes += size
+            self.token_bytes += size if table == "tokens" else 0
 
     def reconnect(self) -> None:
         """Replace the private DuckDB: after some errors it answers nothing any more. Raises duckdb.Error."""

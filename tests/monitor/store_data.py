@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from monitor.metrics import inner_edges, n_cells
 from monitor.recorder import Recorder
-from monitor.records import Histogram, RunInfo, SampleTable, StepRecord, TokenTable
+from monitor.records import Alert, Histogram, RunInfo, SampleTable, StepRecord, TokenTable
 
 N_SAMPLES, N_POSITIONS = 8, 25
 N_TOKENS = N_SAMPLES * N_POSITIONS
@@ -83,3 +84,14 @@ def record_run(store: Path, name: str = "a", steps: range = range(1, 11), **info
             recorder.record(step_record(step), tokens(step), samples(step))
             while recorder.queue_depth > 2:  # several segments, not one
                 time.sleep(0.002)
+
+
+class Scripted:
+    """An engine that says at each step what it was told to: {step: [(rule, state, severity), ...]}."""
+
+    def __init__(self, script: Mapping[int, list[tuple[str, str, str]]]) -> None:
+        self.script = script
+
+    def observe(self, step: int, scalars: Mapping[str, float]) -> list[Alert]:
+        said = self.script.get(step, [])
+        return [Alert(rule, how, state, step, step, 0.1, 1.0, 0.5, "low") for rule, state, how in said]  # type: ignore[arg-type]

@@ -140,8 +140,12 @@ class CheckpointConfig(_Group):
 
 
 class RecordConfig(_Group):
-    tokens_every: int = Field(1, ge=1, description="record raw tokens of every n-th step; histograms always see all")
-    max_gb: float | None = Field(None, description="stop recording raw tokens once the run takes this many GB")
+    tokens_every: int = Field(
+        1, ge=1, description="record raw tokens of every n-th step and around alerts; histograms see all"
+    )
+    max_gb: float | None = Field(
+        None, description="stop recording raw tokens, but around alerts, once the run takes this many GB"
+    )
     probe_every: int = Field(
         10, ge=0, description="steps between probes of the predicted against the true entropy change; 0: never"
     )
