@@ -17,7 +17,7 @@ from pydantic import create_model
 from monitor.commands.parsing import parse_known
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
-from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting, weightings_help
+from trainer.config import ConfigError, SettingsGroup, TrainConfig, changed_weighting, make_weighting, weightings_help
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,12 +92,27 @@ def _config_path(text: str) -> Path:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    """A file's settings; groups are tables, others are not. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text())
+        settings = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}. Expected a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    for name, value in settings.items():
+        if name in TrainConfig.model_fields:  # others are refused with the options
+            _check_shape(path, name, value)
+    return settings
+
+
+def _check_shape(path: Path, name: str, value: Any) -> None:
+    """Raises ConfigError for a group that is no table, and for a single setting that is one."""
+    group = TrainConfig.model_fields[name].default
+    if isinstance(group, SettingsGroup) == isinstance(value, dict):
+        return
+    first = next(iter(type(group).model_fields)) if isinstance(group, SettingsGroup) else ""
+    table, single = f"a table of settings: [{name}], and below it {first} = ...", f"one value: {name} = ... above the"
+    raise ConfigError(f"{path}: {name} is {value!r}, expected {table if first else f'{single} first [table].'}")
 
 
 @dataclass(frozen=True)
