@@ -207,7 +207,7 @@ def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
 
     recorder, stops = run.recorder, Stops(parts.ranks)
     try:
-        with stops.installed(), _progress(console, parts.config.steps, recorder) as progress:
+        with stops.installed(), _progress(console, parts.config, recorder) as progress:
             train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after,), stops=stops)
         return "finished", 0
     except Interrupted as stop:
@@ -265,10 +265,16 @@ def _what_starts(parts: Parts, run: Run) -> str:
 
 
 @contextmanager
-def _progress(console: Console, steps: int, recorder: Recorder) -> Iterator[Callable[[StepRecord], None]]:
-    """A progress bar with rate, time left, reward and entropy; a line every tenth of the run without a terminal."""
+def _progress(console: Console, config: TrainConfig, recorder: Recorder) -> Iterator[Callable[[StepRecord], None]]:
+    """A progress bar with rate, time left, reward and entropy; a line every tenth of the run without a terminal.
+
+    What speaks against the run, by its first rollouts, is said once (`rlvr preflight` says it before).
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from trainer.preflight import FirstRollouts
+
+    judge, steps = FirstRollouts(config), config.steps
     columns = (
         TextColumn("step"),
         BarColumn(),
@@ -293,5 +299,8 @@ def _progress(console: Console, steps: int, recorder: Recorder) -> Iterator[Call
                 limit = "every completion was truncated. Raise rollout.max_new_tokens."
                 recorder.event("truncated", f"Step {record.step}: {limit}", record.step)
                 console.print(f"step {record.step}: {limit}", style="yellow")
+            if told := judge(record):
+                recorder.event("preflight", told, record.step)
+                console.print(told, style="yellow")
 
         yield show
