@@ -17,6 +17,7 @@ from rlvr_monitor.shadowing import ShadowedError, require_own
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("trainer.commands.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
     "train": ("trainer.commands.train:main", "train a policy and record the run"),
+    "preflight": ("trainer.commands.preflight:main", "say whether a run can learn, before it is paid for"),
     "eval": ("trainer.commands.eval:main", "pass@k and distinct answers of a run's final policy or of any model"),
     "compare": ("trainer.commands.compare:main", "train arms x seeds and print their paired table"),
     "report": ("dashboard.report:main", "a stored comparison as one HTML file"),
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 NEEDS = {  # command: the extras it needs, as pip takes them
     "demo": "train,dashboard",
     "train": "train",
+    "preflight": "train",
     "eval": "train",
     "compare": "train",
     "fetch": "train",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,26 @@ def test_a_bad_file_ends_with_code_2(tmp_path, capsys):
     (tmp_path / "bad.toml").write_text("steps = = 3")
     assert main([str(tmp_path / "bad.toml")]) == 2
     assert "is not valid TOML" in capsys.readouterr().err
+    (tmp_path / "bad.toml").write_text("weighting = 3")
+    assert main([str(tmp_path / "bad.toml")]) == 2
+    assert "weighting is 3, expected a table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("weighting = 3", "weighting is 3, expected a table of settings: [weighting], and below it kind = ..."),
+        ("optim = 3", "optim is 3, expected a table of settings: [optim], and below it lr = ..."),
+        ('lora = "16"', "lora is '16', expected a table of settings: [lora], and below it rank = ..."),
+        ("[steps]\nn = 3", "steps is {'n': 3}, expected one value: steps = ... above the first [table]."),
+        ("[save]", "save is {}, expected one value: save = ... above the first [table]."),
+    ],
+)
+def test_a_group_that_is_no_table_and_a_value_that_is_one_are_refused(tmp_path, line, message):
+    """`optim = 3` was left out in silence and `weighting = 3` ended in a traceback."""
+    (tmp_path / "bad.toml").write_text(line)
+    with pytest.raises(ConfigError, match=re.escape(f"bad.toml: {message}")):
+        parse_config([str(tmp_path / "bad.toml")])
 
 
 def test_help_documents_every_setting_and_loads_no_torch():

@@ -17,7 +17,7 @@ from pydantic import create_model
 from monitor.commands.parsing import parse_known
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
-from trainer.config import ConfigError, TrainConfig, changed_weighting, make_weighting, weightings_help
+from trainer.config import ConfigError, SettingsGroup, TrainConfig, changed_weighting, make_weighting, weightings_help
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,12 +92,27 @@ def _config_path(text: str) -> Path:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    """A file's settings; groups are tables, others are not. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text())
+        settings = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}. Expected a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    for name, value in settings.items():
+        if name in TrainConfig.model_fields:  # others are refused with the options
+            _check_shape(path, name, value)
+    return settings
+
+
+def _check_shape(path: Path, name: str, value: Any) -> None:
+    """Raises ConfigError for a group that is no table, and for a single setting that is one."""
+    group = TrainConfig.model_fields[name].default
+    if isinstance(group, SettingsGroup) == isinstance(value, dict):
+        return
+    first = next(iter(type(group).model_fields)) if isinstance(group, SettingsGroup) else ""
+    table, single = f"a table of settings: [{name}], and below it {first} = ...", f"one value: {name} = ... above the"
+    raise ConfigError(f"{path}: {name} is {value!r}, expected {table if first else f'{single} first [table].'}")
 
 
 @dataclass(frozen=True)
@@ -192,7 +207,7 @@ def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
 
     recorder, stops = run.recorder, Stops(parts.ranks)
     try:
-        with stops.installed(), _progress(console, parts.config.steps, recorder) as progress:
+        with stops.installed(), _progress(console, parts.config, recorder) as progress:
             train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after,), stops=stops)
         return "finished", 0
     except Interrupted as stop:
@@ -250,10 +265,16 @@ def _what_starts(parts: Parts, run: Run) -> str:
 
 
 @contextmanager
-def _progress(console: Console, steps: int, recorder: Recorder) -> Iterator[Callable[[StepRecord], None]]:
-    """A progress bar with rate, time left, reward and entropy; a line every tenth of the run without a terminal."""
+def _progress(console: Console, config: TrainConfig, recorder: Recorder) -> Iterator[Callable[[StepRecord], None]]:
+    """A progress bar with rate, time left, reward and entropy; a line every tenth of the run without a terminal.
+
+    What speaks against the run, by its first rollouts, is said once (`rlvr preflight` says it before).
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from trainer.preflight import FirstRollouts
+
+    judge, steps = FirstRollouts(config), config.steps
     columns = (
         TextColumn("step"),
         BarColumn(),
@@ -278,5 +299,8 @@ def _progress(console: Console, steps: int, recorder: Recorder) -> Iterator[Call
                 limit = "every completion was truncated. Raise rollout.max_new_tokens."
                 recorder.event("truncated", f"Step {record.step}: {limit}", record.step)
                 console.print(f"step {record.step}: {limit}", style="yellow")
+            if told := judge(record):
+                recorder.event("preflight", told, record.step)
+                console.print(told, style="yellow")
 
         yield show

@@ -39,6 +39,10 @@ class Task(Protocol):
         """One reward per completion (TRL's signature); None where it does not apply."""
         ...
 
+    def gives_answer(self, completion: str) -> bool:
+        """Whether the task's own reward finds an answer in it where prompts ask for one, right or wrong."""
+        ...
+
     def canonical(self, prompt: Prompt, completion: str) -> str | None:
         """The form under which equal correct answers count as one; None where the task has no such idea."""
         ...

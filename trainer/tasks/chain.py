@@ -35,20 +35,25 @@ def parse_chain(completion: str) -> list[tuple[int, str, int, int]] | None:
     >>> parse_chain("9*5=45,45+8=53,53+4=57;")
     [(9, '*', 5, 45), (45, '+', 8, 53), (53, '+', 4, 57)]
     """
-    parts = completion.strip().removesuffix(";").split(",")
-    if not MIN_STEPS <= len(parts) <= MAX_STEPS:
+    written = written_steps(completion)
+    if written is None:
         return None
     steps: list[tuple[int, str, int, int]] = []
-    for part in parts:
-        match = _STEP.fullmatch(part)
-        if match is None:
-            return None
-        a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
+    for a, op, b, result in written:
         starts_right = 1 <= a <= 9 if not steps else a == steps[-1][3]
         if not (starts_right and 1 <= b <= 9 and apply(op, a, b) == result <= MAX_RESULT):
             return None
         steps.append((a, op, b, result))
     return steps
+
+
+def written_steps(completion: str) -> list[tuple[int, str, int, int]] | None:
+    """(a, op, b, result) of 3 to 6 steps as they are written, right or wrong; None for any other text."""
+    matches = [_STEP.fullmatch(part) for part in completion.strip().removesuffix(";").split(",")]
+    if not MIN_STEPS <= len(matches) <= MAX_STEPS:
+        return None
+    steps = [(int(match[1]), match[2], int(match[3]), int(match[4])) for match in matches if match]
+    return steps if len(steps) == len(matches) else None
 
 
 class ChainTask:
@@ -88,6 +93,10 @@ class ChainTask:
             steps = parse_chain(completion)
             rewards.append(float(steps is not None and steps[-1][3] == target))
         return rewards
+
+    def gives_answer(self, completion: str) -> bool:
+        """Written as steps, as many as are allowed, whether or not their sums are right."""
+        return written_steps(completion) is not None
 
     def canonical(self, prompt: Prompt, completion: str) -> str | None:
         """The chain, with the first step's operands in order where they commute: 5*9 and 9*5 are one way."""

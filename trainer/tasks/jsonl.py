@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.errors import nearest
-from trainer.rewards.math_answers import is_right
+from trainer.rewards.math_answers import final_answer, is_right
 from trainer.tasks.base import SPLITS, Prompt
 from trainer.tasks.public_sets import DATASETS
 
@@ -59,6 +59,10 @@ class JsonlTask:
         if "answer" not in columns:
             raise ValueError(f"{self.name}: the reward needs the column 'answer', got {', '.join(columns) or 'none'}.")
         return [float(is_right(gold, text)) for gold, text in zip(columns["answer"], completions, strict=True)]
+
+    def gives_answer(self, completion: str) -> bool:
+        """With <answer>...</answer> or \\boxed{}; without, the reward has to guess where the answer is."""
+        return final_answer(completion) is not None
 
     def canonical(self, prompt: Prompt, completion: str) -> str | None:
         """None: see has_forms."""

@@ -68,6 +68,10 @@ class ReasoningGymTask:
             raise ValueError(f"{self.name}: the reward needs the column 'problem', got {', '.join(columns) or 'none'}.")
         return [self._score(id, text) for id, text in zip(columns["problem"], completions, strict=True)]
 
+    def gives_answer(self, completion: str) -> bool:
+        """With <answer>...</answer>."""
+        return extract_answer(completion) is not None
+
     def canonical(self, prompt: Prompt, completion: str) -> str | None:
         """The extracted answer with single spaces if it is right, else None."""
         answer = extract_answer(completion)
