@@ -14,4 +14,4 @@ class ModelError(MonitorError):
 
 
 class RewardError(MonitorError):
-    """A reward function that cannot be loaded, raised, or returned something that is no list of rewards."""
+    """A reward function cannot be loaded, has raised, or has returned something other than a list of rewards."""

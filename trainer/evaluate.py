@@ -48,8 +48,11 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitOutcome:
-    """Of each prompt [prompts]: correct among `samples`, distinct correct forms (None: the task has none), mean tokens,
-    share of samples cut off at max_new_tokens."""
+    """What `samples` samples of each prompt of one split gave; every array is [prompts].
+
+    n_correct: how many were correct. distinct: how many distinct forms the correct ones had, None if the task has no
+    forms. response_length: their mean length in tokens. truncated: the share cut off at max_new_tokens.
+    """
 
     samples: int
     n_correct: np.ndarray
@@ -61,8 +64,9 @@ class SplitOutcome:
 def evaluate(parts: Parts, step: int, check: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Scalars "eval/<split>/<name>" of every configured split that the task has.
 
-    Sampled at rollout.temperature from a generator of (seed, step), so runs with equal seeds draw alike. With several
-    ranks each takes a share of the prompts. `check` is called before each split and may end it (`Stops.check`).
+    Samples are drawn at rollout.temperature from a generator seeded with (seed, step), so runs with equal seeds draw
+    alike. With several ranks each takes a share of the prompts. `check` is called before each split and may end the
+    evaluation by raising (`Stops.check`).
     """
     config = parts.config
     scalars: dict[str, float] = {}
@@ -76,7 +80,7 @@ def evaluate(parts: Parts, step: int, check: Callable[[], None] = lambda: None) 
 
 
 def sample_over_ranks(parts: Parts, prompts: list[Prompt], generator: torch.Generator) -> SplitOutcome:
-    """`sample_split` with the prompts dealt to the ranks, as many to each; every rank gets the whole outcome."""
+    """`sample_split` with the prompts dealt to the ranks in equal numbers. Every rank gets the whole outcome."""
     ranks = parts.ranks
     dealt = prompts + prompts[:1] * (-len(prompts) % ranks.world)
     mine = sample_split(parts, dealt[ranks.rank :: ranks.world], generator)
@@ -92,7 +96,7 @@ def sample_over_ranks(parts: Parts, prompts: list[Prompt], generator: torch.Gene
 
 
 def split_scalars(outcome: SplitOutcome, k: int) -> dict[str, float]:
-    """pass@1, pass@k, distinct, response_length, truncated_share of one split; distinct if the task has forms."""
+    """pass@1, pass@k, distinct (if the task has forms), response_length and truncated_share of one split."""
     ks = sorted({1, k})
     found = {f"pass@{k}": float(pass_at_k(outcome.n_correct, outcome.samples, k).mean()) for k in ks}
     if outcome.distinct is not None:
@@ -121,7 +125,7 @@ def sample_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Gener
     has_forms = parts.task.has_forms
     for row in np.flatnonzero(correct):
         form = parts.task.canonical(repeated[row], scored.completions[row])
-        has_forms &= form is not None  # a reward of the user's own may call correct what the task has no form for
+        has_forms &= form is not None  # a user's own reward may accept an answer that the task has no form for
         forms[row // samples].add(form or "")
     lengths = rollouts.mask.sum(1).double().cpu().numpy().reshape(len(prompts), samples)
     truncated = rollouts.truncated.double().cpu().numpy().reshape(len(prompts), samples)

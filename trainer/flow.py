@@ -42,9 +42,9 @@ class Rollouts:
 class TokenBatch:
     """Rollouts with their groups, rewards and advantages: all that an update needs. The masks are decided here.
 
-    group_ids int64 [N], on the host; rewards, advantages float32 [N]; correct bool [N]; loss_mask bool [N, T]: `mask`
-    less the responses that loss.mask_truncated and drop_zero_variance leave out of the loss (signals and the record
-    keep them); the rest as in Rollouts.
+    group_ids int64 [N], on the host; rewards, advantages float32 [N]; correct bool [N].
+    loss_mask bool [N, T]: `mask` without the responses that loss.mask_truncated and loss.drop_zero_variance leave out.
+    Only the loss leaves them out; signals and the record keep them. The other fields are those of Rollouts.
     """
 
     input_ids: Tensor
@@ -72,10 +72,11 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossTerms:
-    """What the loss used, so that nothing recomputes it. `loss` is 0-d with gradient; the rest [N, T], detached.
+    """What the loss used, so that nothing recomputes it. `loss` is 0-d with gradient; the rest is [N, T] and detached.
 
-    log_ratio = ln p_new - ln p_old and kl (the estimate before any bias correction), nats, 0 where the loss reads no
-    logits; clipped_low, clipped_high bool, of weighted tokens (cispo: high is its cap; gspo: of whole responses).
+    log_ratio = ln p_new - ln p_old, nats. kl: the estimate before any bias correction, nats. Both are 0 where the loss
+    reads no logits. clipped_low, clipped_high: bool, True only at weighted tokens; for cispo clipped_high marks its
+    cap, and for gspo a response is marked as a whole.
     """
 
     loss: Tensor
@@ -87,7 +88,7 @@ class LossTerms:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The host's side of a step's rollouts, row by row: texts and rewards."""
+    """Texts and rewards of a step's rollouts, row by row, in the host's memory."""
 
     prompts: Sequence[Prompt]
     completions: list[str]

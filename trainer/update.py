@@ -26,10 +26,10 @@ from trainer.runtime.ranks import Ranks, whole
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What a step's updates used and did. signals, weights: the whole batch; scalars 0-d tensors on the device.
+    """What a step's updates used and did. signals and weights cover the whole batch; scalars are 0-d device tensors.
 
-    weights are those of the loss: 0 for responses that it leaves out; the last epoch's where they change in a step.
-    probe: (predicted, true) changes of H2 at the probe's positions, in the steps that have one.
+    weights: those that the loss used, 0 for responses that it leaves out. Where weights change within a step, they are
+    the last epoch's. probe: (predicted, true) changes of H2 at the probe's positions; None in steps without a probe.
     """
 
     signals: TokenSignals
@@ -43,9 +43,9 @@ class Update:
 class Updater:
     """Owns the optimizer. `update(batch, step)` runs epochs x mini-batches of updates on one rollout batch.
 
-    No pass through the model has more than optim.micro_batch rows. Signals compare the rows of a group: the hidden
-    states [G, T, D] of one group (or of a micro-batch of whole groups) are put together for them, and the head runs on
-    slabs of those, so that memory beyond micro_batch rows is theirs alone.
+    No pass through the model has more than optim.micro_batch rows. Signals compare the rows of a group, so they need
+    the hidden states [G, T, D] of a whole group (or of a micro-batch of whole groups) together; the head then runs on
+    slabs of them. These hidden states are the only tensors with more than micro_batch rows.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Updater:
     def _mini_batch(
         self, batch: TokenBatch, inputs: WeightInputs, weights: Tensor | None
     ) -> tuple[Statistics, Tensor, Tensor, Tensor]:
-        """One optimizer update; returns its statistics, loss, gradient norm and weights. Makes weights if None."""
+        """One optimizer update; returns its statistics, loss, gradient norm and weights. Computes weights if None."""
         weighting, old = self.config.weighting, inputs.signals.logprob
         if weights is None:
             inputs = replace(inputs, current_logprobs=self._whole_signals(batch).logprob)
@@ -135,7 +135,7 @@ class Updater:
         totals: LossTotals,
         penalty: Tensor | None = None,
     ) -> LossTerms:
-        """The loss with logits only where it has a gradient: at the selected positions, or all with kl_outside_mask."""
+        """The loss. Logits are made only where it has a gradient: selected positions, or all with kl_outside_mask."""
         loss, temperature = self.config.loss, self.control.temperature
         outside = loss.kl_outside_mask and loss.kl_coef > 0
         selected = batch.loss_mask if outside else batch.loss_mask & (weights != 0)
@@ -169,7 +169,7 @@ class Updater:
         loss = self.ranks.sum(loss.detach())
         self.ranks.sum_gradients(self.trained)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.trained, self.config.optim.grad_clip))
-        if not torch.isfinite(norm + loss):  # the step's one host sync: weights once broken stay broken
+        if not torch.isfinite(norm + loss):  # costs the step's one host sync; a non-finite step would ruin the weights
             raise NonFiniteError(f"The loss is {loss:.4g} and the gradient norm {norm:.4g}, not finite.")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,7 +180,7 @@ class Updater:
 
     @torch.no_grad()
     def _whole_signals(self, batch: TokenBatch) -> TokenSignals:
-        """Signals of a batch of whole groups of any number, of the policy as it is now."""
+        """Signals of the policy as it is now, for a batch of any number of whole groups."""
         micro_batch, group = self.config.optim.micro_batch, self.config.rollout.group_size
         size = max(1, micro_batch // group) * group
         parts = [batch.rows(start, start + size) for start in range(0, len(batch), size)]
@@ -205,9 +205,9 @@ class Updater:
 
 
 def mini_batch_groups(groups: int, mini_batches: int) -> list[tuple[int, int]]:
-    """The range of groups of each mini-batch: all of them, in order, in sizes that differ by at most one group.
+    """(first, end) of each mini-batch's groups. Together they cover all groups in order; sizes differ by at most one.
 
-    mini_batches is at most groups. Example: 16 groups in 3: (0, 5), (5, 10), (10, 16).
+    mini_batches is at most groups. Example: 16 groups in 3 mini-batches: (0, 5), (5, 10), (10, 16).
     """
     bounds = [i * groups // mini_batches for i in range(mini_batches + 1)]
     return list(itertools.pairwise(bounds))

@@ -144,7 +144,7 @@ def test_the_plan_goes_seed_by_seed_and_refuses_what_belongs_to_one_run(tmp_path
             "--steps 3 --threads 1 --weighting.kind ict --optim.lr 1e-5 --seed 7 --comparison c --run c-ict-lr1e-5-s7"
         ).split()
     )
-    with pytest.raises(ConfigError, match="both belong to one run"):
+    with pytest.raises(ConfigError, match="but a comparison has many runs"):
         compare.plan(TrainConfig(save="x"), [], arms, [0], "c", on_cpu=True)
 
 

@@ -44,12 +44,15 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
         ({"loss": {"kl_coef": 0.1, "kl_estimator": "k1"}}, "loss.kl_estimator k1 has a mean gradient of 0"),
         (
             {"loss": {"kl_coef": 0.1, "kl_reference": "old"}},
-            "each step has one update, of the very policy that sampled",
+            "each step has one update, and it starts from the policy that sampled",
         ),
-        ({"loss": {"entropy_target": 0.3, "entropy_coef": -0.1}}, "loss.entropy_coef is -0.1, from where the control"),
+        (
+            {"loss": {"entropy_target": 0.3, "entropy_coef": -0.1}},
+            "loss.entropy_coef is -0.1, but the entropy control starts there",
+        ),
         (
             {"loss": {"entropy_target": 0.3, "entropy_actuator": "temperature"}, "rollout": {"temperature": 2.0}},
-            "rollout.temperature is 2.0, from where the control starts: expected loss.temperature_min",
+            "rollout.temperature is 2.0, but the entropy control starts there: expected loss.temperature_min",
         ),
         ({"stepps": 1}, "Unknown setting 'stepps'. Did you mean 'steps'?"),
     ],

@@ -109,7 +109,7 @@ def test_damaged_weights_are_not_kept(
 ) -> None:
     monkeypatch.setitem(models.FETCHABLE, "smollm2-135m", replace(models.FETCHABLE["smollm2-135m"], sha256="00"))
     assert main(["smollm2-135m"]) == 2
-    assert "expected 00. It was not kept" in capsys.readouterr().err
+    assert "expected 00. It is not kept" in capsys.readouterr().err
     assert list((cache / "smollm2-135m").iterdir()) == []
 
 

@@ -190,7 +190,7 @@ def test_another_kind_takes_over_the_parameters_that_it_has_too():
 
 @pytest.mark.parametrize("kind", sorted(OFF_POLICY))
 def test_kinds_that_do_nothing_on_policy_are_refused_there(kind):
-    with pytest.raises(ConfigError, match=f"'{kind}' acts only once the policy has left the one that sampled"):
+    with pytest.raises(ConfigError, match=f"'{kind}' acts only once the policy differs from the one that sampled"):
         TrainConfig(weighting={"kind": kind})
     assert TrainConfig(weighting={"kind": kind}, optim={"mini_batches": 2}).weighting.kind == kind
 

@@ -4,14 +4,14 @@
 
 Both learn next tokens of random correct chains (trainer/tasks/chain.py).
 
-- chain (0.8 M parameters, model "builtin"): first with the target that the chain reaches, then a short stage in which
-  30 % of the targets are unrelated numbers. So it computes correctly and listens to the target only in part: right
-  about one time in four, with much to learn and entropy to lose. About 10 minutes on one CPU core.
-- chain_small (0.2 M parameters, model "builtin-small"): two narrow layers, stopped early. It listens to the target and
-  fails by wrong sums, which a sparse update can make worse (docs/log.md). About 2 minutes.
+- chain (0.8 M parameters, model "builtin"): each text starts with the target that its chain reaches; in a short second
+  stage 30 % of the targets are unrelated numbers. So the policy computes correctly but follows the target only in part:
+  it is right about one time in four, and has much to learn and entropy to lose. Takes about 10 minutes on one CPU core.
+- chain_small (0.2 M parameters, model "builtin-small"): two narrow layers, stopped early. The policy follows the target
+  and fails by wrong sums, which a sparse update can make worse (docs/log.md). Takes about 2 minutes.
 
-A policy is an ordinary Hugging Face folder; its tokenizer has one token per character, ";" ends a sequence.
-training.json beside the weights holds the losses. Not bit-reproducible across machines.
+A policy is an ordinary Hugging Face folder; its tokenizer has one token per character, and ";" ends a sequence.
+training.json beside the weights holds the losses. The weights are not bit-reproducible across machines.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from trainer.tasks.chain import MAX_STEPS, MIN_STEPS, apply
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Shape of a policy and how long it learns: chains with their own target, then with 30 % unrelated ones."""
+    """Shape of a policy, and its steps on chains with their own targets, then with 30 % unrelated targets."""
 
     hidden: int
     layers: int
@@ -77,7 +77,7 @@ def random_chain(rng: random.Random) -> tuple[int, str]:
 
 
 def build_texts(n: int, seed: int) -> list[str]:
-    """n texts "target:chain;", the targets uniform over LOW <= target < HIGH (rare ones repeat chains)."""
+    """n texts "target:chain;", the targets uniform over LOW <= target < HIGH. Rare targets repeat their chains."""
     rng = random.Random(seed)
     chains = [pair for pair in (random_chain(rng) for _ in range(3 * n)) if LOW <= pair[0] < HIGH]
     count = Counter(target for target, _ in chains)
@@ -92,7 +92,7 @@ def unrelated_targets(texts: list[str], share: float, seed: int) -> list[str]:
 
 
 def train(model: Any, tokenizer: Any, texts: list[str], steps: int, lr: float, seed: int) -> list[float]:
-    """Next-token prediction on batches of 64, AdamW, one-cycle learning rate; mean losses of each 100 steps."""
+    """Next-token prediction with AdamW, batches of 64, one-cycle learning rate; returns the mean loss per 100 steps."""
     torch.manual_seed(seed)
     encoded = tokenizer(texts, padding=True, return_tensors="pt")
     ids, mask = encoded["input_ids"], encoded["attention_mask"]

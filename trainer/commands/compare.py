@@ -1,4 +1,4 @@
-"""`rlvr compare`: arms x seeds of one training, each a process of its own, and their paired table.
+"""`rlvr compare`: trains every arm with every seed, each run in a process of its own, and prints the paired table.
 
 All arms of a seed start from the same base policy, prompts and sampling seed; only the arm's own settings differ.
 """
@@ -29,15 +29,15 @@ from trainer.compare.jobs import Job, cores, devices, run_jobs, settle
 from trainer.config import ConfigError, TrainConfig
 from trainer.runtime.children import interrupts_raise
 
-OWN = ("seed", "run", "comparison", "save", "weighting.kind")  # options of `rlvr train` that an arm or we set
-HELP = f"""Train arms x seeds and compare them, paired by seed.
+OWN = ("seed", "run", "comparison", "save", "weighting.kind")  # options of `rlvr train` that this command sets itself
+HELP = f"""Train every arm with every seed and compare the arms, paired by seed.
 
 rlvr compare [CONFIG.toml or preset] --arms uniform ict random [options of rlvr train, for all arms]
 
 {GRAMMAR} Keys: keep, lr, normalise, warmup_steps, or any
 dotted option of the groups weighting, loss, optim, signals. The first arm is the baseline. Runs are called
-COMPARISON-ARM-sSEED; a rerun of the same command skips what is finished and goes on with what was interrupted. The
-result is printed and stored as STORE/comparisons/COMPARISON.json, .csv and .html."""
+COMPARISON-ARM-sSEED. The same command, run again, skips finished runs and resumes interrupted ones. The result is
+printed and stored as STORE/comparisons/COMPARISON.json, .csv and .html."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Options:
     """See HELP."""
 
     arms: tuple[str, ...] = ("uniform", "ict", "random")  # what is compared; the first is the baseline
-    seeds: tuple[int, ...] = (3,)  # how many (3 means 0 1 2), or the seeds
-    jobs: int | None = None  # runs at a time; none: CUDA devices, else cores
+    seeds: tuple[int, ...] = (3,)  # one number: how many seeds (3 means 0 1 2); several numbers: the seeds themselves
+    jobs: int | None = None  # runs at a time; none: one for each CUDA device, or without CUDA for each core
     comparison: str = "compare"  # name of the comparison
     store: str | None = None  # folder of the store; none: the configuration's
-    # run each sparse arm twice, with weighting.normalise=selected (its sum of weights over the loss's denominator is 1,
-    # as in the dense update) and =all (the kept share: a tenth at keep=0.1). A difference between uniform and the first
-    # is not one of step size; a difference between the two is nothing else. AdamW divides the gradient's scale out
-    # again: there the two differ only through gradient clipping, the KL term and epsilon
+    # run each sparse arm twice: with weighting.normalise=selected, where the sum of weights over the loss's denominator
+    # is 1 as in the dense update, and with =all, where it is the kept share (a tenth at keep=0.1). Step size cannot
+    # explain a difference between uniform and the first; only step size can explain one between the two. AdamW divides
+    # the gradient's scale out again, so with it the two differ only through gradient clipping, the KL term and epsilon
     matched_step_size: bool = False
     show: Annotated[str | None, tyro.conf.arg(metavar="COMPARISON")] = None  # train nothing: print a stored comparison
     markdown: bool = False  # print the tables as Markdown
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[Options, list[str]]:
-    """Our own options, and the rest for `rlvr train`, a CONFIG first. Raises ConfigError where they contradict."""
+    """This command's own options, and the rest for `rlvr train` with CONFIG first. Raises ConfigError if they clash."""
     config = argv[:1] if argv and not argv[0].startswith("-") else [a for a in argv if a.endswith(".toml")][:1]
     rest = list(argv)
     if config:
@@ -117,11 +117,12 @@ def _parse(argv: list[str]) -> tuple[Options, list[str]]:
 
 
 def _seeds(given: Sequence[int]) -> list[int]:
-    """5 -> 0 1 2 3 4; several numbers are the seeds themselves."""
+    """One number is how many seeds: 5 -> 0 1 2 3 4. Several numbers are the seeds themselves."""
     seeds = list(range(given[0])) if len(given) == 1 else list(given)
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ConfigError(
-            f"--seeds is {' '.join(map(str, given))}, expected how many (3 means 0 1 2) or different seeds from 0 on."
+            f"--seeds is {' '.join(map(str, given))}, expected how many seeds (3 means 0 1 2), or several "
+            "different seeds of 0 or more."
         )
     return seeds
 
@@ -129,10 +130,11 @@ def _seeds(given: Sequence[int]) -> list[int]:
 def plan(
     base: TrainConfig, options: Sequence[str], arms: Sequence[Arm], seeds: Sequence[int], name: str, *, on_cpu: bool
 ) -> dict[tuple[str, int], Job]:
-    """{(arm, seed): job}, seed by seed, so that an interrupted comparison has whole pairs. Raises ConfigError."""
+    """{(arm, seed): job}, ordered by seed, so that an interrupted comparison has whole pairs. Raises ConfigError."""
     if base.save or base.run:
         raise ConfigError(
-            f"save is {base.save!r} and run is {base.run!r} in the configuration: both belong to one run."
+            f"save is {base.save!r} and run is {base.run!r} in the configuration, but a comparison has many runs and "
+            "names each itself. Remove both settings."
         )
     threads = ["--threads", "1"] if on_cpu and base.threads is None else []
     grid: dict[tuple[str, int], Job] = {}
@@ -175,4 +177,4 @@ def _conclude(
     written = ".csv, .html" if done.returncode == 0 else f".csv; no report: {done.stderr.strip()}"
     console.print(f"Stored: {path}, {written}")
     if failed:
-        console.print(f"Failed: {', '.join(failed)}. See {store / 'logs'}. The others are compared.", style="red")
+        console.print(f"Failed: {', '.join(failed)}. See {store / 'logs'}. The other runs are compared.", style="red")

@@ -1,6 +1,7 @@
-"""`rlvr demo`: two monitored runs, uniform and ict, and the live dashboard. Only spawns processes and reads the store.
+"""`rlvr demo`: two monitored runs, uniform and ict, and the live dashboard.
 
-Both runs start from the same base policy, seed and prompts with the settings of presets/demo.toml, one CPU core each.
+This module only starts processes and reads the store. Both runs start from the same base policy, seed and prompts with
+the settings of presets/demo.toml, on one CPU core each.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Options:
 def main(argv: list[str]) -> int:
     """Exit codes: 0 both runs finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C while training."""
     options = parse(Options, argv, "demo")
-    console = Console(highlight=False, markup=False, emoji=False)  # texts of runs are no markup
+    console = Console(highlight=False, markup=False, emoji=False)  # texts of runs must not be read as markup
     store = Path(options.store)
     if store.exists() and not store.is_dir():
         print(f"rlvr demo: the store {store} is a file, expected a folder. Choose another --store.", file=sys.stderr)
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 
 def _free_comparison(store: Path) -> str:
-    """demo, demo-2, ...: the first whose runs the store does not hold."""
+    """The first of demo, demo-2, ... of which the store holds no run."""
     names = (f"demo-{i}" if i > 1 else "demo" for i in count(1))
     return next(name for name in names if not any((store / "runs" / f"{name}-{arm}").exists() for arm in ARMS))
 
@@ -122,7 +123,7 @@ def _trainer(store: Path, name: str, arm: str, options: Options) -> Iterator[sub
 
 
 def _follow(store: Path, runs: dict[str, subprocess.Popen[str]], console: Console) -> list[str]:
-    """Progress bars from the store until every process ended; returns the runs whose process failed."""
+    """Shows progress read from the store until every process has ended; returns the runs whose process failed."""
     tail, told = Tail(store), set[tuple[Any, ...]]()
     with run_bars(console) as bars:
         tasks = {run: bars.add_task(run, total=None, now="starting") for run in runs}
@@ -149,7 +150,7 @@ def _advance(tail: Tail, bars: Progress, tasks: dict[str, TaskID]) -> None:
 
 
 def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[Any, ...]], console: Console) -> None:
-    """Prints once that an alert fires, and that one which fired is resolved."""
+    """Prints each alert once when it fires, and once when it is resolved after it fired."""
     log = alert_log(tail.cursor(), runs)
     columns = ("run", "rule", "state", "first_step", "step", "severity", "message")
     for run, rule, state, first, step, severity, message in zip(*(log[c] for c in columns), strict=True):

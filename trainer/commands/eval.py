@@ -1,8 +1,8 @@
-"""`rlvr eval`: how good, and how varied, a run's final policy or any Hugging Face folder is on a task.
+"""`rlvr eval`: how often right, and how varied, the answers of a run's final policy or of any model are on a task.
 
-Samples as the run trained (task, temperature, length), so the figures continue those of its evaluations. On another
-task the longest response is what the model's context leaves, at most LONGEST_RESPONSE tokens. A run's result is added
-to STORE/evals/RUN.json.
+A run is sampled with its own task, temperature and response length, so the figures continue those of its evaluations.
+On another task a response may be as long as the model's context allows, at most LONGEST_RESPONSE tokens. A run's result
+is added to STORE/evals/RUN.json.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from trainer.policy.policy import Policy
     from trainer.rewards.checking import RewardFunction
 
-MIN_PROMPTS = 3  # for an interval, as for a band over seeds
-LONGEST_RESPONSE = 1024  # tokens, unless the run or the user says
-MANY_TRUNCATED = 0.05  # of the samples of a split: more is said below the table
+MIN_PROMPTS = 3  # needed for an interval, as many as the seeds of a band
+LONGEST_RESPONSE = 1024  # tokens, unless the run or the user sets another limit
+MANY_TRUNCATED = 0.05  # of a split's samples; a larger share gets a note below the table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Subject:
-    """What is evaluated; has the fields that `trainer.evaluate` asks for."""
+    """What is evaluated, with the fields that `trainer.evaluate.Evaluable` asks for."""
 
     config: TrainConfig
     policy: Policy
@@ -64,10 +64,10 @@ class Options:
     k: tuple[int, ...] = (1, 4, 16)  # k of pass@k
     prompts: int | None = None  # at most so many prompts of each split; none: all
     temperature: float | None = None  # sampling temperature; none: the run's, or 1
-    # longest response; none: the run's, 56 for chain; on another task what the model's context leaves, at most 1,024
+    # longest response; none: the run's, or 56 for chain; on another task what the model's context allows, up to 1,024
     max_new_tokens: int | None = None
-    seed: int = 0  # of the sampling
-    json: bool = False  # one JSON object
+    seed: int = 0  # seed of the sampling
+    json: bool = False  # print one JSON object
 
 
 def main(argv: list[str]) -> int:
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
 
 
 def subject(name: str, store: Path) -> tuple[bool, str, TrainConfig]:
-    """(whether it is a run, the model to load, how to sample). Raises MonitorError or ConfigError."""
+    """(whether `name` is a run, the model to load, the settings to sample with). Raises MonitorError or ConfigError."""
     if (store / "runs" / name / "run.json").is_file():
         stored = dict(get_run(store, name).info.get("config") or {})
         config = TrainConfig.of_run(stored)
@@ -123,7 +123,7 @@ def _configured(config: TrainConfig, options: Options) -> TrainConfig:
     tree = config.model_dump()
     tree["task"] = options.task or config.task
     if options.task and options.task != config.task:
-        tree["reward"] = None  # the run's own judges another task
+        tree["reward"] = None  # the run's own reward judges another task
     sampling = {"temperature": options.temperature, "max_new_tokens": options.max_new_tokens}
     tree["rollout"] |= {key: value for key, value in sampling.items() if value is not None}
     largest = max(options.k)
@@ -146,10 +146,11 @@ def evaluate_model(
     *,
     length_is_set: bool = True,
 ) -> dict[str, Any]:
-    """The model's figures on each split, with how they were sampled. Plain JSON types.
+    """The model's figures on each split, with how they were sampled, as plain JSON types.
 
-    length_is_set: responses may have rollout.max_new_tokens, else what the longest prompt leaves of the model's
-    context, at most LONGEST_RESPONSE. Raises ValueError, before anything is sampled, for a prompt that leaves no room.
+    length_is_set: whether responses may have rollout.max_new_tokens tokens. Otherwise they may have what the longest
+    prompt leaves of the model's context, at most LONGEST_RESPONSE. Raises ValueError before sampling if a prompt leaves
+    no room for a response.
     """
     import torch
 
@@ -185,7 +186,7 @@ def evaluate_model(
 
 
 def _sampled(found: _Subject, splits: dict[str, list[Prompt]], generator: Any) -> dict[str, SplitOutcome]:
-    """Every split's outcome, drawn in portions of at most rollout.max_batch samples."""
+    """The outcome of every split. Samples are drawn at most rollout.max_batch at a time."""
     from trainer.evaluate import SplitOutcome, sample_split
 
     portion = max(1, found.config.rollout.max_batch // found.config.eval.samples)
@@ -214,9 +215,9 @@ def _sampled(found: _Subject, splits: dict[str, list[Prompt]], generator: Any) -
 def split_figures(outcome: SplitOutcome, ks: Sequence[int]) -> dict[str, Any]:
     """{"prompts", figure: {"mean", "low", "high"}}: mean over prompts with its bootstrap 95 % interval.
 
-    pass@k is the unbiased estimate per prompt (`trainer.evaluate.pass_at_k`); "solved" is the share of prompts with
-    any correct sample, "truncated" the share of samples that were cut off at the longest length. The prompt is the unit
-    that is resampled: it holds all spread between problems, and under three prompts there is no interval (null).
+    pass@k is the unbiased estimate per prompt (`trainer.evaluate.pass_at_k`). "solved" is the share of prompts with
+    any correct sample. "truncated" is the share of samples cut off at the longest length. The bootstrap resamples
+    prompts, because problems differ more than samples of one problem. Under MIN_PROMPTS there is no interval (null).
     """
     from trainer.evaluate import pass_at_k
 
@@ -233,7 +234,7 @@ def split_figures(outcome: SplitOutcome, ks: Sequence[int]) -> dict[str, Any]:
 
 
 def _record(store: Path, run: str, report: dict[str, Any]) -> Path:
-    """Adds the report to STORE/evals/RUN.json, a list, newest last; replaced by rename."""
+    """Appends the report to the list in STORE/evals/RUN.json. The file is replaced by a rename."""
     path = store / "evals" / f"{run}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else []

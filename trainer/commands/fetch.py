@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
 def fetch(name: Annotated[str, tyro.conf.arg(help=_NAMES)], /) -> int:
     """Download a small model, or problems as NAME.jsonl in the current folder.
 
-    Exits with 0 once it is there, 2 if it cannot be had.
+    Exits with 0 once the files are there, with 2 if they cannot be fetched.
     """
     if name in DATASETS:
         count = fetch_dataset(name, Path(f"{name}.jsonl"))

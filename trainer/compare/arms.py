@@ -1,8 +1,9 @@
 """Arms of a comparison: `ict`, `ict:keep=0.3`, `random:keep=0.3,lr=1e-4`. Imports no torch.
 
-An arm is a weighting with settings behind a colon: fields of the group `weighting` by their own name, `lr` for
-optim.lr, and any option of the groups weighting, loss, optim and signals by its dotted name, e.g. loss.kl_coef=0.01.
-The rest (model, task, rollouts, evaluation, steps) is the same for all arms, or nothing could be compared.
+An arm is a weighting, followed by a colon and settings if it has any. A setting is a field of the group `weighting` by
+its own name, `lr` for optim.lr, or any option of the groups weighting, loss, optim and signals by its dotted name, e.g.
+loss.kl_coef=0.01. Model, task, rollouts, evaluation and steps are the same for all arms: otherwise nothing could be
+compared.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SHARED_GROUPS = ("rollout", "eval", "record", "checkpoint")  # equal for all arm
 class Arm:
     """One side of a comparison. Example: Arm("ict:keep=0.3", "ict", (("weighting.keep", "0.3"),))."""
 
-    text: str  # as it was written: its label in tables
+    text: str  # as the user wrote it; the arm's label in tables
     kind: str
     settings: tuple[tuple[str, str], ...] = ()  # (dotted option, value)
 
@@ -36,7 +37,7 @@ class Arm:
         return re.sub(r"[^A-Za-z0-9._-]", "-", text)
 
     def options(self) -> list[str]:
-        """The arm as options of `rlvr train`; a weighting's `none` is written as the kind's default."""
+        """The arm as options of `rlvr train`. A value `none` in the group weighting becomes the kind's default."""
         fields = WEIGHTINGS[self.kind].model_fields
         pairs = [("weighting.kind", self.kind)]
         for key, value in self.settings:
@@ -47,7 +48,7 @@ class Arm:
 
 
 def parse_arm(text: str) -> Arm:
-    """An arm of the grammar above. Raises ConfigError with the nearest known name."""
+    """The arm that a text of the module's grammar names. Raises ConfigError with the nearest known name."""
     kind, colon, rest = text.partition(":")
     if kind not in WEIGHTINGS:
         raise ConfigError(
@@ -57,7 +58,7 @@ def parse_arm(text: str) -> Arm:
     for part in rest.split(",") if colon else ():
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
-            raise ConfigError(f"Arm {text!r}: {part!r} is no key=value. {GRAMMAR}")
+            raise ConfigError(f"Arm {text!r}: {part!r} is not key=value. {GRAMMAR}")
         option = _option(text, key)
         if option in settings:
             raise ConfigError(f"Arm {text!r} sets {option} twice.")
@@ -100,10 +101,10 @@ def arm_config(base: TrainConfig, arm: Arm, **top: Any) -> TrainConfig:
 
 
 def both_normalisations(arms: Sequence[Arm], base: TrainConfig) -> list[Arm]:
-    """Each sparse arm twice, with weighting.normalise=selected and =all; dense arms and arms that set it, as they are.
+    """Each sparse arm twice: with weighting.normalise=selected, then =all. Other arms stay as they are.
 
     With "selected" the denominators of the loss are sums of weights, so sum(weight) / denominator is 1 as in the
-    dense update; with "all" it is the kept share. METHOD: "Normalisation decides the learning rate".
+    dense update. With "all" it is the kept share, so the step is smaller. Arms that set normalise are not doubled.
     """
     result: list[Arm] = []
     for arm in arms:

@@ -1,4 +1,4 @@
-"""Many `rlvr train` processes, at most N at a time: what is finished is left alone, what was interrupted goes on."""
+"""Many `rlvr train` processes, at most N at a time. Finished runs are left alone, interrupted ones are resumed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from monitor.store.tail import Tail
 from trainer.config import ConfigError, TrainConfig
 from trainer.runtime.children import end_all, run_bars, start_trainer
 
-# where a run is stored and on what it computes: no part of what is compared
+# settings that say where a run is stored and what it computes on: they may differ between the runs of a comparison
 INCIDENTAL = ("run", "store", "save", "wandb", "threads", "comparison")
 POLL_S = 0.5
 
 
 @dataclass(slots=True)
 class Job:
-    """One run of a comparison: its name in the store and the arguments of `rlvr train`. `todo`: what is left to do."""
+    """One run of a comparison: its name in the store, the arguments of `rlvr train`, and what is left to do."""
 
     run: str
     arguments: list[str]
@@ -47,9 +47,9 @@ class _Active:
 def settle(store: Path, run: str, arguments: Sequence[str], config: TrainConfig) -> Job:
     """The job for `run`, given what the store already holds of it.
 
-    A finished run is done. An interrupted one is resumed if it has checkpoints, else it starts anew under the next
-    free name `run-2`, `run-3`, ...: what it recorded stays. Raises ConfigError if the stored run had other settings
-    or is being trained at this moment.
+    For a finished run nothing is left to do. An interrupted run is resumed if it has checkpoints. Without checkpoints
+    it starts anew under the next free name `run-2`, `run-3`, ..., and the old record stays. Raises ConfigError if the
+    stored run had other settings or is being trained at this moment.
     """
     name, state, number = run, None, 1
     while (found := _state(store, f"{run}-{number}" if number > 1 else run)) is not None:
@@ -74,7 +74,7 @@ def has_checkpoint(store: Path, run: str) -> bool:
 
 
 def devices() -> list[str]:
-    """CUDA devices as CUDA_VISIBLE_DEVICES names them; [] on a machine without."""
+    """CUDA devices as CUDA_VISIBLE_DEVICES names them; [] on a machine without CUDA."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -89,8 +89,8 @@ def cores() -> int:
 def run_jobs(store: Path, jobs: Sequence[Job], at_once: int, cuda: Sequence[str], console: Console) -> list[str]:
     """Runs what is left to do, at most `at_once` at a time, spread over the devices; returns the runs that failed.
 
-    A run that fails does not stop the others. On the way out, also by Ctrl-C, every child is ended and has closed its
-    run.
+    A run that fails does not stop the others. When this returns or raises, also after Ctrl-C, every child process has
+    ended and closed its run.
     """
     waiting = deque(job for job in jobs if job.todo != "nothing")
     active: list[_Active] = []
@@ -122,7 +122,7 @@ def run_jobs(store: Path, jobs: Sequence[Job], at_once: int, cuda: Sequence[str]
 
 
 def _state(store: Path, run: str) -> RunState | None:
-    """The run's state; a folder of that name without run.json is a run too: one that was cut off at once."""
+    """The run's state, None if there is no such run. A folder without run.json is a run that was killed at once."""
     state = run_state(store, run)
     if state is None and (store / "runs" / run).exists():
         return RunState(run, "crashed", 0.0, 1, None, None, 0, 0, 0)

@@ -1,4 +1,7 @@
-"""What every group of settings shares: frozen, no unknown names, and findings told as sentences. Imports no torch."""
+"""What every group of settings shares: it is frozen, refuses unknown names, and reports errors as sentences.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from monitor.errors import nearest
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work; the message says which, its value, what was expected and what to do."""
+    """A setting cannot work. The message says which one, its value, what was expected and what to do."""
 
 
 class SettingsGroup(BaseModel):

@@ -21,8 +21,8 @@ class RolloutConfig(_Group):
     temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss uses the same")
     max_batch: int = Field(1024, ge=1, description="rollouts sampled at once")
     backend: Literal["auto", "generate", "paged"] = Field(
-        "auto", description="generate: a token for all rollouts at a time (on CUDA fixed shapes and a compiled step); "
-        "paged: transformers' continuous batching; auto: by device and size"
+        "auto", description="generate: one token for all rollouts at a time (on CUDA with fixed shapes and a compiled "
+        "step); paged: transformers' continuous batching; auto: chosen by device and size"
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -38,33 +38,34 @@ class RolloutConfig(_Group):
 class LossConfig(_Group):
     kind: Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "gspo"] = Field(
         "grpo", description="grpo: mean over responses of their token means; bnpo: mean over a micro-batch's tokens; "
-        "dapo: over all tokens; dr_grpo: sum over max_new_tokens; cispo: dapo with the ratio capped, not clipped; "
-        "gspo: one ratio for a response (docs/method.md)"
+        "dapo: mean over all tokens; dr_grpo: sum divided by responses x max_new_tokens; cispo: dapo with the ratio "
+        "capped, not clipped; gspo: one ratio for each response (docs/method.md)"
     )  # fmt: skip
     clip_low: float = Field(0.2, gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")
     clip_high: float = Field(0.2, gt=0, description="the ratio is clipped above 1 + clip_high (DAPO: 0.28)")
     clip_delta: float | None = Field(
-        None, description="largest ratio where the advantage is negative, above 1 + clip_high; none: unbounded"
+        None, description="largest ratio where the advantage is negative; must exceed 1 + clip_high; none: no bound"
     )
-    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the reference policy; 0 loads none")
+    kl_coef: float = Field(0.0, ge=0, description="coefficient of the KL to the reference; 0: no reference is loaded")
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
-        "k3", description="k1: log-ratio, needs kl_bias_correction; k2: half its square (gradient of the reverse KL); "
-        "k3: of the forward KL"
+        "k3", description="k1: the log-ratio, needs kl_bias_correction; k2: half its square, with the gradient of the "
+        "reverse KL; k3: exp(gap) - gap - 1, with the gradient of the forward KL"
     )  # fmt: skip
     kl_reference: Literal["initial", "old"] = Field(
         "initial", description="initial: the policy before training; old: the one that sampled the step's rollouts"
     )
     kl_bias_correction: bool = Field(
-        False, description="KL times the ratio: the reverse KL without bias, off-policy too"
+        False, description="multiply the KL by the ratio: it then estimates the reverse KL without bias, off-policy too"
     )
     kl_outside_mask: bool = Field(False, description="the KL acts on all response tokens, not only on weighted ones")
     entropy_coef: float = Field(0.0, description="entropy bonus on the selected tokens; positive raises entropy")
     entropy_target: float | None = Field(
-        None, gt=0, description="mean token entropy to keep, nats, by changing entropy_actuator each step; none: off"
+        None, gt=0, description="mean token entropy, nats, to hold by changing what entropy_actuator names; none: off"
     )
     entropy_actuator: Literal["coefficient", "temperature"] = Field(
-        "coefficient", description="coefficient: the entropy bonus, from entropy_coef on, in 0 to entropy_coef_max; "
-        "temperature: the sampling temperature, in temperature_min to temperature_max"
+        "coefficient", description="what the entropy control changes. coefficient: the entropy bonus, starting at "
+        "entropy_coef, between 0 and entropy_coef_max; temperature: the sampling temperature, between temperature_min "
+        "and temperature_max"
     )  # fmt: skip
     entropy_step: float = Field(5e-3, gt=0, description="change of entropy_coef in a step")
     entropy_coef_max: float = Field(0.2, gt=0, description="largest controlled entropy_coef")
@@ -92,7 +93,7 @@ class LossConfig(_Group):
         controlled = self.entropy_target is not None and self.entropy_actuator == "coefficient"
         if controlled and not 0 <= self.entropy_coef <= self.entropy_coef_max:
             raise ValueError(
-                f"loss.entropy_coef is {self.entropy_coef}, from where the control starts: expected 0 to "
+                f"loss.entropy_coef is {self.entropy_coef}, but the entropy control starts there: expected 0 to "
                 f"loss.entropy_coef_max, now {self.entropy_coef_max}."
             )
         return self
@@ -104,23 +105,23 @@ class OptimConfig(_Group):
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     epochs: int = Field(1, ge=1, description="passes over a step's rollouts")
     mini_batches: int = Field(
-        1, ge=1, description="optimizer updates in an epoch, each on whole groups, as many but for one; at most "
-        "rollout.prompts over the number of processes"
+        1, ge=1, description="optimizer updates in an epoch; each takes whole groups, and their numbers differ by at "
+        "most one; at most rollout.prompts / number of processes"
     )  # fmt: skip
     micro_batch: int = Field(
-        256, ge=1, description="most rollouts in a pass through the model, fewer than a group too; changes memory, not "
-        "gradients (but bnpo's)"
+        256, ge=1, description="most rollouts in one pass through the model, which may be fewer than a group; changes "
+        "memory, not gradients (except for loss.kind bnpo)"
     )  # fmt: skip
 
 
 class LoraConfig(_Group):
-    rank: int = Field(0, ge=0, description="train low-rank adapters of all linear layers instead; 0: all parameters")
+    rank: int = Field(0, ge=0, description="rank of the adapters trained on all linear layers; 0: train all parameters")
     alpha: int = Field(32, gt=0, description="the adapters' output is scaled by alpha / rank")
 
 
 class EvalConfig(_Group):
     every: int = Field(
-        40, ge=0, description="steps between evaluations, also before the first and after the last; 0: never"
+        40, ge=0, description="steps between evaluations; one also comes before the first and after the last; 0: never"
     )
     prompts: int = Field(16, ge=1, description="prompts of each split")
     samples: int = Field(16, ge=1, description="samples of each prompt, at the sampling temperature")
@@ -135,8 +136,8 @@ class EvalConfig(_Group):
 
 
 class CheckpointConfig(_Group):
-    every: int = Field(50, ge=0, description="steps between checkpoints, and one after the last step; 0: never")
-    keep: int = Field(2, ge=1, description="checkpoints kept, the newest ones")
+    every: int = Field(50, ge=0, description="steps between checkpoints; one also follows the last step; 0: never")
+    keep: int = Field(2, ge=1, description="how many of the newest checkpoints are kept")
 
 
 class RecordConfig(_Group):
@@ -147,17 +148,19 @@ class RecordConfig(_Group):
         None, description="stop recording raw tokens, but around alerts, once the run takes this many GB"
     )
     probe_every: int = Field(
-        10, ge=0, description="steps between probes of the predicted against the true entropy change; 0: never"
+        10, ge=0, description="steps between probes, which compare the predicted with the true entropy change; 0: never"
     )
 
 
 class SignalsConfig(_Group):
     reference: Literal["group", "leave_one_out"] = Field(
-        "group", description="deviation is measured from the group's mean, with or without the row itself"
+        "group",
+        description="what deviation is measured from. group: the group's mean; leave_one_out: the mean of the "
+        "group's other rollouts",
     )
     scale: Literal["raw", "capped"] = Field(
-        "raw", description="what weightings see: the deviation, or its share of the cap that the number of rollouts "
-        "alive sets; the record always holds the deviation"
+        "raw", description="what weightings see. raw: the deviation; capped: the deviation divided by its largest "
+        "possible value for the number of rollouts alive. The record always holds the raw deviation"
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -165,7 +168,7 @@ class SignalsConfig(_Group):
         if self.scale == "capped" and self.reference != "group":
             raise ValueError(
                 f"signals.scale is 'capped' with signals.reference {self.reference!r}, whose cap is ln 2 for any "
-                "number of rollouts: nothing to divide by. Take one of the two."
+                "number of rollouts, so dividing by it changes nothing. Set scale to raw or reference to group."
             )
         return self
 
@@ -181,7 +184,7 @@ class TrainConfig(_Group):
     steps: int = Field(200, ge=1, description="training steps")
     seed: int = Field(0, ge=0, description="seed of prompts and sampling; on one CPU a run is bit-reproducible")
     store: str = Field("runs", description="folder of the store")
-    run: str | None = Field(None, description="name of the run; none: made from weighting and seed")
+    run: str | None = Field(None, description="name of the run; none: made from the weighting and the seed")
     comparison: str = Field("", description="runs with equal comparison and seed are paired on the Compare page")
     wandb: Literal["off", "offline", "online"] = Field("off", description="mirror scalars and alerts to wandb")
     shard: bool = Field(False, description="FSDP2: spread parameters and optimizer over the processes of torchrun")
@@ -201,7 +204,7 @@ class TrainConfig(_Group):
     def of_run(cls, stored: Mapping[str, Any], **changed: Any) -> TrainConfig:
         """The configuration that a run's record holds, with top-level fields changed. Raises ConfigError.
 
-        Earlier versions stored the parameters of every weighting with each run; those of other kinds are left out.
+        Older records hold the parameters of every weighting; those of other kinds than the run's are dropped.
         """
         tree = dict(stored) | changed
         weighting = tree.get("weighting", {})
@@ -218,8 +221,8 @@ class TrainConfig(_Group):
     def _leaves_the_policy(self) -> TrainConfig:
         if self.weighting.kind in OFF_POLICY and self.optim.epochs == self.optim.mini_batches == 1:
             raise ValueError(
-                f"weighting.kind {self.weighting.kind!r} acts only once the policy has left the one that sampled, but "
-                "with one epoch and one mini-batch it never has: the run would be uniform. Set optim.mini_batches or "
+                f"weighting.kind {self.weighting.kind!r} acts only once the policy differs from the one that sampled. "
+                "With one epoch and one mini-batch it never does: the run would be uniform. Set optim.mini_batches or "
                 "optim.epochs to 2 or more."
             )
         return self
@@ -237,8 +240,8 @@ class TrainConfig(_Group):
     def _shards_sample_in_step(self) -> TrainConfig:
         if self.shard and self.rollout.backend == "paged":
             raise ValueError(
-                "rollout.backend is 'paged' with shard, whose ranks run every pass in step. Leave out --shard, or set "
-                "rollout.backend to generate."
+                "rollout.backend is 'paged' with shard true: sharded ranks run every pass together, and the paged "
+                "backend cannot. Leave out --shard, or set rollout.backend to generate."
             )
         return self
 
@@ -257,13 +260,13 @@ class TrainConfig(_Group):
         loss, tau = self.loss, self.rollout.temperature
         if loss.kl_coef and loss.kl_reference == "old" and self.optim.epochs == self.optim.mini_batches == 1:
             raise ValueError(
-                "loss.kl_reference is old but each step has one update, of the very policy that sampled: the KL is 0. "
-                "Set optim.epochs or optim.mini_batches above 1, or loss.kl_reference to initial."
+                "loss.kl_reference is 'old' but each step has one update, and it starts from the policy that sampled, "
+                "so the KL is 0. Set optim.epochs or optim.mini_batches above 1, or loss.kl_reference to initial."
             )
         controlled = loss.entropy_target is not None and loss.entropy_actuator == "temperature"
         if controlled and not loss.temperature_min <= tau <= loss.temperature_max:
             raise ValueError(
-                f"rollout.temperature is {tau}, from where the control starts: expected loss.temperature_min to "
-                f"temperature_max, now {loss.temperature_min} to {loss.temperature_max}."
+                f"rollout.temperature is {tau}, but the entropy control starts there: expected loss.temperature_min to "
+                f"loss.temperature_max, now {loss.temperature_min} to {loss.temperature_max}."
             )
         return self

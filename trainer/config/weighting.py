@@ -23,7 +23,7 @@ class WeightingConfig(SettingsGroup):
     kind: str
     warmup_steps: int = Field(20, ge=0, description="steps before the weighting acts: until then every weight is 1")
     normalise: Literal["selected", "all"] = Field(
-        "selected", description="denominators count the weights (as ICT does) or all tokens"
+        "selected", description="what the loss's denominators sum. selected: the weights (as ICT does); all: all tokens"
     )
 
     @property
@@ -90,8 +90,8 @@ class IctSoft(WeightingConfig):
 class Divergence(WeightingConfig):
     kind: Literal["divergence"] = "divergence"
     strength: float = Field(0.3, gt=0, lt=2, description="range of the weights")
-    sharpness: float = Field(50.0, description="alpha after the ramp; below 0 it favours tokens that did not move")
-    ramp_steps: float = Field(100.0, gt=0, description="steps from warm-up to full sharpness")
+    sharpness: float = Field(50.0, description="alpha after the ramp; a negative one favours tokens that did not move")
+    ramp_steps: float = Field(100.0, gt=0, description="steps from the end of the warm-up to full sharpness")
 
 
 class Rsi(_Interval):
@@ -104,12 +104,12 @@ class Stare(WeightingConfig):
     kind: Literal["stare"] = "stare"
     share: float = Field(0.1, gt=0, le=1, description="share of the tokens with a positive advantage that are boosted")
     boost: float = Field(1.1, gt=0, description="weight of the most surprising tokens")
-    target_entropy: float = Field(0.3, gt=0, description="it acts below this mean entropy, nats")
+    target_entropy: float = Field(0.3, gt=0, description="tokens are boosted while mean entropy is below this, nats")
 
 
 class AdvantageReweight(WeightingConfig):
     kind: Literal["advantage_reweight"] = "advantage_reweight"
-    alpha: float = Field(0.3, ge=0, le=1, description="how much the probability counts")
+    alpha: float = Field(0.3, ge=0, le=1, description="share of the probability in the weight: alpha p + 1 - alpha")
 
 
 class ClipCov(_Interval):
@@ -168,10 +168,10 @@ def make_weighting(settings: Mapping[str, Any]) -> WeightingConfig:
 
 
 def changed_weighting(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings `old` (say, of a file) with those of `new` (say, options of the command line) over them.
+    """Settings `old` (say, of a file) overridden by those of `new` (say, options of the command line).
 
-    Where `new` chooses another kind, the old parameters stay that the new kind has too: a file's `keep` serves ict and
-    random alike, and uniform leaves it behind.
+    Where `new` chooses another kind, only the old parameters that the new kind has too are kept: a file's `keep`
+    serves ict and random alike, and is dropped for uniform.
     """
     kind = new.get("kind", old.get("kind", DEFAULT_KIND))
     if kind != old.get("kind", DEFAULT_KIND) and kind in WEIGHTINGS:

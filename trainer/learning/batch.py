@@ -10,7 +10,7 @@ from trainer.learning.advantages import group_advantages, zero_variance
 
 
 def token_batch(rollouts: Rollouts, scored: Scored, correct_at: float, config: TrainConfig) -> TokenBatch:
-    """The batch an update trains on; rollouts of a group are contiguous."""
+    """The batch that an update trains on. Rollouts of a group must be contiguous."""
     device = rollouts.mask.device
     group_ids = torch.arange(len(scored.rewards)) // config.rollout.group_size
     rewards = to_device(scored.rewards, device)

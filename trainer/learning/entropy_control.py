@@ -1,7 +1,7 @@
 """Keeps the policy's entropy near a target by changing, after each step, the entropy bonus or the sampling temperature.
 
-One object holds both values that a step works with, so that the sampler, the signals and the loss of a step cannot
-disagree: they read `temperature` and `coefficient` here, and `observe` changes them only between steps.
+The sampler, the signals and the loss of a step all read `temperature` and `coefficient` from one object, and `observe`
+changes them only between steps. So the parts of a step cannot disagree.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ class EntropyControl:
 
     After each step, with H the step's entropy as recorded:
         coefficient: c <- clip(c + entropy_step * (+1 if H <= target else -1), 0, entropy_coef_max); the bonus of the
-            next step is c if H <= target else 0. Skywork-OR1, arXiv 2505.22312; TRL's use_adaptive_entropy.
+            next step is c if H <= target else 0. Source: Skywork-OR1, arXiv 2505.22312; TRL's use_adaptive_entropy.
         temperature: ln tau <- ln tau + temperature_step * clip((target - H) / target, -1, 1), tau kept between
-            temperature_min and temperature_max. Ours: no published law is known to us. H is the entropy at tau, so a
-            falling entropy of the model itself shows as a rising tau: read the two together.
-    Deterministic; a non-finite H changes nothing. With several ranks, `observe` the mean over all of them on each.
+            temperature_min and temperature_max. Source: none, this law is ours. H is the entropy at tau, so a falling
+            entropy of the model itself shows as a rising tau: read the two together.
+    The control is deterministic, and a non-finite H changes nothing. With several ranks, every rank must `observe` the
+    mean over all ranks.
     Example, target 0.3, entropy_step 5e-3, first H 0.25: `coefficient` is 5e-3 in the second step.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self._loss = config.loss
         self._coefficient = config.loss.entropy_coef
-        self._entropy: float | None = None  # of the last step
+        self._entropy: float | None = None  # the last step's
         self.temperature = config.rollout.temperature
 
     @property
@@ -54,11 +55,11 @@ class EntropyControl:
             self.temperature = min(max(tau, loss.temperature_min), loss.temperature_max)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, as JSON values."""
+        """Everything that changes between steps, as JSON values."""
         return {"coefficient": self._coefficient, "entropy": self._entropy, "temperature": self.temperature}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state_dict`. Raises KeyError for one that lacks a value."""
+        """Continues from a `state_dict`. Raises KeyError if a value is missing."""
         self._coefficient, self._entropy, self.temperature = (
             state["coefficient"], state["entropy"], state["temperature"]
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """The policy losses: weighted, clipped, with every denominator fixed on the whole batch before it is split.
 
-A loss is a row of `LOSSES`: a per-token term psi, the level of its ratio, and D of `sum(weight * psi) / D`.
-To add one: its row here (with a psi or a denominator if no existing one fits), its name in `LossConfig.kind`, and a
-known-answer test. `python -m docs.make_method` writes the rows and docstrings into docs/method.md.
+A loss is a row of `LOSSES`: a per-token term psi, whether its ratio is of a token or of a response, and the denominator
+D of `sum(weight * psi) / D`. To add a loss, write its row here (and a psi or a denominator if no existing one fits),
+its name in `LossConfig.kind`, and a known-answer test. `python -m docs.make_method` writes the rows and docstrings into
+docs/method.md.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ TINY = 1e-8  # keeps a response without selected tokens (0 / 0) at 0
 class LossTotals:
     """Denominators of the whole batch of one optimizer update; the three sums add over micro-batches and ranks.
 
-    Example, two responses of 3 and 1 tokens of which one each is selected: responses 2, weight 2 ("selected") or 4
-    ("all"), tokens 4, max_length the configured longest response.
+    Example: of two responses with 3 tokens and 1 token, one token each is selected. Then responses is 2, weight is 2
+    ("selected") or 4 ("all"), tokens is 4, and max_length is the configured longest response.
     """
 
     responses: Tensor  # 0-d float: responses with a token in the mask
@@ -36,7 +37,10 @@ class LossTotals:
 
 
 def loss_totals(mask: Tensor, weights: Tensor, normalise: Normalise, max_length: int | None = None) -> LossTotals:
-    """Totals of a batch; `max_length` is dr_grpo's constant (default: the batch's own width)."""
+    """Totals of a batch: mask bool [N, T], weights float [N, T].
+
+    max_length: the constant of dr_grpo, tokens; by default the batch's own width T.
+    """
     tokens = mask.float().sum()
     weight = _counted(mask, weights, normalise).sum()
     return LossTotals(mask.any(1).float().sum(), weight, tokens, max_length or mask.shape[1])
@@ -45,8 +49,9 @@ def loss_totals(mask: Tensor, weights: Tensor, normalise: Normalise, max_length:
 def clipped_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
     """psi = -min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A).
 
-    delta = clip_delta (none: no bound): clipping alone leaves r unbounded where A < 0 (TRL's delta, arXiv 2505.07291).
-    clip_high > clip_low is DAPO's clip-higher (2503.14476). ratio [N, T] or [N, 1], advantage [N, 1].
+    delta is clip_delta, or no bound if that is None. It is needed because clipping alone leaves r unbounded where
+    A < 0 (TRL's delta, arXiv 2505.07291). clip_high > clip_low is DAPO's clip-higher (arXiv 2503.14476).
+    ratio float [N, T] or [N, 1], advantage float [N, 1].
     """
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     bounded = ratio if config.clip_delta is None else ratio.clamp(max=config.clip_delta)
@@ -56,7 +61,7 @@ def clipped_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: Loss
 def cispo_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossConfig) -> Tensor:
     """psi = -stop_gradient(min(r, 1 + clip_high)) A logprob.
 
-    The ratio is capped as a constant, and no token loses its gradient. No lower bound.
+    The capped ratio is a constant factor, so no token loses its gradient. There is no lower bound.
     TRL's epsilon_high is the cap itself: its 5.0 (arXiv 2510.13786) is clip_high = 4 here.
     """
     return -ratio.clamp(max=1 + config.clip_high).detach() * advantage * logprobs
@@ -65,8 +70,8 @@ def cispo_psi(ratio: Tensor, advantage: Tensor, logprobs: Tensor, config: LossCo
 def sequence_log_ratio(log_ratio: Tensor, weights: Tensor) -> Tensor:
     """ln r of gspo: sum_t w (logprob - old_logprob) / sum_t w of the response, [N, 1].
 
-    With equal weights the mean over all tokens, as published. With sparse weights the ratio is that of the selected
-    tokens alone (all tokens would carry gradient into those that the weighting left out, and need their logits).
+    With equal weights this is the mean over all tokens, as published. With sparse weights the ratio is that of the
+    selected tokens alone: a ratio of all tokens would carry gradient into tokens that the weighting left out.
     """
     return (weights * log_ratio).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=TINY)
 
@@ -74,26 +79,26 @@ def sequence_log_ratio(log_ratio: Tensor, weights: Tensor) -> Tensor:
 def over_responses(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
     """D: each response's own count, then the mean over responses.
 
-    sum_i (sum_t w psi / count_i) / responses, responses being those with a token in the mask, of the whole batch.
-    (TRL also counts those that truncation masking emptied.)
+    sum_i (sum_t w psi / count_i) / responses, where `responses` counts those of the whole batch with a token in the
+    mask. TRL also counts responses that truncation masking emptied.
     """
     return (per_token.sum(1) / counted.sum(1).clamp(min=TINY)).sum() / totals.responses.clamp(min=1)
 
 
 def over_tokens(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
-    """D: the count of the whole batch of the optimizer update, over micro-batches and ranks."""
+    """D: the count of the optimizer update's whole batch, summed over micro-batches and ranks."""
     return per_token.sum() / totals.weight.clamp(min=TINY)
 
 
 def over_constant(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
-    """D: responses * max_length (rollout.max_new_tokens); no count, so `normalise` changes nothing."""
+    """D: responses * max_length (rollout.max_new_tokens). It holds no count, so `normalise` changes nothing."""
     return per_token.sum() / (totals.responses.clamp(min=1) * totals.max_length)
 
 
 def over_local_tokens(per_token: Tensor, counted: Tensor, mask: Tensor, totals: LossTotals) -> Tensor:
     """D: the count of this micro-batch; micro-batches are then averaged by their shares of the responses.
 
-    The one local denominator, on purpose: the gradient depends on optim.micro_batch.
+    This is the only denominator of a part of the batch. With it the gradient depends on optim.micro_batch, as in TRL.
     """
     share = mask.any(1).float().sum() / totals.responses.clamp(min=1)
     return per_token.sum() / counted.sum().clamp(min=TINY) * share
@@ -101,7 +106,7 @@ def over_local_tokens(per_token: Tensor, counted: Tensor, mask: Tensor, totals: 
 
 @dataclass(frozen=True, slots=True)
 class LossKind:
-    """One loss: its parts, and what docs/method.md says of it."""
+    """One loss: its parts, and the summary and source that docs/method.md shows."""
 
     summary: str
     psi: Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
@@ -115,13 +120,13 @@ LOSSES: dict[str, LossKind] = {
     "bnpo": LossKind("mean over the tokens of each micro-batch", clipped_psi, over_local_tokens, "TRL 1.16"),
     "dapo": LossKind("mean over all tokens of the batch", clipped_psi, over_tokens, "arXiv 2503.14476"),
     "dr_grpo": LossKind(
-        "sum over tokens by a constant; with loss.scale_by_std = false as published", clipped_psi, over_constant,
+        "sum over tokens divided by a constant (published with loss.scale_by_std = false)", clipped_psi, over_constant,
         "arXiv 2503.20783",
     ),
     "cispo": LossKind("capped ratio as a constant factor of the log-probability", cispo_psi, over_tokens,
                       "arXiv 2506.13585"),
     "gspo": LossKind(
-        "one ratio for a response: the geometric mean of its tokens' (clip 3e-4 and 4e-4 as published)", clipped_psi,
+        "one ratio for a response: the geometric mean of its tokens' (published clip: 3e-4 and 4e-4)", clipped_psi,
         over_responses, "arXiv 2507.18071", ratio="sequence",
     ),
 }  # fmt: skip
@@ -131,11 +136,12 @@ def kl_estimate(gap: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
     """Estimate of KL(policy || reference) at sampled tokens, nats, any shape; gap = ref_logprob - logprob.
 
         k1 = -gap;  k2 = gap^2 / 2;  k3 = exp(gap) - gap - 1
-    As values, for tokens of the policy itself: k1 and k3 unbiased, k3 >= 0 with less spread, k2 biased. As losses: the
-    mean gradient of k2 is that of the reverse KL(policy || reference), of k3 that of the forward KL(reference ||
-    policy), of k1 zero. `loss.kl_bias_correction` multiplies by the token's ratio: value and gradient of k1 and k3 are
-    then those of the reverse KL, on- and off-policy. Sources: Schulman 2020 (joschu.net/blog/kl-approx.html),
-    GRPO arXiv 2402.03300 (k3), the correction 2512.02556 (TRL's use_bias_correction_kl, there on by default).
+    As values, on tokens that the policy itself sampled: k1 and k3 are unbiased, k3 is >= 0 and spreads less, k2 is
+    biased. As losses: the mean gradient of k2 is that of the reverse KL(policy || reference), of k3 that of the forward
+    KL(reference || policy), of k1 zero. `loss.kl_bias_correction` multiplies the estimate by the loss's ratio. With a
+    ratio for each token, value and gradient of k1 and k3 are then those of the reverse KL, on- and off-policy.
+    Sources: Schulman 2020 (joschu.net/blog/kl-approx.html); k3 in GRPO, arXiv 2402.03300; the correction,
+    arXiv 2512.02556 (TRL's use_bias_correction_kl, there on by default).
     """
     if estimator == "k1":
         return -gap
@@ -159,18 +165,20 @@ def policy_loss(
     totals: LossTotals | None = None,
     normalise: Normalise = "selected",
 ) -> LossTerms:
-    """sum(weight * psi) / D with psi and D of `LOSSES[config.kind]`, plus `kl_term`, less `entropy_term`.
+    """sum(weight * psi) / D + kl_term - entropy_coef * entropy_term, with psi and D of `LOSSES[config.kind]`.
 
         r = exp(logprob - old_logprob), or for gspo exp(sum_t w (logprob - old_logprob) / sum_t w) of the response
     Counts in D are sums of weights (normalise="selected") or numbers of tokens ("all").
 
-    Args: logprobs, old_logprobs, ref_logprobs, entropies float [N, T] (nats); advantages float [N]; mask bool [N, T]:
-        tokens that the loss may use; weights float [N, T] >= 0; entropy_coef: in place of config.entropy_coef;
-        penalty: float [N, T], adds weight * penalty * |logprob - old_logprob| to weight * psi (arXiv 2505.22617);
-        totals: denominators of the whole batch if this call sees only a part of it (responses stay whole).
-    Returns: LossTerms. Gradients flow through logprobs and entropies only, at tokens with weight (with kl_outside_mask
-        at all in the mask); values elsewhere are never used, whatever they hold.
-    Sources: `LOSSES`; the weights of ICT arXiv 2606.19771; checked against TRL 1.16.
+    Args:
+        logprobs, old_logprobs, ref_logprobs, entropies: float [N, T], nats. advantages: float [N].
+        mask: bool [N, T], tokens that the loss may use. weights: float [N, T], >= 0.
+        entropy_coef: takes the place of config.entropy_coef.
+        penalty: float [N, T]; adds weight * penalty * |logprob - old_logprob| to weight * psi (arXiv 2505.22617).
+        totals: denominators of the whole batch, if this call sees only some of its responses.
+    Returns: LossTerms. Gradients flow only through logprobs and entropies, and only at tokens with a weight other than
+        0 (with kl_outside_mask: at all tokens in the mask). Values at other tokens are never used, whatever they hold.
+    Sources: `LOSSES`; weights as in ICT, arXiv 2606.19771; checked against TRL 1.16.
     """
     kind, totals = LOSSES[config.kind], totals or loss_totals(mask, weights, normalise)
     weights = torch.where(mask, weights, 0.0)
@@ -199,7 +207,7 @@ def policy_loss(
 def kl_term(
     kl: Tensor, ratio: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
 ) -> Tensor:
-    """kl_coef sum(w KL) / D, KL times the ratio under kl_bias_correction.
+    """kl_coef * sum(w KL) / D, 0-d, nats; kl_bias_correction multiplies KL by the ratio first.
 
     With kl_outside_mask every token in the mask has w = 1 here, and counts are numbers of tokens.
     """
@@ -213,9 +221,9 @@ def kl_term(
 def entropy_term(
     entropies: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
 ) -> Tensor:
-    """sum(w entropy) / count of the batch (bnpo: the micro-batch's), for every kind, as in TRL.
+    """sum(w entropy) / count of the whole batch (bnpo: of the micro-batch), 0-d, nats, as in TRL.
 
-    So entropy_coef means the same for each kind.
+    Every kind divides by the same count, so entropy_coef means the same for each kind.
     """
     bonus = torch.where(weights != 0, weights * entropies, 0.0)
     divide = over_local_tokens if config.kind == "bnpo" else over_tokens

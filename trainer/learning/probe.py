@@ -1,9 +1,9 @@
-"""Prediction against truth: the change of H2 that a step's updates made, beside its first-order prediction.
+"""The change of H2 that a step's updates made, beside the first-order prediction of it.
 
-The logits of a small sample of the batch's positions are taken before the first and after the last optimizer update
-of a step, in full precision (bf16 logits would hide a step at lr 1e-6). The sample is fixed by the batch's shape, so
-the probe draws no random numbers and changes no run. Cost: two forward passes over ROWS rollouts, at most
-optim.micro_batch at once, in probed steps only.
+The probe computes logits at a small sample of the batch's positions, before the first and after the last optimizer
+update of a step. It works in full precision, because bf16 logits would hide a step at lr 1e-6. The batch's mask fixes
+the sample, so the probe draws no random numbers and changes no run. Cost: two forward passes over ROWS rollouts, at
+most optim.micro_batch at once, in probed steps only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Probe:
 
 
 def take_probe(policy: Policy, batch: TokenBatch, temperature: float, micro_batch: int = ROWS) -> Probe:
-    """The sample's logits now: call before the step's first update."""
+    """The sample and its logits as they are now. Call this before the step's first update."""
     stride = -(-len(batch) // ROWS)
     part = TokenBatch(*(getattr(batch, spec.name)[::stride] for spec in fields(batch)))
     count = max(1, min(POSITIONS, policy_module.SLAB_ELEMENTS // (4 * policy.vocabulary)))
@@ -50,9 +50,10 @@ def finish_probe(policy: Policy, probe: Probe) -> tuple[Tensor, Tensor]:
 
 
 def spread(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(rows, columns), int64 [count], of response positions evenly spread over mask [N, T], without a host sync.
+    """(rows, columns), int64 [count] each: response positions evenly spread over mask [N, T], without a host sync.
 
-    With fewer than `count` positions some repeat. Example: mask [[1, 1, 0], [1, 1, 0]], count 2: (0, 0) and (1, 0).
+    If the mask has fewer than `count` positions, some repeat. Example: mask [[1, 1, 0], [1, 1, 0]] and count 2 give the
+    positions (0, 0) and (1, 0).
     """
     number = mask.flatten().cumsum(0)  # 1 at the first response position, 2 at the second, ...
     wanted = torch.arange(count, device=mask.device) * number[-1] // count + 1

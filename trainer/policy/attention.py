@@ -14,9 +14,9 @@ from trainer.policy.policy import Policy
 def attention_received(policy: Policy, batch: TokenBatch, micro_batch: int) -> Tensor:
     """Attention that each response token gets from the later tokens of its response, float32 [N, T], in [0, 1].
 
-    a_t = 1 / (T_i - t) sum_{q > t} mean_h alpha_h[q, t], alpha_h the last layer's attention; 0 for the last token.
-    A forward pass of its own with eager attention, in chunks of at most `micro_batch` rows: [rows, heads, P + T, P + T]
-    exists for one layer at a time. Raises ValueError for a model that does not return attention.
+    a_t = 1 / (T_i - t) sum_{q > t} mean_h alpha_h[q, t], with alpha_h the last layer's attention; 0 for the last token.
+    This takes a forward pass of its own with eager attention, in chunks of at most `micro_batch` rows. The attention
+    [rows, heads, P + T, P + T] exists for one layer at a time. Raises ValueError for a model that returns no attention.
     """
     implementation = policy.model.config._attn_implementation
     layer = [m for m in policy.model.modules() if type(m).__name__.endswith("Attention")][-1]
@@ -40,7 +40,7 @@ def attention_received(policy: Policy, batch: TokenBatch, micro_batch: int) -> T
 
 
 def _received(attention: Tensor | None, mask: Tensor) -> Tensor:
-    """The mean over later tokens and heads of attention [n, heads, L, L] to each of the mask's [n, T]."""
+    """attention [n, heads, L, L] and mask [n, T] -> [n, T]: what each response token gets, averaged as above."""
     if attention is None:
         raise ValueError("The model returns no attention, which weighting.kind attention needs. Choose another kind.")
     width = mask.shape[1]

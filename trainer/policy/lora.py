@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: few trained parameters, a normal folder in the end."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: few parameters are trained, and saved as a full model."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The policy: a Hugging Face causal language model, of which only this file ever sees logits [.., V].
+"""The policy: a Hugging Face causal language model. Only this file sees its logits [..., V].
 
-`hidden` runs the body, `project` the head on a slab of it. Signals and log-probabilities are taken slab by slab, so
-that no more than SLAB_ELEMENTS logits (CUDA_SLAB_ELEMENTS for signals on a CUDA device) exist at a time, whatever the
-vocabulary and the response length.
+`hidden` runs the model's body. `project` runs its head on a slab: the hidden states of some positions. Signals and
+log-probabilities are computed slab by slab, so that at most SLAB_ELEMENTS logits (CUDA_SLAB_ELEMENTS for signals on a
+CUDA device) exist at a time, whatever the vocabulary and the response length.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ CUDA_SLAB_ELEMENTS = 1 << 28  # 512 MiB in bf16, which the kernel reads as it is
 
 
 class _Slab:
-    """Hides a slab from FSDP's search for inputs with gradient: each such call would reduce the head's gradient."""
+    """Hides a slab from FSDP, which seeks inputs with gradient and would reduce the head's gradient at each call."""
 
     def __init__(self, states: Tensor) -> None:
         self.states = states
 
 
 class _Halves(nn.Module):
-    """A language model whose body and head are called apart, through one module, so that FSDP's hooks see both."""
+    """A language model whose body and head are called separately but through one module, so FSDP's hooks see both."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -50,21 +50,21 @@ class _Halves(nn.Module):
 
 
 class Policy:
-    """Model and tokenizer on one device; bf16 autocast over float32 weights on CUDA."""
+    """Model and tokenizer on one device. On CUDA, bf16 autocast runs over float32 weights."""
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self._halves = _Halves(self.model)
         self.in_step = Ranks()
-        self.sampler_copies: dict[str, Any] = {}  # of trainer.rollout.sampler_copy, once a sampler needs one
+        self.sampler_copies: dict[str, Any] = {}  # filled by trainer.rollout.sampler_copy when a sampler needs one
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         self.end_ids, self.pad_id = _special_ids(model, tokenizer)
         self._check_head()
 
     @classmethod
     def load(cls, source: ModelSource, device: torch.device | None = None, lora: LoraConfig | None = None) -> Policy:
-        """Loads weights in float32 and the tokenizer; the device is CUDA where there is one. lora: adds adapters."""
+        """Loads the weights in float32 and the tokenizer. device: by default CUDA if there is one. lora: adapters."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
@@ -78,17 +78,17 @@ class Policy:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def shard(self, ranks: Ranks) -> None:
-        """Spreads the parameters over the ranks (FSDP2), which then run every forward pass in step."""
+        """Spreads the parameters over the ranks (FSDP2). From then on all ranks run every forward pass together."""
         self.in_step = ranks
         shard(self._halves, self.model.get_decoder().layers)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name, tied ones once; sharded ones as their shards."""
+        """Trained parameters by name. Tied ones appear once; of sharded ones, this rank's shard."""
         self._reshard()
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _reshard(self) -> None:
-        """A pass without gradient leaves FSDP's root gathered, its parameters no longer those of the optimizer."""
+        """Shards the root again. After a pass without gradient FSDP leaves it gathered, unlike the optimizer's copy."""
         if self.in_step.world > 1:
             self._halves.reshard()  # type: ignore[operator]
 
@@ -97,7 +97,7 @@ class Policy:
         return self._halves(**inputs)
 
     def hidden(self, batch: TokenBatch | Rollouts, *, full_precision: bool = False) -> Tensor:
-        """Hidden states that predict each response position, [N, T, D]: column t - 1 of the sequence predicts t."""
+        """Hidden states that predict each response position, [N, T, D]: those of sequence column t - 1 predict t."""
         positions = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
         with contextlib.nullcontext() if full_precision else self.autocast():
             states = self.body(
@@ -111,7 +111,7 @@ class Policy:
 
     @torch.no_grad()
     def states(self, batch: TokenBatch, micro_batch: int, *, full_precision: bool = False) -> Tensor:
-        """`hidden` without gradient, at most `micro_batch` rows in a pass through the model."""
+        """`hidden` without gradient, with at most `micro_batch` rows in one pass through the model."""
         parts = [batch.rows(start, start + micro_batch) for start in range(0, len(batch), micro_batch)]
         return torch.cat([self.hidden(part, full_precision=full_precision) for part in parts])
 
@@ -122,11 +122,12 @@ class Policy:
 
     @torch.no_grad()
     def signals(self, hidden: Tensor, batch: TokenBatch, temperature: float, reference: str = "group") -> TokenSignals:
-        """TokenSignals of a batch of whole groups, in slabs of positions: logits, their signals, and the next slab.
+        """TokenSignals [N, T] of a batch of whole groups, slab by slab; hidden [N, T, D].
 
-        Extra memory, whatever the response length: one slab, N x span x V logits, span >= 1 the most positions within
-        the limit. On a CUDA device 2 bytes each (bf16 from autocast, 512 MiB), 0.2 % for the kernel's sums and the
-        head's weights cast once (2 D V bytes); on the CPU 4 bytes each (64 MiB) and the scratch of the reference.
+        Extra memory, whatever the response length, is that of one slab of N x span x V logits, with span >= 1 the most
+        positions within the limit. On a CUDA device a logit takes 2 bytes (bf16 from autocast, 512 MiB in all), the
+        kernel's sums add 0.2 %, and the head's weights cast once add 2 D V bytes. On the CPU a logit takes 4 bytes
+        (64 MiB in all), and `monitor.signals.definition` needs scratch memory.
         """
         n, width, _ = hidden.shape
         limit = CUDA_SLAB_ELEMENTS if hidden.is_cuda else SLAB_ELEMENTS
@@ -150,14 +151,14 @@ class Policy:
     def logits_at(
         self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro_batch: int
     ) -> Tensor:
-        """Logits over the temperature of M response positions, [M, V], without autocast: the caller bounds M."""
+        """Logits / temperature of M response positions, float32 [M, V], without autocast. The caller bounds M."""
         states = self.states(batch, micro_batch, full_precision=True)[rows, columns]
         return self._halves(_Slab(states)).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """(logprob, entropy) with gradient of single positions: hidden [M, D], token_ids [M] -> float32 [M] each.
+        """(logprob, entropy) with gradient of M positions, nats: hidden [M, D], token_ids [M] -> float32 [M] each.
 
-        Slabs are recomputed in the backward pass where more than one is needed.
+        If more than one slab is needed, the backward pass computes their logits again.
         """
         span = max(1, SLAB_ELEMENTS // self.vocabulary)
         if len(hidden) <= span:
@@ -171,14 +172,14 @@ class Policy:
 
     def _slab_logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logp = torch.log_softmax(self.project(hidden).float() / temperature, dim=-1)
-        entropy = -(logp.exp() * logp.clamp(min=-104)).sum(-1)  # e^-104 is 0 in float32; 0 * -inf is NaN, its slope too
+        entropy = -(logp.exp() * logp.clamp(min=-104)).sum(-1)  # 0 * -inf would be NaN; e^-104 is 0 in float32
         return logp.gather(1, token_ids.unsqueeze(1)).squeeze(1), entropy
 
     def save(self, folder: Path) -> None:
         """The policy as a normal Hugging Face folder: AutoModelForCausalLM.from_pretrained(folder) loads it.
 
-        With several ranks all of them call it, and rank 0 writes. An older policy in the folder is replaced once the
-        new one is whole. Raises OSError, on rank 0, if the disk refuses; the older one then stays.
+        All ranks must call this; rank 0 writes. An older policy in the folder is replaced once the new one is whole.
+        Raises OSError, on rank 0, if the disk refuses; the older policy then stays.
         """
         self._reshard()
         state = {name: whole(value) for name, value in self.model.state_dict().items()}
@@ -193,12 +194,12 @@ class Policy:
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Refuses a model whose logits are more than head(body): a scaled or soft-capped head would train wrongly."""
+        """Refuses a model whose logits are not head(body), e.g. scaled or soft-capped ones: it would train wrongly."""
         ids = torch.tensor([[self.pad_id, self.end_ids[0]]], device=self.device)
         with self.autocast():
             expected = self.model(input_ids=ids).logits.float()
             ours = self.project(self.body(input_ids=ids).last_hidden_state).float()
-        error = torch.where(expected == ours, 0.0, expected - ours).abs().max()  # -inf forbids a token in both
+        error = torch.where(expected == ours, 0.0, expected - ours).abs().max()  # -inf in both differs by 0
         if not error < 1e-2 * expected.nan_to_num(neginf=0.0).abs().max().clamp(min=1.0):
             raise ValueError(
                 f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
@@ -207,7 +208,7 @@ class Policy:
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, of this process's own among several (LOCAL_RANK)."""
+    """The CUDA device of this process, which `join_ranks` chose, or the CPU without CUDA."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

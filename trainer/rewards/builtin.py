@@ -12,10 +12,11 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 def close_to_answer(
     prompts: list[str], completions: list[str], completion_ids: list[list[int]], *, answer: list[str], **columns: Any
 ) -> list[float]:
-    """A shaped reward for models that are rarely right: how near the completion's last number is to the answer.
+    """A shaped reward for models that are rarely right: how near the completion's last number x is to the answer y.
 
-    1.0 if equal, else 0.5 * max(0, 1 - |x - y| / max(|y|, 1)); 0.0 without a number or where the answer is none.
-    Example: answer 20, "about 15" -> 0.5 * (1 - 5/20) = 0.375. Ours; use: --reward trainer.rewards:close_to_answer.
+    1.0 if x = y, else 0.5 * max(0, 1 - |x - y| / max(|y|, 1)); 0.0 if the completion or the answer holds no number.
+    Example: answer 20, "about 15" -> 0.5 * (1 - 5/20) = 0.375.
+    Source: none, ours. Use it with --reward trainer.rewards:close_to_answer.
     """
     rewards = []
     for text, wanted in zip(completions, answer, strict=True):

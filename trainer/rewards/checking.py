@@ -16,7 +16,7 @@ RewardFunction = Callable[..., Any]
 
 
 def function_name(function: RewardFunction) -> str:
-    """How messages call a reward function: module:qualified name."""
+    """The name of a reward function in messages: module:qualified name."""
     owner = function.func if hasattr(function, "func") else function  # functools.partial
     name = getattr(owner, "__qualname__", type(owner).__qualname__)
     return f"{getattr(owner, '__module__', '?')}:{name}"
@@ -30,10 +30,11 @@ def checked_rewards(
     completion_ids: list[list[int]],
     **columns: list[Any],
 ) -> list[float | None]:
-    """Call `function` and return one finite float, or None, for each completion; it may be sync or async.
+    """Calls `function`, sync or async, and returns one finite float or None for each completion.
 
-    Raises RewardError naming the function, the value and what is expected if it raises, returns another number of
-    rewards, or anything but numbers and None. numpy and torch scalars count as numbers; bool as 0 or 1.
+    numpy and torch scalars count as numbers, and bool as 0 or 1. Raises RewardError if the function raises, returns
+    another number of rewards, or returns anything but finite numbers and None. The error names the function, the value
+    and what was expected.
     """
     name = function_name(function)
     try:

@@ -1,7 +1,8 @@
-"""Loading a reward function by its name. It has TRL's signature, so those written for TRL work.
+"""Loading a reward function by its name. The signature is TRL's, so functions written for TRL work.
 
-A reward function is `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async; None
-where it does not apply to a completion. TRL's optional keywords (trainer_state, log_metric, ...) are not passed.
+A reward function is `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async. It
+returns None for a completion that it does not apply to. TRL's optional keywords (trainer_state, log_metric, ...) are
+not passed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def load_reward(target: str) -> RewardFunction:
     except Exception as error:
         raise RewardError(
             f"reward {target!r}: module {module_name!r} cannot be imported: {type(error).__name__}: {error}. "
-            f"Install it or start from the folder that holds it."
+            f"Install it, or start rlvr in the folder that holds it."
         ) from error
     function = getattr(module, name, None)
     if function is None:

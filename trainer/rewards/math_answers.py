@@ -1,17 +1,17 @@
 r"""Whether a completion's final answer is the right one, for answers as MATH and GSM8K write them.
 
-math-verify reads and compares formulas: 1/2 is \frac12 is 0.5, a list has no order, a point has one. Where it reads an
-answer as less than it is, a rule of ours comes first:
+math-verify reads and compares formulas: 1/2, \frac12 and 0.5 are equal, a list has no order, and a point has one. Where
+its reading loses a part of the answer, a rule of ours comes first:
 
 - Words are text. math-verify multiplies their letters, so TTHH would be HHTT.
 - The base of a numeral is part of it. math-verify drops it, so 10101_3 would be 10101_2.
-- A unit is a \text{...} behind a number, or a word behind the number of an answer whose gold has no letters. It may be
+- A unit is a \text{...} behind a number, or, if the gold has no letters, a word behind the answer's number. It may be
   left out, as MATH does. math-verify has a list of units, which makes 3t and 5s the numbers 3 and 5.
-- An equation is the answer to a gold without one only if each of its sides is, or is a name: x = 5 and 2 + 3 = 5 are 5.
-  math-verify looks at the last side, so x^2 + y^2 = 5 would be 5.
-- A percent sign may be left out on either side. math-verify lets 40 be 40 %, but 12.5 not 12.5 %.
+- If the gold is no equation, an equation is right only if each of its sides equals the gold or is a name: for the gold
+  5, x = 5 and 2 + 3 = 5 are right. math-verify looks at the last side only, so x^2 + y^2 = 5 would be right.
+- A percent sign may be left out on either side. math-verify accepts 40 for 40 %, but not 12.5 for 12.5 %.
 - Small numbers are compared to 4 digits. math-verify compares 6 decimals, so -2^{-98} would be 2^{-98}.
-- A list is no answer to an inequality. math-verify lets its two bounds, -3, 5, be -3 < x < 5.
+- A list is no answer to an inequality. math-verify accepts the list of the two bounds, -3, 5, for -3 < x < 5.
 - Powers and factorials of more than LARGEST are text: to work out 10^{10^{10}} takes minutes and gigabytes.
 """
 
@@ -34,8 +34,8 @@ from math_verify.grader import is_equation, is_relation
 
 from trainer.tasks.base import ANSWER
 
-CPU_LIMIT_S = 3.0  # to read an answer, and to compare it; a thousand times what most take
-LONGEST = 500  # characters of an answer that is read as a formula, or twice the gold's; MATH's longest has 159
+CPU_LIMIT_S = 3.0  # to read an answer, and again to compare it; most take a thousandth of this
+LONGEST = 500  # characters; a longer answer is not read as a formula, unless the gold is long; MATH's longest has 159
 LARGEST = 10_000
 _TAIL = 4_000  # characters of a completion, from its end, where an answer without marks is looked for
 
@@ -60,7 +60,7 @@ _NAME = re.compile(r"(?:^|(?<=[,;]))\s*\\?[A-Za-z]\w*(?:\{\w+\})?(?:\([^()=]*\))
 
 
 def final_answer(completion: str) -> str | None:
-    r"""What a completion gives as its answer: the last <answer>...</answer>, else the last \boxed{...}, else None.
+    r"""The answer that a completion gives: the last <answer>...</answer>, else the last \boxed{...}, else None.
 
     Boxes joined by "and", "or" or a comma are one list. An empty answer counts as none.
     """
@@ -74,8 +74,9 @@ def final_answer(completion: str) -> str | None:
 
 
 def is_right(gold: str, completion: str) -> bool:
-    r"""Whether a completion's `final_answer` is `gold`; without one, what math-verify takes for the answer in its end.
+    r"""Whether a completion's answer is `gold`.
 
+    The answer is `final_answer`, or, where that is None, what math-verify finds near the end of the completion.
     Examples: ("6 - 5i", "\boxed{6-5i}") True, ("6 - 5i", "<answer>5</answer>") False, ("72", "#### 72") True.
     """
     answer = final_answer(completion)
@@ -83,20 +84,20 @@ def is_right(gold: str, completion: str) -> bool:
         if len(completion) <= 2 * len(gold) and same_text(gold, completion):
             return True
         found = _parse(completion[-_TAIL:])
-        answer = found[-1] if found else None  # the text that was read stands behind its reading
+        answer = found[-1] if found else None  # math-verify returns its reading first and the text that it read last
     return isinstance(answer, str) and same_answer(gold, answer)
 
 
 def same_answer(gold: str, answer: str) -> bool:
     """Whether two answers are the same, by the rules of the module's docstring. Not symmetric: the gold sets the form.
 
-    Pairs that were judged are remembered, for a group often gives one answer many times.
+    Results are remembered, because the rollouts of a group often give the same answer.
     """
     return len(answer) <= max(LONGEST, 2 * len(gold)) and _same(gold, answer)
 
 
 def same_text(gold: str, answer: str) -> bool:
-    """Whether two answers look the same in print; of texts without formulas, in any case. An empty one never does."""
+    """Whether two answers look the same in print. Texts without formulas ignore case. An empty text equals none."""
     text, given = _plain(gold), _plain(answer)
     if _WORD.search(text) and "\\" not in text:
         text, given = text.casefold(), given.casefold()
@@ -108,7 +109,7 @@ def _same(gold: str, answer: str) -> bool:
     if same_text(gold, answer):
         return True
     text, given = _plain(gold), _plain(answer)
-    if _NUMERAL.fullmatch(text) and _NUMERAL.fullmatch(given) and ", " not in gold:  # most are: needs no parser
+    if _NUMERAL.fullmatch(text) and _NUMERAL.fullmatch(given) and ", " not in gold:  # plain numbers need no parser
         return Fraction(text.replace(",", "")) == Fraction(given.replace(",", ""))
     if (_WORD.fullmatch(text) and _WORD.fullmatch(given)) or _BASE.findall(text) != _BASE.findall(given):
         return False
@@ -127,7 +128,7 @@ def _same(gold: str, answer: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    r"""A text without what is not seen or only changes the type: spaces, \text, \left, dollars, the last full stop."""
+    r"""The text without marks that change only how it is printed: spaces, \text, \left, dollars, the last full stop."""
     while (unwrapped := _WRAPPER.sub(r"\1", text)) != text:
         text = unwrapped
     text = _INVISIBLE.sub("", text).replace("{,}", ",").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
@@ -156,7 +157,7 @@ def _equal(gold: str, answer: str) -> bool:
 
 @lru_cache(maxsize=8192)
 def _read(text: str) -> tuple[list[Any], int]:
-    """math-verify's reading of a formula, and the decimals to compare it to: 6, or 4 digits of a smaller number."""
+    """math-verify's reading of a formula, and how many decimals to compare: 6, or for small numbers 4 digits."""
     found = _parse("\\boxed{" + text + "}", [_LATEX])
     return found, max(6, 3 - _magnitude(found[0])) if found else 6
 
@@ -171,7 +172,7 @@ def _magnitude(expression: Any) -> int:
 
 def _is_too_large(expression: Any) -> bool:
     """Whether a formula holds a power, factorial or binomial of a number above LARGEST."""
-    for node in sympy.postorder_traversal(expression):  # inner ones first: the outer one cannot even be estimated
+    for node in sympy.postorder_traversal(expression):  # inner first: 10^10^(10^10) cannot even be estimated
         if isinstance(node, (sympy.Pow, sympy.factorial, sympy.factorial2, sympy.binomial)):
             size = node.args[1] if isinstance(node, sympy.Pow) else node.args[0]
             if size.is_number and abs(size.evalf(5)) > LARGEST:
@@ -187,8 +188,8 @@ class _TookTooLong(Exception):
 def _within_cpu_time() -> Iterator[None]:
     """Raises _TookTooLong after CPU_LIMIT_S seconds of this process's own CPU time.
 
-    Not of the clock, as math-verify's limit would: on a busy machine right answers would come out wrong. Only the main
-    thread may set it; there is no limit elsewhere.
+    math-verify's own limit counts wall time, so that on a busy machine right answers would be judged wrong. Only the
+    main thread can set a limit; in other threads there is none.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Rollouts to rewards and a TokenBatch; prompts in a seeded order; texts for the store. The host side of a step."""
+"""From rollouts to texts and rewards, on the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.tasks import Prompt
 
 
 def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], reward: RewardFunction) -> Scored:
-    """Decodes the responses and asks the reward function; a reward of None counts as 0."""
+    """Decodes the responses and calls the reward function. A reward of None counts as 0."""
     mask, token_ids = rollouts.mask.cpu(), rollouts.token_ids.cpu()
     completion_ids = [ids[kept].tolist() for ids, kept in zip(token_ids, mask, strict=True)]
     completions = policy.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)

@@ -1,9 +1,9 @@
-"""The `generate` backend: a token for all rows at a time, over the model's own key-value cache.
+"""The `generate` backend draws one token for all rows at a time, over the model's own key-value cache.
 
-Not transformers' `generate`: it takes no generator, keeps log-probabilities only with every step's logits, runs each
-copy of a prompt and carries rows that have ended to the end. Each distinct prompt is run once, and its keys and values
-are then those of all its rollouts. On CPU the cache grows and rows that have ended leave it in passing; on CUDA, where
-launching kernels costs more than running them, shapes are fixed and the step is compiled into a graph.
+transformers' `generate` is not used: it takes no generator, returns log-probabilities only with every step's logits,
+runs each copy of a prompt, and computes rows that have ended until all have. Here each distinct prompt is run once, and
+all its rollouts share its keys and values. On CPU the cache grows, and rows that have ended are removed. On CUDA
+launching kernels costs more than running them, so shapes are fixed and the step is compiled into a graph.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from trainer.errors import NonFiniteError
 from trainer.policy.policy import Policy
 from trainer.rollout.sampler_copy import sampler_copy_of
 
-COMPACT_EVERY = 8  # tokens between looks at which rows have ended: each look is a host sync
-COLUMNS = 256  # the fixed cache's length is a multiple: steps with other prompts find their graph again
+COMPACT_EVERY = 8  # tokens between checks of which rows have ended; each check is a host sync
+COLUMNS = 256  # the fixed cache's length is a multiple of this, so that steps with other prompts reuse the same graph
 SHAPES_KEPT = 3  # fixed caches with a compiled step: one for training, two for evaluation
 
 
 class Drawn(NamedTuple):
-    """Sampled rows: tokens int64, logprobs float32 and ended bool, [B, limit]; `ended` is True after the end token."""
+    """Sampled rows, [B, limit] each: tokens int64, logprobs float32 (nats), ended bool, True after the end token."""
 
     tokens: Tensor
     logprobs: Tensor
@@ -33,9 +33,11 @@ class Drawn(NamedTuple):
 
 
 class Decoder(Protocol):
-    """`start` gives the logits [B, V] after each row's prompt (row i: distinct prompt index[i]), `step` the next.
+    """Runs the model for the sampler, over a key-value cache.
 
-    `keep` goes on with these rows only; False if all stay.
+    `start` returns the logits [B, V] after each row's prompt; row i has the distinct prompt index[i]. `step` takes each
+    row's token and returns the logits after it. `keep` continues with the given rows only, and returns True; a decoder
+    that cannot drop rows keeps all and returns False.
     """
 
     def start(self, ids: Tensor, attention: Tensor, index: Tensor) -> Tensor: ...
@@ -54,9 +56,10 @@ def generate(
     generator: torch.Generator,
     decoder: Decoder | None = None,
 ) -> Drawn:
-    """Draws a response for each entry of `index` [B], which names its prompt among ids, attention [Q, P], left-padded.
+    """Draws a response of at most `limit` tokens for each entry of `index` int64 [B].
 
-    Raises NonFiniteError if the policy's logits are not finite.
+    index[i] is the row of its prompt in `ids` and `attention` [Q, P], left-padded. Raises NonFiniteError if the
+    policy's logits are not finite.
     """
     n, device = len(index), ids.device
     drawn = Drawn(
@@ -68,7 +71,7 @@ def generate(
     rows = torch.arange(n, device=device)  # rows that are still in the batch
     done = torch.zeros(n, dtype=torch.bool, device=device)
     decoder = decoder or decoder_for(policy, n, ids.shape[1] + limit)
-    with policy.autocast():  # once around the loop: it then casts each weight once, not at each token
+    with policy.autocast():  # around the whole loop, so that each weight is cast once and not at each token
         logits = decoder.start(ids, attention, index)
         for t in range(limit):
             logp = torch.log_softmax(logits.float() / temperature, dim=-1)
@@ -90,7 +93,7 @@ def generate(
 
 def decoder_for(policy: Policy, rows: int, columns: int) -> Decoder:
     """Fixed shapes and a compiled step on CUDA; a growing cache on CPU and where fixed shapes cannot be."""
-    # a sharded policy must run its own modules in step; the mask of fixed shapes is one of SDPA
+    # all ranks of a sharded policy must run its own modules together; the mask of fixed shapes works with SDPA only
     fixed = policy.device.type == "cuda" and policy.in_step.world == 1
     if not (fixed and policy.model.config._attn_implementation == "sdpa"):
         return GrowingCache(policy)
@@ -103,12 +106,12 @@ def decoder_for(policy: Policy, rows: int, columns: int) -> Decoder:
         return GrowingCache(policy)
     while len(copied.memory) >= SHAPES_KEPT:
         copied.memory.pop(next(iter(copied.memory)))
-    copied.memory[rows, columns] = found  # the newest last
+    copied.memory[rows, columns] = found  # the newest is last
     return found
 
 
 def _graphed(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step compiled into a CUDA graph, whose outputs are overwritten by the next call; as it is if that fails."""
+    """The step compiled into a CUDA graph, or as it is if that fails. Each call overwrites the last one's outputs."""
     chosen = torch.compile(step, mode="reduce-overhead", dynamic=False)
 
     def run(**inputs: Any) -> Any:
@@ -126,7 +129,7 @@ def _graphed(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class GrowingCache:
-    """A column more for each token; rows can leave."""
+    """A key-value cache that grows by a column for each token, and from which rows can be removed."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -134,7 +137,7 @@ class GrowingCache:
     def start(self, ids: Tensor, attention: Tensor, index: Tensor) -> Tensor:
         self._attention, self._position, self._cache = attention, positions(attention), None
         logits = self._logits(ids)
-        if len(index) != len(ids):  # else every prompt has one row, in order
+        if len(index) != len(ids):  # otherwise every prompt has one row, and the order is right
             self.keep(index)
             logits = logits[index]
         return logits
@@ -163,9 +166,9 @@ class GrowingCache:
 
 
 class FixedCache:
-    """[rows, columns] from the first token to the last, so that one compiled step serves all. Rows stay to the end.
+    """A key-value cache of fixed shape [rows, columns], so that one compiled step serves all tokens. Rows never leave.
 
-    possible: False for models whose cache is not one whole attention cache a layer (sliding windows, linear attention).
+    possible: False for models in which some layer has no whole attention cache (sliding windows, linear attention).
     """
 
     def __init__(
@@ -175,7 +178,7 @@ class FixedCache:
         from transformers.cache_utils import StaticLayer
 
         class Layer(StaticLayer):
-            """Autocast leaves rotated keys in float32 beside bfloat16 values; attention would round them anyway."""
+            """Rounds keys to the cache's dtype. Autocast leaves rotated keys in float32, and attention rounds them."""
 
             def update(self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any) -> Any:
                 return super().update(key_states.to(self.dtype), value_states.to(self.dtype), *rest, **named)

@@ -15,7 +15,7 @@ from trainer.tasks import Task
 
 
 def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, float | Tensor]:
-    """Scalars of METRICS over the rollouts of all ranks, 0-d tensors on the device. Groups are of equal size."""
+    """Scalars of METRICS over the rollouts of all ranks, as 0-d tensors on the device. Groups must have equal sizes."""
     groups = batch.group_ids.to(batch.rewards) + len(batch) * ranks.rank
     own = {
         "reward": batch.rewards,
@@ -46,9 +46,9 @@ def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, float | Tensor
 
 
 def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tensor]:
-    """Over ordered pairs of correct rollouts of one group: how many there are, and how many gave the same answer.
+    """How many ordered pairs of correct rollouts the groups have, and how many of these pairs gave the same answer.
 
-    0-d float64 on the host; nothing for a task without canonical answers.
+    0-d float64 on the host. The result is empty for a task without canonical answers.
     """
     if not task.has_forms:
         return {}

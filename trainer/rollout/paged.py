@@ -1,9 +1,9 @@
-"""The `paged` backend: transformers' continuous batching, which gives the place of an ended row to the next.
+"""The `paged` backend: transformers' continuous batching, which starts a waiting row wherever one has ended.
 
-It runs on the policy's sampler copy: its manager sets evaluation mode and changes the attention implementation, and it
-knows no autocast. It draws from torch's global generator, which is put back afterwards; its seed comes from ours. All
-requests are queued before it starts, so that batches do not depend on timing. A group's prompt is run once, up to its
-last token, and its blocks are then shared by the rollouts (`num_return_sequences`).
+It runs on the policy's sampler copy, because its manager sets evaluation mode, changes the attention implementation and
+ignores autocast. It draws from torch's global generator: we seed that from our own, and restore its state afterwards.
+All requests are queued before it starts, so that batches do not depend on timing. A group's prompt is run once, up to
+its last token, and the rollouts then share its blocks (`num_return_sequences`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def paged(
     generator: torch.Generator,
     max_batch: int,
 ) -> Drawn:
-    """Draws a response for each prompt, at most `max_batch` at a time. Equal neighbours share their prompt's blocks.
+    """Draws a response for each prompt, at most `max_batch` at a time. Neighbours with equal prompts share its blocks.
 
-    Raises NonFiniteError if the policy's logits are not finite, RuntimeError with transformers' reason if it fails.
+    Raises NonFiniteError if the policy's logits are not finite, and RuntimeError with the reason if transformers fails.
     """
     group = _group_size(prompts)
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
@@ -49,7 +49,7 @@ def paged(
 
 
 def _group_size(prompts: list[list[int]]) -> int:
-    """The largest number of rows that all runs of equal neighbours are made of, 1 where a prompt has one token."""
+    """The largest number that divides the length of every run of equal prompts; 1 if some prompt has only one token."""
     size = next((i for i, ids in enumerate(prompts) if ids != prompts[0]), len(prompts))
     whole = len(prompts) % size == 0 and all(ids == prompts[i - i % size] for i, ids in enumerate(prompts))
     return size if whole and min(map(len, prompts)) > 1 else 1
@@ -79,16 +79,16 @@ def _batching(policy: Policy, prompts: list[list[int]], limit: int, max_batch: i
 
     rows = min(max_batch, len(prompts))
     settings: dict[str, Any] = {"max_requests_per_batch": rows, "return_logprobs": True, "seed": seed}
-    if policy.device.type == "cpu":  # else it plans for 60 % of the machine's memory
+    if policy.device.type == "cpu":  # without this it would plan for 60 % of the machine's memory
         longest = max(map(len, prompts)) + limit
         blocks = {"num_blocks": rows * (longest // PAGE + 2), "max_batch_tokens": max(256, rows)}
         named = {field.name for field in fields(ContinuousBatchingConfig)}
-        settings |= blocks | {"page_size" if "page_size" in named else "block_size": PAGE}  # its name in 5.17
+        settings |= blocks | {"page_size" if "page_size" in named else "block_size": PAGE}  # as 5.17 calls it
     return ContinuousBatchingConfig(**settings)
 
 
 def _run(manager: Any, expected: int) -> dict[str, Any]:
-    """Results by request; the manager's thread has ended and its memory is free when this returns."""
+    """Results by request. When this returns, the manager's thread has ended and its memory is free."""
     found: dict[str, Any] = {}
     manager.start()
     try:

@@ -21,8 +21,8 @@ class PromptStream:
     def __init__(self, prompts: Sequence[Prompt], per_step: int, seed: int) -> None:
         if per_step > len(prompts):
             raise ValueError(
-                f"rollout.prompts is {per_step} but the task's train split has {len(prompts)} prompts; "
-                f"a step cannot hold one twice. Set rollout.prompts to at most {len(prompts)}."
+                f"rollout.prompts is {per_step} but the task's train split has {len(prompts)} prompts, and a step "
+                f"cannot hold a prompt twice. Set rollout.prompts to at most {len(prompts)}."
             )
         self._prompts, self._per_step, self._rng = prompts, per_step, np.random.default_rng(seed)
         self._queue: list[int] = []
@@ -35,16 +35,16 @@ class PromptStream:
         return [self._prompts[i] for i in step]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as plain JSON types."""
+        """The stream's position, as plain JSON types."""
         return {"prompts": len(self._prompts), "queue": self._queue, "rng": self._rng.bit_generator.state}
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if a `state_dict()` is of a task with another number of prompts."""
+        """Raises ValueError if `state` was saved for a task with another number of prompts."""
         if state["prompts"] != len(self._prompts):
             raise ValueError(f"the task had {state['prompts']} training prompts then and has {len(self._prompts)} now")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises ValueError as `check` does."""
+        """Continues from `state_dict()`. Raises ValueError as `check` does."""
         self.check(state)
         self._queue, self._rng.bit_generator.state = list(state["queue"]), state["rng"]
 

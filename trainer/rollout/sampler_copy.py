@@ -1,7 +1,7 @@
-"""A second module over the policy's weights, for sampling: whatever a sampler switches, the trained module keeps.
+"""A copy of the policy's module for sampling, so that samplers change nothing in the module that is trained.
 
-Samplers set evaluation mode, change the attention implementation and cast weights. On the copy they may. On CPU it
-shares all parameters; on CUDA it holds bfloat16 ones of its own, 2 bytes each, brought up to date before each use.
+Samplers set evaluation mode, change the attention implementation and cast weights. On CPU the copy shares all
+parameters. On CUDA it has bfloat16 parameters of its own, 2 bytes each, which are updated before each use.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from trainer.policy.policy import Policy
 class SamplerCopy:
     """A policy's model for sampling. `model`: the copied module; `memory`: what a sampler keeps between its calls.
 
-    cast: "linear" holds the weights of linear layers in bfloat16: under autocast it computes what the policy does, bit
-    for bit on the same shapes, without casting them at each token. "all" holds every weight so, for a sampler without
-    autocast; sums between layers are then bfloat16 too (benchmarks/results/rollout_bfloat16.csv). "none" shares all.
+    cast: which weights the copy holds in bfloat16.
+        "linear": those of linear layers. Under autocast the copy computes what the policy does, bit for bit on the same
+            shapes, without casting weights at each token.
+        "all": every weight, for a sampler without autocast. Sums between layers are then bfloat16 too
+            (benchmarks/results/rollout_bfloat16.csv).
+        "none": no weight; all are shared with the policy.
     """
 
     def __init__(self, policy: Policy, cast: str) -> None:
@@ -28,8 +31,8 @@ class SamplerCopy:
         original = trained.get_base_model() if hasattr(trained, "get_base_model") else trained  # with its adapters
         self.model: Any = copy.deepcopy(original, {id(p): p for p in original.parameters()}).eval()
         self.memory: dict[Any, Any] = {}
-        self._cast: dict[nn.Parameter, nn.Parameter] = {}  # the copy's by the policy's; buffers are never cast:
-        for module in self.model.modules():  # rotary frequencies would lose positions
+        self._cast: dict[nn.Parameter, nn.Parameter] = {}  # the policy's parameter -> the copy's
+        for module in self.model.modules():  # buffers are never cast: rounded rotary frequencies confuse positions
             if cast == "all" or (cast == "linear" and isinstance(module, nn.Linear)):
                 for name, weight in list(module.named_parameters(recurse=False)):
                     if weight not in self._cast:
@@ -38,7 +41,7 @@ class SamplerCopy:
 
     @torch.no_grad()
     def refresh(self) -> SamplerCopy:
-        """Takes over the policy's weights as they are now, in place."""
+        """Copies the policy's present weights into the copy, in place."""
         for theirs, mine in self._cast.items():
             mine.copy_(theirs)
         return self
@@ -50,7 +53,7 @@ class SamplerCopy:
 
 
 def sampler_copy_of(policy: Policy, cast: str) -> SamplerCopy:
-    """The policy's sampler copy with its present weights, made at the first call; on CPU nothing is cast."""
+    """The policy's sampler copy with its present weights. The first call makes it. On CPU nothing is cast."""
     cast = cast if policy.device.type == "cuda" else "none"
     if cast not in policy.sampler_copies:
         policy.sampler_copies[cast] = SamplerCopy(policy, cast)

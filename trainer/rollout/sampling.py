@@ -2,10 +2,10 @@
 
 `generate` (generate.py) draws a token for all rows at a time; `paged` (paged.py) is transformers' continuous batching.
 
-Promised: the same tokens from the same seed on one machine with one number of threads, one backend, dtype and shapes.
-Nothing more: attention adds in an order that depends on how many queries and keys it is given, so the sampler's
-log-probabilities are the trainer's but for rounding (float32 about 1e-6 nats, bfloat16 about 1e-2), and draws of
-another backend or batch part where a random number falls into that gap.
+The same seed gives the same tokens on the same machine, with the same number of threads, backend, dtype and shapes.
+More is not promised. Attention sums in an order that depends on how many queries and keys it is given. So the sampler's
+log-probabilities differ from the trainer's by rounding (float32 about 1e-6 nats, bfloat16 about 1e-2), and another
+backend or batch draws another token wherever a random number falls into that gap.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from trainer.policy.policy import Policy
 from trainer.rollout.generate import Drawn, generate
 from trainer.rollout.paged import paged
 
-PAGED_FROM_ROWS, PAGED_FROM_TOKENS = 32, 512  # below, few rows wait for few others: paging's work is not repaid
+PAGED_FROM_ROWS, PAGED_FROM_TOKENS = 32, 512  # below these, too few places free up early to repay the cost of paging
 
 
 def choose_backend(policy: Policy, rows: int, max_new_tokens: int, backend: str = "auto") -> str:
-    """`generate` or `paged`, as asked; `auto` by device and size.
+    """`generate` or `paged`: the one asked for, or for `auto` the one that suits the device and the size.
 
-    auto is `generate` on CPU, where paging was slower at both sizes measured, and for a sharded policy, whose own
-    modules must run in step. On CUDA it is `paged` for many long responses, if flash attention is installed: without
-    it, paging computes each row's attention to all other rows and masks it. Raises ValueError for a sharded policy.
+    auto is `generate` on CPU, where paging was slower at both sizes measured, and for a sharded policy, whose ranks
+    must run every pass together. On CUDA it is `paged` for many long responses if flash attention is installed. Without
+    flash attention, paging computes each row's attention to all other rows and masks it. Raises ValueError if `paged`
+    is asked for with a sharded policy.
     """
     sharded = policy.in_step.world > 1
     if backend == "paged" and sharded:
         raise ValueError(
-            "rollout.backend is 'paged' with shard, whose ranks run every pass in step. Set it to generate."
+            "rollout.backend is 'paged' with shard true: sharded ranks run every pass together, and the paged backend "
+            "cannot. Set it to generate."
         )
     if backend != "auto":
         return backend
@@ -58,10 +60,10 @@ def sample(
     max_batch: int = 1024,
     backend: str = "auto",
 ) -> Rollouts:
-    """One response for each prompt (repeat a prompt for a group); row i answers prompts[i].
+    """Samples one response for each prompt: row i answers prompts[i]. To sample a group, repeat its prompt.
 
-    A sharded policy runs in step on all ranks: every rank has as many rows, and samples until all have ended.
-    Raises NonFiniteError if the policy's logits are not finite.
+    All ranks of a sharded policy sample together: each must pass the same number of rows, and samples until the rows of
+    all ranks have ended. Raises NonFiniteError if the policy's logits are not finite.
     """
     width = max(len(ids) for ids in prompts)
     left, attention = _left_padded(policy, prompts, width)
@@ -74,7 +76,7 @@ def sample(
     policy.model.eval()
     parts = []
     for start in range(0, len(prompts), max_batch):
-        places: dict[tuple[int, ...], int] = {}  # of each distinct prompt of the chunk
+        places: dict[tuple[int, ...], int] = {}  # each distinct prompt of the chunk -> its row
         index = [places.setdefault(tuple(ids), len(places)) for ids in prompts[start : start + max_batch]]
         distinct, columns = _left_padded(policy, list(places), width)
         part = torch.tensor(index, device=policy.device)

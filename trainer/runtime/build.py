@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run, everything checked before any work starts."""
+"""From a configuration to the parts of a run. Everything is checked before any work starts."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Parts:
 def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008, frozen
     """Loads the task, the reward and the policy, and checks prompts and lengths.
 
-    Every rank has its own random numbers and takes its share of each step's prompts; seeds are those of rank 0 plus
-    7919 times the rank.
+    Every rank takes its share of each step's prompts and draws its own random numbers: its seeds are those of rank 0
+    plus 7919 times the rank.
 
     Raises ValueError (RewardError for reward functions) with what to change.
     """
@@ -81,14 +81,14 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
 
 
 def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
-    """Every process takes as many whole groups, and every mini-batch one or more of each process."""
+    """Raises ValueError unless all processes get equally many groups, and each of their mini-batches at least one."""
     prompts, mini_batches = config.rollout.prompts, config.optim.mini_batches
     mine, left = divmod(prompts, ranks.world)
     if left:
         nearest = " or ".join(str(n * ranks.world) for n in (mine, mine + 1) if n)
         raise ValueError(
-            f"rollout.prompts is {prompts} for {ranks.world} processes, of which each takes as many whole groups. "
-            f"Set it to {nearest}, or another multiple of {ranks.world}."
+            f"rollout.prompts is {prompts} for {ranks.world} processes, but each must take the same number of whole "
+            f"groups. Set it to {nearest}, or another multiple of {ranks.world}."
         )
     if mini_batches > mine:
         raise ValueError(
@@ -99,7 +99,7 @@ def _check_ranks(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def run_info(config: TrainConfig, name: str, processes: int = 1) -> RunInfo:
-    """Who the run is: resolved configuration, commit, packages, hardware."""
+    """What the store records of the run: its resolved configuration, commit, packages and hardware."""
     return RunInfo(
         name=name,
         model=config.model,

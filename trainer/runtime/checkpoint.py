@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, published by one rename.
+"""Checkpoints hold all that a run needs to continue as if it had never stopped. A rename publishes each one whole.
 
     STORE/checkpoints/RUN/step-00000050/
       parameters.safetensors   trained parameters by name, float32
@@ -6,8 +6,8 @@
       rng-r000.safetensors     states of a rank's generators: sampler, weighting, torch's own
       state.json               step, prompt cursor, alert rules, entropy control, optimizer's parameter groups
 
-A folder appears under its final name only when all of it is durable, and only after every step up to it is durable in
-the store: a resumed run repeats steps but never leaves a gap. On a CPU the resumed run is bit-identical to one that
+A folder appears under its final name only when all of it is durable, and only after the store holds every step up to
+it. So a resumed run may repeat steps but never leaves a gap. On a CPU the resumed run is bit-identical to one that
 never stopped, if the reward function has no state of its own.
 """
 
@@ -43,12 +43,12 @@ from trainer.runtime.ranks import whole
 
 _log = logging.getLogger("rlvr.trainer")
 _FORMAT = 1
-_WAIT_S = 30.0  # for the recorder, before a checkpoint
+_WAIT_S = 30.0  # how long a checkpoint waits for the recorder
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class CheckpointError(MonitorError):
-    """A checkpoint that cannot be read or does not fit the run."""
+    """A checkpoint cannot be read, or does not fit the run."""
 
 
 def checkpoint_folder(store: str | Path, run: str) -> Path:
@@ -63,7 +63,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
 class Checkpoints:
     """Writes a run's checkpoints every `config.every` steps and at the last one, and keeps the newest `config.keep`.
 
-    All ranks call `after`; rank 0 writes, the others add their generators. engine: rank 0's.
+    All ranks call `after`. Rank 0 writes, the others add their generators. engine: the alert engine of rank 0.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Checkpoints:
         self.folder, self.parts, self.recorder, self.engine, self.config = folder, parts, recorder, engine, config
 
     def after(self, step: int) -> None:
-        """Saves if a checkpoint is due after this step. A disk that refuses is an event; training goes on."""
+        """Saves if a checkpoint is due after this step. If the disk refuses, that is an event and training goes on."""
         every = self.config.every
         if not every or (step % every and step != self.parts.config.steps):
             return
@@ -82,12 +82,12 @@ class Checkpoints:
                 raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
             self.save(step)
         except OSError as error:
-            message = f"No checkpoint at step {step} in {self.folder}: {error}. Training goes on and tries the next."
+            message = f"No checkpoint at step {step} in {self.folder}: {error}. Training goes on, the next is tried."
             _log.error(message)
             self.recorder.event("checkpoint_error", message, step)
 
     def save(self, step: int) -> Path:
-        """Writes the checkpoint of `step`. Raises OSError and leaves no half of one under its final name."""
+        """Writes the checkpoint of `step`. Raises OSError, and then leaves no partial one under its final name."""
         final = self.folder / f"step-{step:08d}"
         half = final.with_name(f"{final.name}.tmp")
         ranks, error = self.parts.ranks, None
@@ -107,18 +107,18 @@ class Checkpoints:
 
     def _publish(self, half: Path, final: Path) -> None:
         fsync_folder(half)
-        shutil.rmtree(final, ignore_errors=True)  # a resumed run may come by again
+        shutil.rmtree(final, ignore_errors=True)  # a resumed run may reach this step a second time
         os.replace(half, final)
         fsync_folder(self.folder)
         for old in checkpoints_of(self.folder)[: -self.config.keep]:
-            gone = old.rename(old.with_name(f"{old.name}.tmp"))  # never seen half deleted
+            gone = old.rename(old.with_name(f"{old.name}.tmp"))  # renamed first, so that nobody sees it half deleted
             shutil.rmtree(gone, ignore_errors=True)
 
 
 def resume(folder: Path, parts: Parts, engine: AlertEngine) -> int:
-    """Loads the newest checkpoint that all ranks can read into the parts; returns its step, 0 if there is none at all.
+    """Loads into the parts the newest checkpoint that all ranks can read; returns its step, or 0 without checkpoints.
 
-    Raises CheckpointError if there are some and none can be used.
+    Raises CheckpointError if there are checkpoints and none can be used.
     """
     found = checkpoints_of(folder)
     for path in reversed(found):
@@ -140,7 +140,7 @@ def resume(folder: Path, parts: Parts, engine: AlertEngine) -> int:
 
 
 def _gathered(parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Trained parameters and optimizer state, whole, on the CPU. A collective where they are sharded."""
+    """Trained parameters and optimizer state, whole, on the CPU. All ranks must call this where they are sharded."""
     trained = {name: whole(p.detach()).cpu().contiguous() for name, p in parts.policy.trained().items()}
     optimizer = get_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, options=_OPTIONS)
     return trained, cast(dict[str, Any], optimizer)
@@ -177,7 +177,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """A checkpoint in memory, checked against the run, so that what follows cannot fail on one rank alone."""
+    """A checkpoint in memory, already checked against the run, so that loading it cannot fail on one rank alone."""
 
     state: dict[str, Any]
     trained: dict[str, Tensor]
@@ -186,7 +186,7 @@ class _Saved:
 
     @classmethod
     def read(cls, folder: Path, parts: Parts) -> _Saved:
-        """Raises OSError, ValueError, KeyError or SafetensorError for one that is damaged or of another run."""
+        """Reads a checkpoint. Raises OSError, ValueError, KeyError or SafetensorError if it is damaged or no fit."""
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if state["format"] != _FORMAT:
             raise ValueError(f"its format is {state['format']}, expected {_FORMAT}")

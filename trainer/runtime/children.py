@@ -1,4 +1,4 @@
-"""Child processes of the commands that start others: `rlvr train` with a log, its progress, and a clean end for all."""
+"""Child processes of `rlvr demo` and `rlvr compare`: they run `rlvr train`, each with a log, and all end cleanly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAINER_PATIENCE_S = 30.0  # a trainer answers SIGTERM by saving its policy and 
 
 
 def interrupts_raise() -> None:
-    """SIGINT and SIGTERM raise KeyboardInterrupt; SIGINT too, which a shell's background job inherits as ignored."""
+    """Makes SIGINT and SIGTERM raise KeyboardInterrupt. A shell's background job would otherwise ignore SIGINT."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
 
@@ -26,7 +26,10 @@ def interrupts_raise() -> None:
 def start_trainer(
     arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """`rlvr train ARGUMENTS`, its output added to `log`; in a session of its own: Ctrl-C reaches it once, from us."""
+    """Starts `rlvr train ARGUMENTS`, its output appended to `log`.
+
+    It gets a session of its own, so that the terminal's Ctrl-C does not reach it: we end it ourselves, once.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as sink:
         return subprocess.Popen(
@@ -52,7 +55,7 @@ def run_bars(console: Console, disable: bool = False) -> Progress:
 
 
 def end_all(processes: Sequence[subprocess.Popen[str]], patience_s: float = TRAINER_PATIENCE_S) -> None:
-    """Ends what still runs: SIGTERM to all at once, then SIGKILL to those that outlast the patience."""
+    """Ends the processes that still run: SIGTERM to all at once, then SIGKILL to those still alive after patience_s."""
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -69,7 +72,7 @@ def end_all(processes: Sequence[subprocess.Popen[str]], patience_s: float = TRAI
 
 @contextmanager
 def ending(process: subprocess.Popen[str], patience_s: float = TRAINER_PATIENCE_S) -> Iterator[subprocess.Popen[str]]:
-    """Ends the process on the way out; see `end_all`."""
+    """Ends the process when the `with` block ends; see `end_all`."""
     try:
         yield process
     finally:

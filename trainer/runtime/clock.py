@@ -22,7 +22,7 @@ class StepClock:
         self._mark = time.perf_counter()
 
     def skip(self) -> None:
-        """The time since the last lap (the evaluation) counts into nothing."""
+        """Drops the time since the last lap (the evaluation): it counts as no part."""
         self._mark = time.perf_counter()
 
     def lap(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Writing to a disk that may refuse: every refusal is an OSError, and what was there before stays whole."""
+"""Writing to a disk that may be full or broken: each failure is an OSError, and older files stay whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from monitor.store.segments import fsync_folder
 
 
 def attempt(action: Callable[[], object]) -> OSError | None:
-    """What the disk said, for the ranks to agree on before anyone raises. safetensors has an error of its own."""
+    """Runs the action and returns its OSError or None, so that the ranks can agree before any of them raises.
+
+    An error of safetensors comes back as an OSError too.
+    """
     try:
         action()
     except OSError as error:
@@ -27,7 +30,8 @@ def attempt(action: Callable[[], object]) -> OSError | None:
 def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a new folder inside `folder`, and moves its files to their places once all are durable.
 
-    Files of these names are replaced, each by a rename; others stay. Raises OSError and leaves `folder` as it was.
+    Files of the same names are replaced, each by a rename, and other files stay. Raises OSError if the disk refuses,
+    and then leaves `folder` as it was.
     """
     existed, half = folder.is_dir(), folder / ".unfinished"
 

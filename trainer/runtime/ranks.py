@@ -1,7 +1,7 @@
-"""Several processes, one run: whole groups on every rank, denominators of the whole step, gradients summed.
+"""Several processes that train one run. Each rank has whole groups; denominators and gradients are summed over all.
 
-Started by `torchrun --nproc-per-node N --no-python -- rlvr train ...` or `accelerate launch`; a single process is a
-world of one, in which every method returns its argument. Collectives are called by all ranks in the same order.
+`torchrun --nproc-per-node N --no-python -- rlvr train ...` or `accelerate launch` starts them. A single process is a
+world of one, in which every method returns its argument. All ranks must call collectives in the same order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_TIMEOUT = timedelta(minutes=30)  # a slow reward function on one rank must not end the others
+_TIMEOUT = timedelta(minutes=30)  # long, so that a slow reward function on one rank does not end the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Ranks:
         return total
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks, in the order of ranks; every rank has as many."""
+        """The rows of all ranks, in the order of ranks. Every rank must pass the same number of rows."""
         if self.world == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.world)]
@@ -43,7 +43,7 @@ class Ranks:
         return torch.cat(parts)
 
     def any(self, flag: bool) -> bool:
-        """True if the flag is set on any rank: what one rank meets all ranks answer alike."""
+        """True on all ranks if the flag is set on any rank, so that all of them act alike."""
         if self.world == 1:
             return flag
         answer = torch.tensor([int(flag)], device=_device())
@@ -59,7 +59,7 @@ class Ranks:
         return box[0]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Adds the gradients of all ranks in place: one collective. Sharded gradients are summed already."""
+        """Sums gradients over all ranks in place, in one collective. Sharded gradients are already summed."""
         if self.world == 1:
             return
         grads = [p.grad for p in parameters if p.grad is not None and not hasattr(p, "full_tensor")]
@@ -71,7 +71,7 @@ class Ranks:
 
 
 def join_ranks() -> Ranks:
-    """Joins the processes that torchrun or accelerate started (WORLD_SIZE, RANK, LOCAL_RANK); else a world of one."""
+    """Joins the processes that torchrun or accelerate started (WORLD_SIZE, RANK, LOCAL_RANK); else world is 1."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     if torch.cuda.is_available():
@@ -87,9 +87,9 @@ def leave_ranks() -> None:
 
 
 def shard(root: nn.Module, layers: nn.ModuleList) -> None:
-    """FSDP2: parameters, gradients and optimizer state of `root` spread over the ranks, a layer gathered at a time.
+    """Spreads parameters, gradients and optimizer state of `root` over the ranks (FSDP2). Layers are gathered singly.
 
-    Gradients are summed, not averaged: the loss's denominators are those of the whole step.
+    Gradients are summed, not averaged, because the loss's denominators are those of the whole step.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -104,7 +104,7 @@ def shard(root: nn.Module, layers: nn.ModuleList) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a sharded tensor (a collective), or the tensor itself."""
+    """All of a sharded tensor, for which all ranks must call this; any other tensor comes back as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

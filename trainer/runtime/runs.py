@@ -1,4 +1,4 @@
-"""Opening a run: a new one, or one that goes on from its newest checkpoint."""
+"""Opening a run: a new one, or one that continues from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
     folder = checkpoint.checkpoint_folder(config.store, name)
     engine = AlertEngine(warmup_steps=config.weighting.warmup_steps)
     done = checkpoint.resume(folder, parts, engine) if resume else 0
-    if done >= config.steps and get_run(config.store, name).status != "failed":  # else its policy is still to be saved
+    if done >= config.steps and get_run(config.store, name).status != "failed":  # a failed one may lack its policy
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
     sinks: list[Any] = []
     if config.wandb != "off":
         from monitor.integrations.wandb import WandbSink
 
-        sink = WandbSink(mode=config.wandb, dir=config.store)  # on every rank: all refuse to start without wandb
+        sink = WandbSink(mode=config.wandb, dir=config.store)  # on every rank, so that all fail without wandb
         sinks += [sink] if ranks.rank == 0 else []
     open_recorder = partial(
         Recorder,
@@ -65,7 +65,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
 
 
 def _rank_0_first(ranks: Ranks, open_recorder: Callable[[], Recorder]) -> Recorder:
-    """Rank 0 creates the run; where it is refused no other rank begins. Raises StoreError."""
+    """Rank 0 opens its recorder first. If the store refuses, no other rank starts. Raises StoreError on all."""
     recorder, refused = None, None
     if ranks.rank == 0:
         try:
@@ -79,14 +79,14 @@ def _rank_0_first(ranks: Ranks, open_recorder: Callable[[], Recorder]) -> Record
 
 
 def _free_name(config: TrainConfig) -> str:
-    """<weighting>-s<seed>, with a number behind it if the store has that run."""
+    """<weighting>-s<seed>, with a number appended if the store already has that run."""
     base = f"{config.weighting.kind}-s{config.seed}"
     taken = {path.name for path in (Path(config.store) / "runs").glob(f"{base}*")}
     return next(name for i in count(1) if (name := base if i == 1 else f"{base}-{i}") not in taken)
 
 
 def _print_alert(console: Console, fired: set[tuple[str, int]], alert: Alert) -> None:
-    """Alerts that fire, and the end of those that did, in the terminal; pending ones stay in the store."""
+    """Prints an alert when it fires, and when it ends after it fired. Pending alerts are only in the store."""
     if alert.state == "firing":
         fired.add((alert.rule, alert.first_step))
         colour = {"critical": "bold red", "warning": "yellow"}.get(alert.severity, "cyan")

@@ -10,7 +10,7 @@ from trainer.policy.policy import Policy
 
 
 class TokenTexts:
-    """Texts of token ids, each decoded once."""
+    """Texts of token ids. Each id is decoded once."""
 
     def __init__(self, policy: Policy) -> None:
         self._decode = policy.tokenizer.decode

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run where nothing is half done: what is saved is a policy that training had."""
+"""SIGINT and SIGTERM end a run only where no step is half done, so that the saved policy is one between two updates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived. Like KeyboardInterrupt no Exception, so that no handler on the way keeps it."""
+    """SIGINT or SIGTERM arrived. Not an Exception, like KeyboardInterrupt, so `except Exception` does not catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -25,10 +25,10 @@ class Interrupted(BaseException):
 class Stops:
     """When a signal may end the run: at once while tokens are sampled, else at the end of the step.
 
-    One process: the first signal raises Interrupted wherever it is met, as sampling and rewards change no weight, but
-    inside `held` at its end. Several: a rank that left alone would leave the others waiting, so it is raised on all of
-    them where they agree: at both ends of `held` and in `check`. A second signal kills as usual.
-    Handlers are in place inside `with stops.installed():`; without it nothing here ever raises.
+    With one process, the first signal raises Interrupted at once, because sampling and rewards change no parameter;
+    inside `held` it raises at the end of the block. With several processes, a rank that left alone would leave the
+    others waiting. So Interrupted is raised on all of them, where they agree: at both ends of `held` and in `check`.
+    A second signal kills as usual. Signals are handled inside `with stops.installed():` only.
     """
 
     def __init__(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008, frozen
@@ -47,7 +47,7 @@ class Stops:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What is inside is done to its end before a signal takes effect."""
+        """The block runs to its end before a signal takes effect."""
         before, self._holds = self._holds, True
         try:
             self.check()
@@ -62,7 +62,7 @@ class Stops:
             raise Interrupted(self._met or signal.SIGTERM)
 
     def cut_short(self, action: Callable[[], T]) -> T | None:
-        """Inside `held`: what the action, which changes nothing, returns; None if a signal ends it early."""
+        """Inside `held`: what the action returns, or None if a signal ends it early. The action must change nothing."""
         before, self._holds = self._holds, self._ranks.world > 1
         try:
             self.check()

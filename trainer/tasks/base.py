@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # where prompts ask for it; the last one counts
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)  # where prompts ask answers to stand; the last match counts
 SPLITS = ("train", "heldout", "ood", "multipath")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One problem. `columns` (e.g. {"answer": "24"}) are handed to reward functions, one list per column."""
+    """One problem. Reward functions get its `columns` (e.g. {"answer": "24"}), as one list for each column."""
 
     id: str
     text: str
@@ -22,11 +22,11 @@ class Prompt:
 
 
 class Task(Protocol):
-    """A verifiable task. Adding one: a module with such a class, a row in `trainer.tasks.TASKS`, a test."""
+    """A verifiable task. To add one, write a module with such a class, a row in `trainer.tasks.TASKS`, and a test."""
 
     name: str
     correct_at: float  # a completion is correct if its reward is at least this
-    has_forms: bool  # whether `canonical` tells correct answers apart; else evaluations have no "distinct"
+    has_forms: bool  # whether `canonical` tells correct answers apart; if not, evaluations have no "distinct"
     system_prompt: str | None  # sent before the prompt to models with a chat template
 
     def prompts(self, split: str) -> Sequence[Prompt]:
@@ -36,7 +36,7 @@ class Task(Protocol):
     def reward(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: list[Any]
     ) -> list[float | None]:
-        """One reward per completion (TRL's signature); None where it does not apply."""
+        """One reward for each completion, None where the reward does not apply. The signature is TRL's."""
         ...
 
     def gives_answer(self, completion: str) -> bool:
@@ -44,5 +44,5 @@ class Task(Protocol):
         ...
 
     def canonical(self, prompt: Prompt, completion: str) -> str | None:
-        """The form under which equal correct answers count as one; None where the task has no such idea."""
+        """The form of a correct answer. Answers of the same form count as one. None if the task has no forms."""
         ...

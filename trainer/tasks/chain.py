@@ -1,14 +1,14 @@
 """The built-in task: reach a number by written steps of single-digit arithmetic.
 
-Prompt "57:" asks for a chain of 3 to 6 steps that ends in 57, e.g. "9*5=45,45+8=53,53+4=57;". Each step uses the
-result before it (the first one starts from a digit), each operand is a digit 1 to 9, the operators are + - *, and
-no intermediate result leaves 0 to 999. Every target has thousands of correct chains, so a policy that still explores
-shows many of them: pass@1 says how often it is right, distinct correct answers say in how many ways.
+Prompt "57:" asks for a chain of 3 to 6 steps that ends in 57, e.g. "9*5=45,45+8=53,53+4=57;". The first step starts
+from a digit, and each later step from the result before it. Each operand is a digit 1 to 9, the operators are + - *,
+and every result is in 0 to 999. Every target has thousands of correct chains, so a policy that still explores shows
+many of them: pass@1 says how often it is right, and distinct correct answers say in how many ways.
 
-Splits, by target: `train` 10 to 99 without the next two; `heldout` every sixth of them; `multipath` the ten targets
-with many divisors (short ways by * as well as by +); `ood` the 50 targets above, which reinforcement learning never
-sees. "chain:60-99" takes other targets than 10 to 99: large ones are harder, and above 150 the built-in policies hardly
-ever succeed.
+Splits divide the targets 10 to 99: `multipath` has ten targets with many divisors (short chains by * as well as
+by +), `heldout` every sixth of the others, and `train` the rest. `ood` has the 50 targets after 99, which reinforcement
+learning never sees. "chain:60-99" takes other targets than 10 to 99. Large ones are harder, and above 150 the built-in
+policies hardly ever succeed.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class ChainTask:
         return written_steps(completion) is not None
 
     def canonical(self, prompt: Prompt, completion: str) -> str | None:
-        """The chain, with the first step's operands in order where they commute: 5*9 and 9*5 are one way."""
+        """The chain, with the first step's operands in order where they commute: 5*9 and 9*5 have one form."""
         steps = parse_chain(completion)
         if steps is None:
             return None

@@ -1,4 +1,4 @@
-"""`jsonl:<path>`: problems from a file of JSON lines with a prompt and an answer, scored as mathematics or text."""
+"""`jsonl:<path>`: problems from a file of JSON lines with prompt and answer, scored as mathematics or text."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from trainer.tasks.base import SPLITS, Prompt
 from trainer.tasks.public_sets import DATASETS
 
 HELDOUT_SHARE = 0.1  # of the rows, the last ones, if the file names no splits
-RESERVED = ("prompts", "completions", "completion_ids")  # what reward functions are given beside a row's keys
+RESERVED = ("prompts", "completions", "completion_ids")  # arguments of every reward function; no row may use them
 
 
 class JsonlTask:
     """Rows {"prompt": str, "answer": str or number, "split"?: train|heldout|ood|multipath, ...}.
 
-    Without any "split" the last 10 % of the rows are held out; a row without one is train if others have one. Other
-    keys become columns for reward functions. A completion is right if its <answer>...</answer> or \\boxed{}, or without
-    those what math-verify takes for its answer, is the row's answer (`trainer.rewards.math_answers`).
-    Prompts that say where the answer goes, by asking for \\boxed{}, are sent without the system prompt.
+    If no row has a "split", the last 10 % of the rows are held out. If some have one, the others are train. Other keys
+    become columns for reward functions. A completion is right if its <answer>...</answer> or \\boxed{} is the row's
+    answer (`trainer.rewards.math_answers`). Where it has neither, what math-verify finds counts as its answer.
+    Prompts that ask for \\boxed{} are sent without the system prompt, which asks for <answer>.
     Raises ValueError with the line number for rows that cannot be used.
     """
 
     correct_at = 1.0
-    has_forms = False  # a row has one answer, so right completions do not differ in it
+    has_forms = False  # a row has one answer, so all right completions give the same
     system_prompt: str | None = (
         "Solve the problem step by step. Give the final answer, and nothing else, between <answer> and </answer>."
     )
@@ -55,7 +55,7 @@ class JsonlTask:
     def reward(
         self, /, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: list[Any]
     ) -> list[float | None]:
-        """1.0 where the completion's answer equals the column "answer", else 0.0."""
+        """1.0 where the completion's answer is that of the column "answer", else 0.0."""
         if "answer" not in columns:
             raise ValueError(f"{self.name}: the reward needs the column 'answer', got {', '.join(columns) or 'none'}.")
         return [float(is_right(gold, text)) for gold, text in zip(columns["answer"], completions, strict=True)]
@@ -94,7 +94,7 @@ def _checked_row(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{where} is not JSON: {error.msg} at column {error.colno}. Expected one object a line."
+            f"{where} is not JSON: {error.msg} at column {error.colno}. Expected one JSON object on each line."
         ) from None
     if not isinstance(row, dict):
         raise ValueError(f"{where} is a {type(row).__name__}, expected an object with prompt and answer.")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from trainer.errors import ModelError
 
-ASK = " Please reason step by step, and put your final answer within \\boxed{}."  # arXiv 2606.19771, Qwen's own
-SPLITS = {"train": "train", "test": "heldout"}  # of the set: ours
+ASK = " Please reason step by step, and put your final answer within \\boxed{}."  # Qwen's, used in arXiv 2606.19771
+SPLITS = {"train": "train", "test": "heldout"}  # the set's split -> our split
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ DATASETS = {
 def fetch_dataset(name: str, out: Path) -> int:
     """Downloads a set of DATASETS and writes it to `out` by rename; returns the number of problems.
 
-    Raises ModelError without a network, with what to do, or if the file exists.
+    Raises ModelError, with what to do, if there is no network or the file exists.
     """
     import datasets
 
@@ -46,7 +46,7 @@ def fetch_dataset(name: str, out: Path) -> int:
     except Exception as error:  # datasets raises what its HTTP client raises
         raise ModelError(
             f"Cannot download {source.repo} from the Hugging Face hub: {type(error).__name__}. This needs a "
-            f"network: run the same command on another machine, and bring {out.name} here."
+            f"network: run the same command on a machine that has one, and copy {out.name} here."
         ) from None
     part = out.with_suffix(".tmp")
     rows = [json.dumps(row) for split, rows in splits.items() for row in problem_rows(source, split, rows)]

@@ -17,11 +17,11 @@ from monitor.errors import nearest
 from trainer.tasks.base import ANSWER, Prompt
 
 HELDOUT = OOD = 128  # prompts in these splits, fewer if the dataset repeats itself
-_TRIES = 4  # generated problems per wanted one, before a split stays shorter
+_TRIES = 4  # problems generated for each wanted one; if too many repeat, the split stays shorter
 
 
 def extract_answer(completion: str) -> str | None:
-    """The text of the last <answer>...</answer>, without outer white space; None without one or if it is empty."""
+    """The text of the last <answer>...</answer>, without outer white space; None if there is none or it is empty."""
     found = ANSWER.findall(completion)
     return (found[-1].strip() or None) if found else None
 
@@ -29,9 +29,9 @@ def extract_answer(completion: str) -> str | None:
 class ReasoningGymTask:
     """One dataset of reasoning-gym. Items are deterministic in (name, seed, index).
 
-    train: the `size` first items; heldout: up to 128 later ones whose question is not in train; ood: up to 128 of a
-    configuration above the default one where the dataset's curriculum goes beyond the defaults, else empty; multipath:
-    empty. Raises ValueError for an unknown name or one that needs a configuration of its own.
+    Splits: train has the first `size` items. heldout has up to 128 later items whose question is not in train. ood has
+    up to 128 items of a harder configuration, if the dataset's curriculum has one beyond the defaults. multipath is
+    empty. Raises ValueError for an unknown name, or for a dataset that cannot be made from its defaults.
     """
 
     correct_at = 1.0
@@ -107,7 +107,7 @@ class ReasoningGymTask:
     def _take(
         self, dataset: Any, split: str, indices: range, wanted: int, known: set[str], *, unique: bool = False
     ) -> Iterator[Prompt]:
-        """Prompts of `indices` until `wanted`; with `unique`, only questions not seen before."""
+        """The first `wanted` prompts of `indices`; with `unique`, only those with a question not seen before."""
         taken = 0
         for index in indices:
             if taken == wanted:
@@ -132,9 +132,12 @@ class ReasoningGymTask:
             ) from error
 
     def _harder(self) -> Any:
-        """The dataset with everything that its curriculum can raise above the defaults raised at once, or else one
-        attribute that can be; None without any. From the last one on: curricula name structure first and sizes of
-        numbers last, and deeper structure can take seconds an item to generate."""
+        """The dataset at a harder level than the defaults; None if its curriculum has no such level that works.
+
+        First all attributes of the curriculum are raised at once. If that does not work, single ones are tried, the
+        last first: curricula name structure first and sizes of numbers last, and an item of deeper structure can take
+        seconds to generate.
+        """
         single = _raised(self._dataset, self._scorer.config)
         together = {key: value for raised in single for key, value in raised.items()}
         for config in [together, *single[::-1]] if single else []:
@@ -155,7 +158,7 @@ def _raised(name: str, default: Any) -> list[dict[str, Any]]:
     for attribute in create_curriculum(name).attributes.values():
         if isinstance(attribute, RangeAttributeDefinition):
             lower, upper = attribute.lower_field_name, attribute.upper_field_name
-        elif attribute.field_name.startswith("max_"):  # of other scalars nobody says which way is harder
+        elif attribute.field_name.startswith("max_"):  # for other scalars nothing says whether more is harder
             lower = upper = attribute.field_name
         else:
             continue

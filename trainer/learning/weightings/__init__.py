@@ -1,7 +1,8 @@
-"""Weightings: from the old policy's signals to one weight per response token, detached, once per rollout batch.
+"""Weightings: from the old policy's signals to one weight for each response token, without gradient.
 
-To add one: a pure function in `trainer/weightings/` with `WeightInputs` first and its parameters by keyword, its row
-in `WEIGHT_FUNCTIONS`, and its name with the parameters' defaults in `config.WEIGHTINGS`; then a known-answer test.
+Weights are computed once for a rollout batch (`divergence` alone: before each update). To add a weighting, write a pure
+function in `trainer/learning/weightings/` that takes `WeightInputs` first and its parameters by keyword, its row in
+`WEIGHT_FUNCTIONS`, its settings in `trainer/config/weighting.py`, and a known-answer test.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 
 
 def token_weights(inputs: WeightInputs, config: WeightingConfig) -> Tensor:
-    """The configured weighting, or weight 1 everywhere during the first `warmup_steps`. float32 [N, T], >= 0.
+    """The weights of the configured weighting, or 1 everywhere during the first `warmup_steps`.
 
-    0 where the mask is False; without gradient.
+    float32 [N, T], >= 0, and 0 where the mask is False; without gradient.
     """
     if inputs.steps_active < 1:
         return inputs.mask.float()

@@ -9,17 +9,18 @@ from trainer.learning.weightings.inputs import WeightInputs
 
 
 def attention(inputs: WeightInputs) -> Tensor:
-    """Every token, the more the more later tokens of its response attend to it.
+    """Every token counts, in proportion to the attention that later tokens of its response pay to it.
 
-    Formula: w = a / mean(a) over the tokens of the response that have a later one; a = mean over later tokens of the
-    attention they pay to this one, heads of the last layer averaged (`attention_received`). The last token, which none
-    attends, has w = 1; so has every token of a response whose a are all 0. The mean weight is 1.
+    Formula: w = a / mean(a), the mean over the tokens of the response that have a later one; a is the attention that
+    later tokens pay to this one, averaged over them and over the heads of the last layer (`attention_received`). The
+    last token has w = 1, because no token comes after it. So has every token of a response whose a are all 0. The mean
+    weight is 1.
     Scope: the response.
     Denominator: sum of weights = number of tokens of the response, so both values of `normalise` agree.
-    Source: none; a heuristic of ours, to compare with. Costs one more forward pass, with eager attention.
+    Source: none; a heuristic of ours, to compare with. It costs one more forward pass, with eager attention.
     """
     if inputs.attention is None:
-        raise ValueError("attention needs the attention that tokens receive: set WeightInputs.attention.")
+        raise ValueError("The weighting attention needs the attention that tokens receive: set WeightInputs.attention.")
     mask = inputs.mask
     last = mask & (mask.flip(1).long().cumsum(1).flip(1) == 1)
     judged = mask & ~last

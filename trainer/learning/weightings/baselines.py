@@ -1,4 +1,4 @@
-"""The two arms that every other weighting has to beat: all tokens, and as few tokens chosen blindly."""
+"""The two weightings that every other one has to beat: all tokens, and an equally small random choice of tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def uniform(inputs: WeightInputs) -> Tensor:
 
     Formula: w = 1.
     Scope: no threshold.
-    Denominator: all tokens, of the response in GRPO; both values of `normalise` agree.
+    Denominator: all tokens (in GRPO those of the response); both values of `normalise` agree.
     Source: GRPO, arXiv 2402.03300.
     """
     return inputs.mask.float()
@@ -25,6 +25,6 @@ def random(inputs: WeightInputs, *, keep: float) -> Tensor:
     Scope: the response.
     Denominator: the selected tokens of the response (normalise = "selected").
     Defaults: keep = 0.1.
-    Source: arXiv 2606.19771v1, Table 3: most of its gain over GRPO comes from any sparse update.
+    Source: arXiv 2606.19771v1, Table 3, where a random choice gives most of ICT's gain over GRPO.
     """
     return top_per_row(random_scores(inputs), inputs.mask, kept_per_row(inputs.mask, keep))

@@ -12,27 +12,30 @@ CLIP_QUANTILES = (0.05, 0.95)  # of ict_soft
 
 
 def capped_deviation(signals: TokenSignals) -> Tensor:
-    """u / cap(n) in [0, 1], float32 [N, T]: late positions with few rollouts alive are no longer under-scored.
+    """u / cap(n) in [0, 1], float32 [N, T]: makes positions with few rollouts alive comparable to those with many.
 
-    cap(n) = `deviation_cap(alive)` bounds a deviation from a group mean that contains the row itself; 0 where n = 1.
-    Source: the bound is derived there, the division is ours (arXiv 2606.19771 has none).
+    u is the deviation and n the rollouts alive. cap(n) = `deviation_cap(alive)` is the largest deviation possible from
+    a group mean that contains the row itself. The result is 0 where n = 1.
+    Source: the bound is derived at `deviation_cap`; the division is ours, arXiv 2606.19771 has none.
     """
     cap = deviation_cap(signals.alive)
     return torch.where(cap > 0, signals.deviation / cap.clamp(min=1e-6), 0.0)
 
 
 def _silent(deviation: Tensor, mask: Tensor) -> Tensor:
-    """bool [N, 1]: responses whose deviations are all 0, so that nothing tells their tokens apart."""
+    """bool [N, 1]: which responses have only deviations of 0, so that nothing tells their tokens apart."""
     return (torch.where(mask, deviation, 0.0) == 0).all(dim=1, keepdim=True)
 
 
 def ict_weights(deviation: Tensor, mask: Tensor, *, keep: float = 0.10) -> Tensor:
     """ICT: the `keep` share of each response's tokens that deviate most from their group.
 
-    w_it = 1 if token t is among the ceil(keep * T_i) largest deviations of response i, else 0; chosen by rank, ties
-    to the earlier position. A response whose deviations are all 0 keeps weight 1 everywhere.
-    deviation float [N, T], mask bool [N, T] -> float32 [N, T], 0 where mask is False.
-    Source: arXiv 2606.19771v1, eqs. 10 and 27; ranking in place of their percentile, which keeps all ties at 0.
+    w_it = 1 if token t is among the ceil(keep * T_i) largest deviations of response i, else 0. Tokens are chosen by
+    rank; of equal deviations the earlier position ranks first. A response whose deviations are all 0 has weight 1
+    everywhere.
+    deviation float [N, T], nats; mask bool [N, T] -> float32 [N, T], 0 where mask is False. Raises ValueError for keep
+    outside (0, 1].
+    Source: arXiv 2606.19771v1, eqs. 10 and 27. We rank because their percentile keeps every token tied at 0.
     """
     chosen = top_per_row(deviation, mask, kept_per_row(mask, keep))
     return torch.where(_silent(deviation, mask), mask.float(), chosen)
@@ -46,7 +49,7 @@ def ict(inputs: WeightInputs, *, keep: float) -> Tensor:
     Scope: the response.
     Denominator: the selected tokens of the response, then the mean over responses (normalise = "selected").
     Defaults: keep = 0.1.
-    Source: arXiv 2606.19771v1, eqs. 10 and 27; rank in place of their percentile, which keeps all ties at 0.
+    Source: arXiv 2606.19771v1, eqs. 10 and 27. We rank because their percentile keeps every token tied at 0.
     """
     return ict_weights(inputs.signals.deviation, inputs.mask, keep=keep)
 
@@ -69,13 +72,14 @@ def ict_frequent(inputs: WeightInputs, *, keep: float) -> Tensor:
 
 
 def ict_soft(inputs: WeightInputs) -> Tensor:
-    """Every token, the more the more it deviates: a soft form of ICT. Ours; the paper has the binary mask only.
+    """Every token counts, and one that deviates more counts more: a soft form of ICT.
 
     Formula: w = x / mean(x), x = ln(1 + u / mean(u)) clipped to its own 5 % and 95 % quantiles, so that the mean
     weight of a response is 1; w = 1 everywhere in a response whose clipped x are all 0.
-    Scope: the response (mean and quantiles, these linear between ranks).
+    Scope: the response, for means and quantiles; quantiles are linear between ranks.
     Denominator: sum of weights = number of tokens of the response, so both values of `normalise` agree.
-    Source: none; the shape (log1p, row quantiles, mean 1) follows a public verl fork, with ICT's deviation as score.
+    Source: none; the paper has the binary mask only. The shape (log1p, row quantiles, mean 1) follows a public verl
+    fork, with ICT's deviation as score.
     """
     u, mask = torch.where(inputs.mask, inputs.signals.deviation, 0.0), inputs.mask
     tokens = mask.sum(1, keepdim=True).clamp(min=1)

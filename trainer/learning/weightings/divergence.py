@@ -13,12 +13,12 @@ def divergence(inputs: WeightInputs, *, strength: float, sharpness: float, ramp_
 
     Formula: w = 1 + strength * (sigmoid(alpha * k3) - 1/2), k3 = r - ln r - 1 >= 0, r = p / p_old of the sampled
     token; alpha = sharpness * min(1, steps since warm-up / ramp_steps). w is in [1 - strength/2, 1 + strength/2].
-    Scope: no threshold. Recomputed before each optimizer update with the policy as it then is: one more forward pass
-    without gradient; the recorded weights are those of the step's last epoch.
+    Scope: no threshold. Weights are recomputed before each optimizer update with the policy as it then is, which costs
+    one more forward pass without gradient. The recorded weights are those of the step's last epoch.
     Denominator: all tokens (normalise = "all").
-    Defaults: strength = 0.3, sharpness = 50.0, ramp_steps = 100.0; with weighting.warmup_steps = 100 as published
-    (sharpness = -50 with 150). The length of the ramp is ours: the source gives its start and end value only.
-    Source: arXiv 2603.22446, section 5.2. All weights are 1 on-policy, where r = 1: optim.epochs or
+    Defaults: strength = 0.3, sharpness = 50.0, ramp_steps = 100.0. The source sets weighting.warmup_steps = 100, and
+    150 with sharpness = -50. The length of the ramp is ours: the source gives only its start and end values.
+    Source: arXiv 2603.22446, section 5.2. All weights are 1 on-policy, where r = 1, so optim.epochs or
     optim.mini_batches above 1 is required.
     """
     if inputs.current_logprobs is None:

@@ -22,15 +22,15 @@ def top_entropy(inputs: WeightInputs, *, keep: float) -> Tensor:
 
 
 def stapo(inputs: WeightInputs, *, max_probability: float, entropy_quantile: float) -> Tensor:
-    """All tokens but the rare spurious ones of good responses: improbable although the policy was sure.
+    """All tokens but the rare spurious ones of good responses: tokens that were improbable although entropy was low.
 
     Formula: w = 0 where advantage > 0, p < max_probability and entropy < its entropy_quantile, else 1.
-    Scope: the whole rollout batch for the quantile (the paper: the mini-batch; the same with one mini-batch), linear
-    between ranks; max_probability is absolute.
+    Scope: the whole rollout batch, for the quantile, which is linear between ranks; max_probability is absolute. The
+    paper takes the quantile over the mini-batch, which is the same where a step has one.
     Denominator: the kept tokens of the batch (normalise = "selected" with loss.kind = "dapo").
     Defaults: max_probability = 0.002, entropy_quantile = 0.8.
-    Source: arXiv 2602.15620 (STAPO). It contradicts itself on the quantile; 0.8 is the consistent reading: the
-    least entropic 80 % are candidates.
+    Source: arXiv 2602.15620 (STAPO). The paper contradicts itself on the quantile; 0.8 is the reading that fits the
+    rest of it: the 80 % of lowest entropy are candidates.
     """
     entropy, mask = inputs.signals.entropy, inputs.mask
     threshold = quantile_per_row(entropy.reshape(1, -1), mask.reshape(1, -1), entropy_quantile)

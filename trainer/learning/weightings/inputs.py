@@ -14,10 +14,10 @@ from monitor.signals import TokenSignals
 class WeightInputs:
     """All that a weighting may look at: N rollouts, T response positions, groups whole and contiguous.
 
-    signals: of the old policy, [N, T]; mask: bool [N, T], tokens that the loss may use; advantages: float [N];
-    generator: for random choices, on the CPU; steps_active: steps since the warm-up ended, 1 at the first weighted one.
-    current_logprobs: float [N, T], nats, of the policy about to be updated, for the kinds of config.OFF_POLICY;
-    attention: float [N, T], see `policy.attention.attention_received`, for `attention`. None for all other kinds.
+    signals: the old policy's, [N, T]. mask: bool [N, T], tokens that the loss may use. advantages: float [N].
+    generator: for random choices, on the CPU. steps_active: steps since the warm-up, 1 in the first weighted step.
+    current_logprobs: float [N, T], nats, of the policy about to be updated; given to `divergence` only, else None.
+    attention: float [N, T], see `policy.attention.attention_received`; given to `attention` only, else None.
     """
 
     signals: TokenSignals
@@ -34,13 +34,13 @@ class WeightInputs:
         return self.mask & (self.advantages > 0).unsqueeze(1)
 
     def rows(self, start: int, stop: int) -> WeightInputs:
-        """The inputs of some rows, groups whole; `attention` and `current_logprobs` are left behind."""
+        """The inputs of some rows, in whole groups, without `attention` and `current_logprobs`."""
         signals, mask, advantages = self.signals.rows(start, stop), self.mask[start:stop], self.advantages[start:stop]
         return replace(self, signals=signals, mask=mask, advantages=advantages, current_logprobs=None, attention=None)
 
 
 def kept_per_row(mask: Tensor, keep: float) -> Tensor:
-    """ceil(keep * T_i), int64 [N]; the product is taken in float64 and 1e-9 forgives 0.1 * 30 = 3.0000000000000004."""
+    """ceil(keep * T_i), int64 [N]. The product is float64; taking off 1e-9 undoes 0.07 * 100 = 7.000000000000001."""
     if not 0 < keep <= 1:
         raise ValueError(f"keep is {keep}, expected a share in (0, 1], e.g. 0.1 for a tenth of the tokens.")
     return torch.ceil(mask.sum(1).double() * keep - 1e-9).long()
@@ -59,7 +59,7 @@ def top_of_batch(score: Tensor, mask: Tensor, count: Tensor) -> Tensor:
 
 
 def random_scores(inputs: WeightInputs) -> Tensor:
-    """Uniform in [0, 1), float32 [N, T], from the inputs' generator: the same on every device."""
+    """Uniform random numbers in [0, 1), float32 [N, T], from the inputs' generator: the same on every device."""
     return torch.rand(inputs.mask.shape, generator=inputs.generator).to(inputs.mask.device)
 
 
@@ -71,7 +71,7 @@ def mean_of_batch(values: Tensor, mask: Tensor) -> Tensor:
 def quantile_per_row(values: Tensor, mask: Tensor, q: float) -> Tensor:
     """The q-quantile of each row's masked values, linear between ranks as in numpy; [N, T] -> float32 [N, 1].
 
-    A row without any gets +inf. Not torch.quantile: that one takes no mask and at most 16 million values.
+    A row without masked values gets +inf. torch.quantile takes no mask and at most 16 million values.
     """
     ordered = torch.where(mask, values.float(), torch.inf).sort(dim=1).values
     rank = q * (mask.sum(1, keepdim=True) - 1).clamp(min=0).double()
