@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from monitor.alerts.judgement import Open, Verdict, judge
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
 from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, TREND_ROWS, Baseline, Best, Window
 from monitor.records import SEVERITY_RANK, Alert, AlertState, Severity
@@ -33,16 +34,6 @@ class _RuleState:
     resolved_severity: str = "info"  # the worst that it announced
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
-    """An alert that fires now: since which step, at which severity, and what its rule finds of the newest row."""
-
-    rule: Rule
-    first_step: int
-    severity: Severity
-    finding: Finding
-
-
 class AlertEngine:
     """Evaluates the rules on each step of one run; deterministic, O(window) per step and in memory.
 
@@ -50,13 +41,16 @@ class AlertEngine:
     its 20 values are complete. A pending alert that goes away before it fires is closed by a "resolved" transition too.
     A firing alert that gets worse announces "firing" again with the higher severity and the same first_step. After an
     alert has resolved, the rule's cooldown_steps must pass before it fires again, unless it is worse than it was.
+    total_steps: of the run, for what the verdict says of stopping it.
     """
 
-    def __init__(self, rules: Sequence[Rule] = DEFAULT_RULES, warmup_steps: int = 0) -> None:
+    def __init__(
+        self, rules: Sequence[Rule] = DEFAULT_RULES, warmup_steps: int = 0, total_steps: int | None = None
+    ) -> None:
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
         self.rules = tuple(rule for rule in rules if rule.enabled)
-        self.warmup_steps = warmup_steps
+        self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.series = tuple(dict.fromkeys(key for rule in self.rules for key in (*rule.needs, *rule.uses)))
         self._first_step: int | None = None
         self.last_step: int | None = None  # the newest step with a value that a rule looks at
@@ -95,6 +89,18 @@ class AlertEngine:
         window = self.window()
         asked = [rule for rule in self.rules if all(k in (row if rule.judges_broken else known) for k in rule.needs)]
         return [alert for rule in asked for alert in self._advance(rule, step, rule.check(window))]
+
+    def verdict(self, step_s: float | None = None) -> Verdict:
+        """What there is to say of the run now. step_s: seconds of a step, for minutes and costs."""
+        return judge(
+            self.open(),
+            self.window(),
+            self.last_step,
+            rules=self.rules,
+            warmup_steps=self.warmup_steps,
+            step_s=step_s,
+            total_steps=self.total_steps,
+        )
 
     def open(self) -> list[Open]:
         """The alerts that fire now, in the order of the rules."""

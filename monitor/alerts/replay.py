@@ -9,6 +9,7 @@ import numpy as np
 
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.episodes import episodes
+from monitor.alerts.judgement import Verdict
 from monitor.alerts.rules import DEFAULT_RULES, Rule
 from monitor.records import Alert, finite
 
@@ -45,6 +46,27 @@ def observe_all(
     for index, step in enumerate(steps):
         alerts += engine.observe(step, {key: column[index] for key, column in columns.items()})
     return engine, alerts
+
+
+def verdict(
+    series: Mapping[str, Any],
+    *,
+    warmup_steps: int = 0,
+    step_s: float | None = None,
+    total_steps: int | None = None,
+    rules: Sequence[Rule] = DEFAULT_RULES,
+) -> Verdict:
+    """What there is to say of a series so far: what is happening, since when, how long to the floor, what to do.
+
+    Pure: the same series gives the same verdict, live and replayed. series: as `replay` takes it. step_s: seconds of a
+    step, for minutes and costs; total_steps: of the run, for what stopping now would save. Raises ValueError as
+    `replay` does.
+
+    Example: verdict({"step": steps, "entropy": entropies, "reward": rewards}).sentence
+    """
+    engine, _ = observe_all(series, warmup_steps=warmup_steps, rules=rules)
+    engine.total_steps = total_steps
+    return engine.verdict(step_s)
 
 
 def evaluate_alerts(series: Mapping[str, Any], *, warmup_steps: int = 0) -> list[dict[str, Any]]:

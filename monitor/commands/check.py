@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from monitor.alerts.replay import evaluate_alerts
+from monitor.alerts.judgement import Verdict
+from monitor.alerts.replay import fired, observe_all
 from monitor.alerts.rules import DEFAULT_RULES
 from monitor.alerts.window import BASELINE_ROWS
 from monitor.commands.output import DEFAULT_STORE, print_json
@@ -45,7 +46,7 @@ def check(
         map: which columns to take: entropy=my/column,step=iteration
         store: folder of the store that holds RUN
         warmup: steps to leave out of the baseline; none: the run's
-        json: print {"alerts": [...], "mapping": {...}, "unmapped": [...]}
+        json: print {"alerts": [...], "verdict": {...}, "mapping": {...}, "unmapped": [...]}
     """
     if warmup is not None and warmup < 0:
         raise MonitorError(f"--warmup is {warmup}, expected 0 or more steps.")
@@ -57,7 +58,8 @@ def check(
             f"columns: {shortened(list(series.unmapped)) or 'none'}. Say which it is: --map entropy=COLUMN"
         )
     warmup = series.warmup_steps if warmup is None else warmup
-    found = evaluate_alerts(series.columns, warmup_steps=warmup)
+    engine, transitions = observe_all(series.columns, warmup_steps=warmup)
+    found, verdict = fired(transitions), engine.verdict()
     usable = _finite_rows(series, warmup)
     if usable < BASELINE_ROWS + DEFAULT_RULES[0].for_rows:
         print(
@@ -66,9 +68,11 @@ def check(
             file=sys.stderr,
         )
     if json:
-        print_json({"alerts": found, "mapping": series.mapping, "unmapped": series.unmapped})
+        print_json(
+            {"alerts": found, "verdict": verdict.as_dict(), "mapping": series.mapping, "unmapped": series.unmapped}
+        )
     else:
-        _print(source, series, found)
+        _print(source, series, found, verdict)
     return int(any(SEVERITY_RANK[alert["severity"]] >= SEVERITY_RANK["warning"] for alert in found))
 
 
@@ -104,7 +108,7 @@ def _finite_rows(series: Series, warmup: int) -> int:
     )
 
 
-def _print(name: str, series: Series, found: list[dict[str, Any]]) -> None:
+def _print(name: str, series: Series, found: list[dict[str, Any]], verdict: Verdict) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -112,6 +116,7 @@ def _print(name: str, series: Series, found: list[dict[str, Any]]) -> None:
     steps = series.columns["step"]
     span = f"{len(steps)} rows, steps {steps[0]} to {steps[-1]}" if steps else "no rows"
     console.print(Text(f"{name}: {span}"), soft_wrap=True)
+    console.print(Text(verdict.sentence, style="bold"), soft_wrap=True)
     if not found:
         console.print(Text("No alert fired."), soft_wrap=True)
     colours = {"info": "cyan", "warning": "yellow", "critical": "bold red"}

@@ -11,6 +11,7 @@ from monitor.store.reader import Store, open_store
 
 _LATEST = """SELECT run, arg_max(value, step) FILTER (name = 'reward'), arg_max(value, step) FILTER (name = 'entropy')
 FROM steps WHERE name IN ('reward', 'entropy') GROUP BY run"""
+_VERDICTS = "SELECT run, arg_max(message, (attempt, ts)) FROM events WHERE kind = 'verdict' GROUP BY run"
 _FIRING = """SELECT run, count(*) FROM (
     SELECT run, rule, arg_max(state, ts) AS state FROM alerts GROUP BY run, rule
 ) WHERE state = 'firing' GROUP BY run"""
@@ -61,14 +62,21 @@ def ls(store: StoreFolder = DEFAULT_STORE, /, *, json: bool = False) -> int:
             "last step",
         ]
         print_table(columns, shown)
+        for row in found:
+            if row["verdict"] and not row["verdict"].startswith("healthy"):
+                print(f"{row['run']}: {row['verdict']}")
     warn_unreadable(left_out)
     return 0
 
 
 def rows(store: Store) -> list[dict[str, Any]]:
-    """One dict for each run; `step` is the last durable one, `firing` the number of alerts that fire now."""
+    """One dict for each run; `step` is the last durable one, `firing` the number of alerts that fire now.
+
+    `verdict` is the newest sentence that the run's own alert engine said of it, after its health; None without one.
+    """
     latest = {run: (reward, entropy) for run, reward, entropy in store.sql(_LATEST).rows}
     firing = dict(store.sql(_FIRING).rows)
+    verdicts = dict(store.sql(_VERDICTS).rows)
     states = store.runs()
     unreadable = Counter(one.run for one in store.unreadable())
     return [
@@ -83,6 +91,7 @@ def rows(store: Store) -> list[dict[str, Any]]:
             "reward": latest.get(state.name, (None, None))[0],
             "entropy": latest.get(state.name, (None, None))[1],
             "firing": firing.get(state.name, 0),
+            "verdict": verdicts.get(state.name),
             "last_step_ts": state.last_step_ts,
             "tokens_dropped": state.tokens_dropped,
             "lost_steps": state.lost_steps,

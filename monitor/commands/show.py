@@ -14,6 +14,7 @@ _LATEST = """SELECT name, max(step) AS step, arg_max(value, step) AS value FROM 
 ORDER BY starts_with(name, 'perf/'), name"""
 _ALERTS = """SELECT step, rule, severity, state, value, baseline, threshold, message, action FROM alerts
 WHERE run = ? ORDER BY ts"""
+_VERDICT = "SELECT arg_max(message, (attempt, ts)) FROM events WHERE run = ? AND kind = 'verdict'"
 _EVENTS = "SELECT step, kind, message FROM events WHERE run = ? ORDER BY ts DESC LIMIT 20"
 _IDENTITY = ("model", "task", "weighting", "seed", "comparison")
 
@@ -45,6 +46,7 @@ def show(run: RunName, /, *, store: str = DEFAULT_STORE, json: bool = False) -> 
 def describe(store: Store, run: str) -> dict[str, Any]:
     """Everything `rlvr show` knows of a run. Raises UnknownRunError."""
     state = store.run(run)
+    verdict = store.sql(_VERDICT, [run]).rows[0][0]
     report = {
         "run": run,
         "status": state.status,
@@ -57,6 +59,7 @@ def describe(store: Store, run: str) -> dict[str, Any]:
         "config": state.info.get("config") or {},
         "environment": state.info.get("environment") or {},
         "latest": {name: {"step": step, "value": value} for name, step, value in store.sql(_LATEST, [run]).rows},
+        "verdict": verdict,
         "alerts": _dicts(store, _ALERTS, run),
         "events": _dicts(store, _EVENTS, run)[::-1],
         "tokens": store.sql("SELECT count(*) FROM tokens WHERE run = ?", [run]).rows[0][0],
@@ -95,6 +98,8 @@ def _print(report: dict[str, Any]) -> None:
     step = "no step yet" if report["step"] is None else f"step {report['step']}, {ago(report['last_step_ts'])}"
     dropped = f", {report['tokens_dropped']} more not recorded" if report["tokens_dropped"] else ""
     print(f"{step}; {size(report['bytes'])}, {report['tokens']} raw tokens{dropped}")
+    if report["verdict"]:
+        print(report["verdict"])
     if report["lost_steps"]:
         print(f"{report['lost_steps']} steps were handed over and could not be recorded.")
     if report["quarantined"]:

@@ -77,6 +77,7 @@ class Pipeline:
         self._light_files = 0  # segments of steps since the disk filled
         self._room = Room(writer.folder)
         self._tokens_in_budget: int | None = None  # bytes of raw tokens when max_bytes was reached
+        self._concluded = False  # the last verdict has been noted
         self._started = time.time()
         self._heart = Heart(self._try_beat)
         self._thread = threading.Thread(target=self._run, name="rlvr-recorder", daemon=True)
@@ -244,6 +245,9 @@ class Pipeline:
         for item in items:
             if self._engine is not None and not item.again:
                 item.alerts = self._judge(item)
+        if closing and self._engine is not None and not self._concluded:
+            self._concluded = True
+            self._note_verdict()
         earlier = [one for item in items if not item.again for one in self._choose(item) if one not in items]
         if items or events:
             try:
@@ -264,10 +268,31 @@ class Pipeline:
 
     def _judge(self, item: Item) -> list[Alert]:
         try:
-            return list(self._engine.observe(item.record.step, item.record.scalars))
+            alerts = list(self._engine.observe(item.record.step, item.record.scalars))
         except Exception as error:
             self.fault("engine_error", error, item.record.step)
             return []
+        if any(getattr(alert, "state", "pending") != "pending" for alert in alerts):
+            self._note_verdict()
+        return alerts
+
+    def _note_verdict(self) -> None:
+        """The engine's sentence on the run as an event: the newest one is what `rlvr ls` and the dashboard show."""
+        judge = getattr(self._engine, "verdict", None)  # an engine of others may have none
+        if judge is None:
+            return
+        try:
+            found = judge(self._median_step_s())
+            if found.step is not None:
+                self.note("verdict", f"{found.health}: {found.sentence}", found.step)
+        except Exception as error:
+            self.fault("engine_error", error, None)
+
+    def _median_step_s(self) -> float | None:
+        with self._wake:
+            times = list(self._step_times)
+        gaps = [b - a for a, b in pairwise(times)]
+        return statistics.median(gaps) if gaps else None
 
     def _deliver(self, item: Item) -> None:
         calls: list[tuple[str, Callable[[], Any]]] = []
@@ -534,5 +559,4 @@ class Pipeline:
                 "queue": self.waiting,
                 "errors": self.errors,
             }
-        gaps = [b - a for a, b in pairwise(times)]
-        self._writer.heartbeat({**fields, "median_step_s": statistics.median(gaps) if gaps else None})
+        self._writer.heartbeat({**fields, "median_step_s": self._median_step_s()})

@@ -32,10 +32,14 @@ def write_csv(path: Path, entropy: np.ndarray, header: str = "step,entropy,rewar
 def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([write_csv(tmp_path / "flat.csv", FLAT), "--json"]) == 0
     columns = {"step": "step", "reward": "reward", "entropy": "entropy"}
-    assert json.loads(capsys.readouterr().out) == {"alerts": [], "mapping": columns, "unmapped": ["note"]}
+    report = json.loads(capsys.readouterr().out)
+    assert (report["alerts"], report["mapping"], report["unmapped"]) == ([], columns, ["note"])
+    assert report["verdict"]["health"] == "healthy" and report["verdict"]["sentence"].startswith("Nothing is wrong at")
     assert main([write_csv(tmp_path / "fall.csv", FALL), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert list(report) == ["alerts", "mapping", "unmapped"]
+    assert list(report) == ["alerts", "verdict", "mapping", "unmapped"]
+    assert report["verdict"]["rules"] == ["entropy_collapse"]
+    assert report["verdict"]["sentence"].startswith("Entropy is collapsing since step ")
     (alert,) = report["alerts"]
     assert alert["rule"] == "entropy_collapse" and alert["severity"] == "warning" and alert["resolved_step"] is None
     expected = next(a for a in replay({"step": range(N), "entropy": FALL, "reward": REWARD}) if a.state == "firing")

@@ -38,7 +38,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
     ranks = parts.ranks
     name = ranks.share(config.run or _free_name(config))
     folder = checkpoint.checkpoint_folder(config.store, name)
-    engine = AlertEngine(warmup_steps=config.weighting.warmup_steps)
+    engine = AlertEngine(warmup_steps=config.weighting.warmup_steps, total_steps=config.steps)
     done = checkpoint.resume(folder, parts, engine) if resume else 0
     if done >= config.steps and get_run(config.store, name).status != "failed":  # a failed one may lack its policy
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -12,12 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from monitor.alerts.engine import AlertEngine, Open
-from monitor.alerts.replay import observe_all
-from monitor.alerts.rules import DEFAULT_RULES, Rule
+from monitor.alerts.rules import Finding, Rule
 from monitor.alerts.trends import TINY_NATS, fit_trend
 from monitor.alerts.window import BASELINE_ROWS, Window
-from monitor.records import SEVERITY_RANK, finite
+from monitor.records import SEVERITY_RANK, Severity, finite
 
 Health = Literal["too early", "healthy", "info", "warning", "critical"]
 RATES = (
@@ -62,29 +60,33 @@ class Verdict:
         return dict(finite(asdict(self)))
 
 
-def verdict(
-    series: Mapping[str, Any],
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An alert that fires now: since which step, at which severity, and what its rule finds of the newest row."""
+
+    rule: Rule
+    first_step: int
+    severity: Severity
+    finding: Finding
+
+
+def judge(
+    fires: Sequence[Open],
+    window: Window,
+    step: int | None,
     *,
+    rules: Sequence[Rule],
     warmup_steps: int = 0,
     step_s: float | None = None,
     total_steps: int | None = None,
-    rules: Sequence[Rule] = DEFAULT_RULES,
 ) -> Verdict:
-    """The verdict on a series so far. Pure: the same series gives the same verdict, live and replayed.
+    """The verdict at `step` from the alerts that fire and the window. rules: all that were asked.
 
-    series: as `replay` takes it. step_s: seconds of a step, for minutes and costs; total_steps: of the run, for what
-    stopping now would save. Raises ValueError as `replay` does.
+    step_s: seconds of a step, for minutes and costs; total_steps: of the run, for what stopping now would save.
     """
-    engine, _ = observe_all(series, warmup_steps=warmup_steps, rules=rules)
-    return judge(engine, step_s=step_s, total_steps=total_steps)
-
-
-def judge(engine: AlertEngine, *, step_s: float | None = None, total_steps: int | None = None) -> Verdict:
-    """The verdict of an engine on what it has observed."""
-    window, step = engine.window(), engine.last_step
-    fires = sorted(engine.open(), key=lambda one: (-SEVERITY_RANK[one.severity], one.first_step))
     if not fires or step is None:
-        return _quiet(engine, window, step)
+        return _quiet(window, step, rules, warmup_steps)
+    fires = sorted(fires, key=lambda one: (-SEVERITY_RANK[one.severity], one.first_step))
     worst, others = fires[0], fires[1:]
     rule, finding = worst.rule, worst.finding
     what = Clause("what", finding.message, rule.watches, *_span(window, rule.watches), finding.value)
@@ -105,10 +107,10 @@ def judge(engine: AlertEngine, *, step_s: float | None = None, total_steps: int 
     return Verdict(worst.severity, step, sentence, tuple(clause for clause in clauses if clause), names)
 
 
-def _quiet(engine: AlertEngine, window: Window, step: int | None) -> Verdict:
+def _quiet(window: Window, step: int | None, rules: Sequence[Rule], warmup_steps: int) -> Verdict:
     known = max((len(window.last(key)[1]) for key in window.series if not key.startswith("eval/")), default=0)
     if step is None or not window.baselines:
-        needed = f"{BASELINE_ROWS} rows after {engine.warmup_steps} warm-up steps"
+        needed = f"{BASELINE_ROWS} rows after {warmup_steps} warm-up steps"
         return Verdict("too early", step, f"Too early to judge: {known} rows, and a baseline takes {needed}.")
     clauses = [
         Clause(
@@ -127,8 +129,8 @@ def _quiet(engine: AlertEngine, window: Window, step: int | None) -> Verdict:
         for key in ("reward", "entropy")
         if key in window.baselines
     )
-    judged = sum(all(key in window.series for key in rule.needs) for rule in engine.rules)
-    clauses.append(Clause("sure", f"{judged} of {len(engine.rules)} rules had the series that they need."))
+    judged = sum(all(key in window.series for key in rule.needs) for rule in rules)
+    clauses.append(Clause("sure", f"{judged} of {len(rules)} rules had the series that they need."))
     return Verdict("healthy", step, f"Nothing is wrong at step {step}: {told}; none of {judged} rules fires.",
                    tuple(clauses))  # fmt: skip
 
