@@ -40,7 +40,7 @@ def choose(first: Mapping[str, np.ndarray], labels: Labels, at_most: float) -> C
 def _ascend(
     options: Mapping[str, np.ndarray], start: Mapping[str, int], labels: Labels, at_most: float
 ) -> tuple[dict[str, int], tuple[float, ...]]:
-    """Rule by rule the best row given the others, until no rule gains; an equal row counts as better the earlier it is."""
+    """Rule by rule the best row given the others, until none gains; of equal rows the earlier one is better."""
     rows = dict(start)
     rank = tuple(ranks(np.min([options[rule][row] for rule, row in rows.items()], axis=0)[None], labels, at_most)[0])
     gained = True
