@@ -10,10 +10,10 @@ chooses the settings on the development part and writes them to peers.json; the 
 PEERS/rows-PART.csv: run, detector, rule, severity and step of everything that a peer told its user.
 
 Each run is fed record by record, with every metric that the peer knows and the run has (`peer_process.py`). A run is
-warned from the first warning or worse of any rule. Tuned are the settings that the peers document and that bear on these
-runs, each detector's switch among them: as many damaged runs as possible warned before the damage, with at most 5 % (and,
-apart, 1 %) of the healthy runs warned. Runs of other outcomes (`labels.py`: no_signal, stall, unclear) are judged too,
-but count on neither side.
+warned from the first warning or worse of any rule. Tuned are the settings that the peers document and that bear on
+these runs, each detector's switch among them: as many damaged runs as possible warned before the damage, with at most
+5 % (and, apart, 1 %) of the healthy runs warned. Runs of other outcomes (`labels.py`: no_signal, stall, unclear) are
+judged too, but count on neither side.
 """
 
 from __future__ import annotations
