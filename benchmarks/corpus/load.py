@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 PACKED = Path(__file__).parents[2] / "sample_runs" / "corpus"
 PARTS = ("development", "test")
@@ -37,3 +38,23 @@ def working_runs(folder: Path, part: str) -> Iterator[Recorded]:
             histograms = [key for key in columns if key.startswith("counts/")]
             counts = {key.removeprefix("counts/"): columns.pop(key) for key in histograms}
             yield Recorded(about, columns, counts)
+
+
+def packed_runs(part: str) -> Iterator[Recorded]:
+    """The runs of `part` in sample_runs/corpus, by number."""
+    for path in sorted(PACKED.glob(f"{part}-*.parquet")):
+        table = pq.read_table(path)
+        abouts = json.loads(table.schema.metadata[b"runs"])
+        names = table["run"].to_numpy()
+        columns = {key: table[key].to_numpy().astype(np.float64) for key in table.column_names if key != "run"}
+        for about in abouts:
+            rows = names == about["name"]
+            series = {key: values[rows] for key, values in columns.items() if not key.startswith("counts/")}
+            known = {key: values for key, values in series.items() if np.isfinite(values).any()}
+            yield Recorded(about, known | {"step": series["step"].astype(np.int64)}, _histograms(path, about["name"]))
+
+
+def _histograms(path: Path, run: str) -> dict[str, np.ndarray]:
+    """The histograms of a run, from the file beside."""
+    table = pq.read_table(path.with_name(f"histograms-{path.name}"), filters=[("run", "==", run)])
+    return {key: np.stack(table[key].to_numpy()) for key in table.column_names if key not in ("run", "step")}

@@ -41,10 +41,10 @@ class RewardLost(Rule):
     uses: ClassVar[tuple[str, ...]] = ("entropy",)
 
     recent_rows: int = Field(8, ge=2, le=40, description="rows whose mean is the reward now")
-    share: float = Field(0.80, gt=0, lt=1, description="of the best: lost")
+    share: float = Field(0.70, gt=0, lt=1, description="of the best: lost")
     release: float = Field(0.90, gt=0, le=1, description="of the best: recovered")
     critical_share: float = Field(0.50, gt=0, lt=1, description="of the best: critical")
-    z_least: float = Field(4.0, gt=0, description="standard errors that the fall must exceed")
+    z_least: float = Field(5.0, gt=0, description="standard errors that the fall must exceed")
 
     def check(self, window: Window) -> Finding | None:
         best, sd = window.bests.get("reward"), window.jitter("reward")
@@ -77,7 +77,7 @@ class DiversityLost(Rule):
 
     Evaluations, where they count distinct answers: now = mean of the last two, peak = highest mean of two in a row.
     Breached if now <= share * peak with peak >= least_answers. Rollouts, where same answers are recorded: same = mean
-    same_answer_share (else duplicate_share) of the last 10 rows. Breached if same >= same_share, and rising or four
+    same_answer_share (else duplicate_share) of the last 6 rows. Breached if same >= same_share, and rising or four
     times its baseline. Critical at critical_share of the peak, or at twice same_share.
     """
 
@@ -88,10 +88,10 @@ class DiversityLost(Rule):
     needs: ClassVar[tuple[str, ...]] = ("reward",)
     uses: ClassVar[tuple[str, ...]] = ("same_answer_share", "duplicate_share", "eval/heldout/distinct", "entropy")
 
-    share: float = Field(0.75, gt=0, lt=1, description="of the peak of distinct answers in evaluations: lost")
+    share: float = Field(0.70, gt=0, lt=1, description="of the peak of distinct answers in evaluations: lost")
     critical_share: float = Field(0.50, gt=0, lt=1, description="of that peak: critical")
     least_answers: float = Field(2.0, gt=0, description="a lower peak of distinct answers has nothing to lose")
-    same_share: float = Field(0.25, gt=0, lt=1, description="chance that two right rollouts of a group agree: lost")
+    same_share: float = Field(0.22, gt=0, lt=1, description="chance that two right rollouts of a group agree: lost")
 
     def check(self, window: Window) -> Finding | None:
         findings = [found for found in (self._rollouts(window), self._evaluations(window)) if found is not None]
@@ -99,8 +99,8 @@ class DiversityLost(Rule):
 
     def _rollouts(self, window: Window) -> Finding | None:
         key = "same_answer_share" if "same_answer_share" in window.series else "duplicate_share"
-        same, base = window.mean(key, 10), window.baseline(key)
-        if math.isnan(same) or len(window.last(key)[1]) < 10:
+        same, base = window.mean(key, 6), window.baseline(key)
+        if math.isnan(same) or len(window.last(key)[1]) < 6:
             return None
         grown = window.trend(key) == "rising" or (base >= 0 and same >= 4 * max(base, 0.01))
         what = "right answers" if key == "same_answer_share" else "rollouts"
@@ -159,9 +159,9 @@ class NoLearningSignal(Rule):
     needs: ClassVar[tuple[str, ...]] = ("zero_variance_share",)
     uses: ClassVar[tuple[str, ...]] = ("all_wrong_share", "all_correct_share", "reward")
 
-    recent_rows: int = Field(15, ge=2, le=40, description="rows whose mean is judged")
-    share: float = Field(0.90, gt=0, le=1, description="of the groups without a gradient")
-    release: float = Field(0.75, gt=0, le=1, description="of the groups: recovered")
+    recent_rows: int = Field(5, ge=2, le=40, description="rows whose mean is judged")
+    share: float = Field(0.75, gt=0, le=1, description="of the groups without a gradient")
+    release: float = Field(0.60, gt=0, le=1, description="of the groups: recovered")
 
     def check(self, window: Window) -> Finding | None:
         values = window.last("zero_variance_share", self.recent_rows)[1]

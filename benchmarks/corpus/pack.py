@@ -1,0 +1,65 @@
+"""Packs the finished runs of a working folder into sample_runs/corpus: python -m benchmarks.corpus.pack --work FOLDER
+
+For each part one wide table of series (development-series.parquet: run, step, a float32 column for each scalar) with
+who the runs are in its metadata, and one of histograms beside it. Looks at no outcome.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.corpus.load import PACKED, PARTS, Recorded, working_runs
+
+HISTOGRAM_EVERY = 4  # steps between the histograms that are kept
+
+
+def series_table(runs: list[Recorded]) -> pa.Table:
+    """Rows of all runs below each other; nan where a run has no value."""
+    keys = sorted({key for run in runs for key in run.series if key != "step"})
+    columns: dict[str, pa.Array] = {
+        "run": pa.array([run.name for run in runs for _ in run.series["step"]]).dictionary_encode(),
+        "step": pa.array(np.concatenate([run.series["step"] for run in runs]), pa.int32()),
+    }
+    for key in keys:
+        parts = [run.series.get(key, np.full(len(run.series["step"]), np.nan)) for run in runs]
+        columns[key] = pa.array(np.concatenate(parts).astype(np.float32))
+    return pa.table(columns).replace_schema_metadata({"runs": json.dumps([run.about for run in runs])})
+
+
+def histogram_table(runs: list[Recorded]) -> pa.Table:
+    """Counts of every HISTOGRAM_EVERY-th step with histograms."""
+    names, steps = [], []
+    counts: dict[str, list[np.ndarray]] = {key: [] for key in runs[0].counts}
+    for run in runs:
+        for row, step in enumerate(run.series["step"]):
+            if step % HISTOGRAM_EVERY == 1:
+                names.append(run.name)
+                steps.append(int(step))
+                for key, values in run.counts.items():
+                    counts[key].append(values[row].astype(np.int32))
+    table = {"run": pa.array(names).dictionary_encode(), "step": pa.array(steps, pa.int32())}
+    return pa.table(table | {key: pa.array(list(rows), pa.list_(pa.int32())) for key, rows in counts.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    PACKED.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        runs = list(working_runs(options.work, part))
+        path = PACKED / f"{part}-series.parquet"
+        tables = ((path, series_table(runs)), (path.with_name(f"histograms-{path.name}"), histogram_table(runs)))
+        for target, table in tables:
+            pq.write_table(table, target, compression="zstd", compression_level=19)
+            print(f"{target.name}: {len(runs)} runs, {table.num_rows} rows, {target.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
