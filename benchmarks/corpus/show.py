@@ -1,4 +1,4 @@
-"""Puts runs of the corpus into a store, to open them in the dashboard: with their scalars and the alerts of today's rules.
+"""Puts runs of the corpus into a store, to open them in the dashboard: their scalars and the alerts of today's rules.
 
 python -m benchmarks.corpus.show c044 c108 --store corpus-runs && rlvr dashboard corpus-runs
 """
