@@ -57,7 +57,11 @@ class Engine(Protocol):
 
 
 class Sink(Protocol):
-    """Follows a run elsewhere (wandb, a terminal). `start` and `close` run in the caller's thread."""
+    """Follows a run elsewhere (wandb, a terminal). `start` and `close` run in the caller's thread.
+
+    A sink may also have `verdict(sentence)`: what there is to say of the run, when an alert fires or ends and when the
+    recorder closes.
+    """
 
     def start(self, info: RunInfo) -> None: ...
 

@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,11 @@ class WandbSink:
             if self.dropped == 1:
                 self._say(f"wandb is {_QUEUE_STEPS} steps behind: steps are left out of its mirror, not of the store.")
 
+    def verdict(self, sentence: str) -> None:
+        """Hand over what there is to say of the run now; the newest one stands in the wandb run's summary."""
+        with suppress(queue.Full):  # a newer one will come
+            self._queue.put_nowait((sentence, ()))
+
     def close(self, status: str = "finished") -> None:
         """Finish the wandb run, waiting for it at most a minute. status: a RunStatus."""
         self._exit_code = 0 if status in ("finished", "stopped") else 1
@@ -123,7 +129,7 @@ class WandbSink:
                 try:
                     self._log(run, *item)
                 except Exception as error:
-                    self._failed(f"log step {item[0].step}", error)
+                    self._failed(f"log {item[0] if isinstance(item[0], str) else f'step {item[0].step}'}", error)
         if run is not None:
             try:
                 run.finish(exit_code=self._exit_code)
@@ -173,9 +179,12 @@ class WandbSink:
         self.run_dir = Path(run.dir).parent
         return run
 
-    def _log(self, run: Any, record: StepRecord, alerts: Sequence[Alert]) -> None:
+    def _log(self, run: Any, record: StepRecord | str, alerts: Sequence[Alert]) -> None:
         import wandb
 
+        if isinstance(record, str):
+            run.summary["verdict"] = record
+            return
         row: dict[str, Any] = dict(record.scalars)
         for histogram in record.histograms:
             if histogram.metric in HISTOGRAMS and histogram.split == "all" and histogram.n:

@@ -284,7 +284,10 @@ class Pipeline:
         try:
             found = judge(self._median_step_s())
             if found.step is not None:
-                self.note("verdict", f"{found.health}: {found.sentence}", found.step)
+                message = f"{found.health}: {found.sentence}"
+                self.note("verdict", message, found.step)
+                for sink in self.sinks:
+                    getattr(sink, "verdict", lambda message: None)(message)
         except Exception as error:
             self.fault("engine_error", error, None)
 

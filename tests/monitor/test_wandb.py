@@ -78,6 +78,8 @@ def test_offline_run_holds_scalars_histograms_and_alerts(tmp_path: Path) -> None
         scalars = {"entropy": 1.0 - step / 10, "perf/step_s": 0.5, "reward": float("nan") if step == 1 else 0.5}
         histograms = (histogram(values), histogram(values, split="correct"), histogram(np.empty(0), "deviation"))
         sink.step(StepRecord(step, scalars, histograms), [ALERT] if step == 2 else [])
+    sink.verdict("warning: Entropy is collapsing.")
+    sink.verdict("critical: Reward is being lost.")
     sink.close("finished")
     assert (said, sink.failures, sink.dropped) == ([], 0, 0)
     records = read_back(tmp_path)
@@ -91,6 +93,8 @@ def test_offline_run_holds_scalars_histograms_and_alerts(tmp_path: Path) -> None
     assert (bins[0], bins[-1]) == (0.0, 30.0)
     (alert,) = [record.alert for record in records if record.WhichOneof("record_type") == "alert"]
     assert (alert.title, alert.text, alert.level) == ("entropy_collapse at step 2", "Entropy fell. Go back.", "ERROR")
+    summaries = [i for r in records if r.HasField("summary") for i in r.summary.update if i.key == "verdict"]
+    assert json.loads(summaries[-1].value_json) == "critical: Reward is being lost."
     config = {i.key: json.loads(i.value_json) for r in records if r.HasField("run") for i in r.run.config.update}
     assert (config["weighting"], config["seed"], config["steps"]) == ("ict", 3, 4)
     assert sink.run_dir is not None and sink.run_dir.is_dir()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.runtime.runs import Run
 
 PRESETS = Path(__file__).parents[1] / "presets"
+VERDICT_STYLES = {"too early": "dim", "healthy": "green", "info": "cyan", "warning": "yellow", "critical": "bold red"}
 TOKEN_BYTES, SAMPLE_BYTES, STEP_BYTES = 20, 150, 15_000  # on disk, measured by benchmarks/bench_recorder.py
 
 HELP = f"""Train a policy with group-relative policy optimisation, recording every token.
@@ -175,6 +176,8 @@ def main(argv: list[str]) -> int:
     if status != "failed" and not _saved(parts, run, console, status):
         status, code = "failed", 1
     run.recorder.close(status)
+    verdict = run.engine.verdict()
+    console.print(verdict.sentence, style=VERDICT_STYLES[verdict.health])
     if run.recorder.lost_steps:
         lost = f"{run.recorder.lost_steps} steps could not be written to the store {config.store} and are lost"
         console.print(f"Run {run.name} failed: {lost}. `rlvr store check` lists them.", style="red")

@@ -25,10 +25,11 @@ from trainer.runtime.ranks import Ranks
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An open run: its name, where it is recorded and checkpointed, and its first step."""
+    """An open run: its name, where it is recorded, judged and checkpointed, and its first step."""
 
     name: str
     recorder: Recorder
+    engine: AlertEngine
     checkpoints: checkpoint.Checkpoints
     first: int
 
@@ -61,7 +62,9 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
         tokens_every=config.record.tokens_every,
     )
     recorder = _rank_0_first(ranks, open_recorder)
-    return Run(name, recorder, checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint), done + 1)
+    return Run(
+        name, recorder, engine, checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint), done + 1
+    )
 
 
 def _rank_0_first(ranks: Ranks, open_recorder: Callable[[], Recorder]) -> Recorder:
