@@ -6,7 +6,7 @@ The built-in policy on `chain` samples groups of 8, SmolLM2-135M on reasoning-gy
 turns, with a new seed in each round. "generate, prompts apart" draws the same tokens without sharing a group's prompt.
 "transformers" is its own `generate` with a processor that draws from our generator, which shows what seeds and
 log-probabilities cost there. On CPU the time is CPU time of one thread, which other work on the machine changes less
-than wall time. On a GPU the model has the shape of Qwen2.5-0.5B with random weights and prompts, so no network is needed;
+than wall time. On a GPU the model has the shape of Qwen2.5-0.5B with random weights and prompts, so without network;
 the time is wall time, after a first round that compiles.
 
 rollout_bfloat16.csv: what bfloat16 does to the log-probabilities of sampled tokens of SmolLM2-135M, on CPU: the
