@@ -1,7 +1,7 @@
-"""A training step of ours, uniform and ict, and of TRL's GRPOTrainer, on the same work; rows for bench_step.py.
+"""Times a training step of ours, uniform and ict, and of TRL's GRPOTrainer on the same work, for bench_step.py.
 
-The work is the same in each arm: model, prompts, group, longest response, reward, `dapo` loss without KL, one AdamW
-update clipped at norm 1. With stored rollouts the very tokens are the same too. What an arm does:
+Model, prompts, group, longest response, reward, `dapo` loss without KL, and one AdamW update clipped at norm 1 are the
+same in each arm. With stored rollouts the tokens are the same too. What an arm does:
 
 update    ours: `Updater.update`: forward, signals of every token (log-probability, both entropies, group deviation,
           moments), weights, loss at the selected positions, backward, clip, AdamW.
@@ -36,7 +36,7 @@ from trainer.runtime.samples import sample_table
 from trainer.train import describe, sample_step
 
 ARMS = ("uniform", "ict", "trl")
-TINY_LR = 1e-6  # updates cost what they cost; responses keep their length
+TINY_LR = 1e-6  # so small that responses keep their length; the cost of an update does not depend on it
 # rollouts, so that a row takes less than two minutes of one core
 WORK = {
     "builtin": {"task": "chain", "rollout": {"prompts": 16, "group_size": 8, "max_new_tokens": 56}},
@@ -148,7 +148,7 @@ class Theirs:
 
 
 def text(policy: Policy, prompt: Any, system: str | None) -> str:
-    """The prompt as our sampler sees it, chat template and all: TRL then tokenizes the same text."""
+    """The prompt as our sampler sees it, with its chat template, so that TRL tokenizes the same text."""
     tokenizer = policy.tokenizer
     if not tokenizer.chat_template:
         return f"{system}\n\n{prompt.text}" if system else prompt.text
@@ -173,7 +173,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 def timings(model: str, updates: int, steps: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each arm, `updates` times on stored rollouts and `steps` times with its own; arms in turn."""
+    """Seconds of each arm: `updates` times on stored rollouts, `steps` times on its own rollouts. Arms take turns."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         ours = {kind: Ours(model, kind, folder) for kind in ("uniform", "ict")}
@@ -201,7 +201,7 @@ def timings(model: str, updates: int, steps: int) -> dict[str, dict[str, list[fl
 
 
 def peak_mib(model: str, arm: str) -> float:
-    """Rise of the resident size above that before the first update, over two updates; in a process of its own."""
+    """How much two updates raise the resident size above that before the first. Runs in a process of its own."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(model, "uniform" if arm == "trl" else arm, folder)
@@ -212,7 +212,7 @@ def peak_mib(model: str, arm: str) -> float:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # the largest resident size starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the largest resident size
         for _ in range(2):  # the second with the optimizer's state in place
             _ = theirs.train(batch, time.process_time) if theirs else ours.train(batch, scored, time.process_time)
         peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _status("VmHWM")

@@ -118,7 +118,7 @@ def simulate(shape: Shape, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray
 
 
 def settled_at(truth: np.ndarray) -> int:
-    """First step at which the noiseless curve has done 95 % of its whole way in ln(entropy)."""
+    """First step at which the noiseless curve has covered 95 % of its whole change in ln(entropy)."""
     way = np.log(truth / truth[0])
     return int(np.argmax(np.abs(way) >= 0.95 * abs(way[-1])))
 

@@ -1,10 +1,11 @@
-"""Readers on damaged stores, the long form of tests/monitor/test_store_damage.py: seeded flips, cuts and bad JSON.
+"""Readers on damaged stores: the long form of tests/monitor/test_store_damage.py, with seeded flips, cuts and bad JSON.
 
     nice python benchmarks/bench_damage.py [--flips 800] [--seed 0] [--out benchmarks/results/damage.csv]
                                                                     then: python -m docs.make_reliability
 
-Each try damages one file of one run in one place and opens the store anew. The answer must be right: all rows of the
-other run, all rows of the other tables, the rows of the damaged file left out and the file named, and no file changed.
+Each try damages one file of one run in one place and opens the store anew. The answer must hold all rows of the other
+run and of the other tables. The rows of the damaged file must be left out, the file must be named, and no file may be
+changed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""What the diagnostics cost of a step of the demo's settings.
+"""What the diagnostics cost, as a part of a step with the demo's settings.
 
     python benchmarks/bench_diagnostics.py
 
-diagnostics_ms: signals and statistics with moments, regimes, predicted changes and mismatch, less those without;
-probe_ms: a probe, which one step in `probe_every` has. Medians over interleaved calls on real rollouts, in CPU time of
-one thread, which other work on the machine hardly moves. "ratio" is the step with both over the step with neither.
+diagnostics_ms: what moments, regimes, predicted changes and mismatch add to the time of signals and statistics.
+probe_ms: the time of a probe, which one step in `probe_every` has. Both are medians over interleaved calls on real
+rollouts, in CPU time of one thread, which other work on the machine hardly changes. ratio: a step's time with both,
+divided by that with neither.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the compiler makes of the signals kernel for an H100: registers, stack and instructions a logit. Needs no GPU.
+"""What the compiler makes of the signals kernel for an H100: registers, stack, instructions per logit. Needs no GPU.
 
     python benchmarks/bench_kernel_code.py
 
 Triton compiles for sm_90 and its own disassembler lists the machine code; instructions are those of the innermost loop
-of each pass over the logits of a tile, special ones (exp2, log2) among them. Counts, no times: see gpu.py.
+of each pass over the logits of a tile, special ones (exp2, log2) among them. These are counts; gpu.py measures times.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The long form of the store's tests: many kills, flipped bits, writers beside readers and compaction, full disks.
 
-Every probe counts what it checked and what was not as docs/store.md promises: each such thing is a fault. Writers are
-real processes (forked), disks that fill are real (tmpfs; left out where mounting is not allowed).
+Every probe counts what it checked, and as a fault whatever breaks a promise of docs/store.md. Writers are real, forked
+processes. Disks that fill are real too (tmpfs), and left out where mounting is not allowed.
 
     nice python benchmarks/bench_reliability.py [--kills 150] [--flips 400] [--seconds 60]
         [--out benchmarks/results/reliability.csv]        then: python -m docs.make_reliability
@@ -97,7 +97,7 @@ def record_forever(store: Path, run: str, resume: bool, first: int, pause_s: flo
 
 
 def kills(folder: Path, rate: float, n: int) -> Row:
-    """SIGKILL at random moments; every second writer goes on with the run of the one before."""
+    """SIGKILL at random moments. Every second writer resumes the run of the writer before it."""
     began, rng, last = time.monotonic(), random.Random(1), dict[str, int]()
     store, run = folder / f"kills-{rate:g}", ""
     for number in range(n):
@@ -270,7 +270,7 @@ def flips(folder: Path, n: int) -> Row:
 
 
 def full_disks(folder: Path, n: int) -> list[Row]:
-    """A disk of 8 MB fills at a random step and stays full: no step scalar is lost, and nothing goes unsaid."""
+    """A disk of 8 MB fills at a random step and stays full: no step scalar is lost, and every gap is reported."""
     began, rng, steps, faults = time.monotonic(), random.Random(3), 400, 0
     disk = folder / "disk"
     disk.mkdir()

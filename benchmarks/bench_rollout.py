@@ -2,11 +2,12 @@
 
     python benchmarks/bench_rollout.py
 
-The built-in policy on `chain`, groups of 8, and SmolLM2-135M on reasoning-gym's chain_sum, groups of 4. Arms in turn,
-a seed for each round; "generate, prompts apart" draws the same tokens without sharing a group's prompt. "transformers"
-is its `generate` with a processor that draws from our generator: what seeds and log-probabilities cost there. On CPU
-one thread's CPU time, which other work on the machine moves less than the clock on the wall. On a GPU a Qwen2.5-0.5B
-shape with random weights and prompts, which needs no network, and the wall, after a first round that compiles.
+The built-in policy on `chain` samples groups of 8, SmolLM2-135M on reasoning-gym's chain_sum groups of 4. Arms take
+turns, with a new seed in each round. "generate, prompts apart" draws the same tokens without sharing a group's prompt.
+"transformers" is its own `generate` with a processor that draws from our generator, which shows what seeds and
+log-probabilities cost there. On CPU the time is CPU time of one thread, which other work on the machine changes less
+than wall time. On a GPU the model has the shape of Qwen2.5-0.5B with random weights and prompts, so without network;
+the time is wall time, after a first round that compiles.
 
 rollout_bfloat16.csv: what bfloat16 does to the log-probabilities of sampled tokens of SmolLM2-135M, on CPU: the
 trained module under autocast, and the copies whose linear or all weights are bfloat16, as samplers use them on CUDA.

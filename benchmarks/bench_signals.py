@@ -2,13 +2,15 @@
 
     python benchmarks/bench_signals.py
 
-CPU, float32 logits of standard deviation 3, ragged groups of 8. Times are medians of interleaved calls,
-in CPU time of one thread, which other work on the machine moves less than the clock on the wall. "ratio" is our time
-over that of plain on the whole slab; "ratio_chunked_plain" over that of plain on as few positions at a time as we
-take, in memory that it uses again; "definition_ratio" is the time of the definitions written down one by one, in
-float32 on the whole slab, over that of plain; "moments_ratio" that of a call that also returns sum p^3 and
-sum p^2 ln p over one that does not. `signals_operations.csv` has what single operations cost over 8 and over 512 rows
-of 32,000 values (1 and 64 MiB): the reasons for the shape of `definition.py`.
+It runs on the CPU, with float32 logits of standard deviation 3 and ragged groups of 8. Times are medians of interleaved
+calls, in CPU time of one thread, which other work on the machine changes less than wall time. `plain` is log-softmax
+plus entropy. Ratios of times:
+- ratio: ours / plain on the whole slab.
+- ratio_chunked_plain: ours / plain on as few positions at a time as ours takes, in memory that is used again.
+- definition_ratio: the definitions written down one by one, in float32 on the whole slab / plain.
+- moments_ratio: a call that also returns sum p^3 and sum p^2 ln p / one that does not.
+`signals_operations.csv` has the cost of single operations over 8 and over 512 rows of 32,000 values (1 and 64 MiB). It
+explains why `definition.py` is written as it is.
 """
 
 from __future__ import annotations

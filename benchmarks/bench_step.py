@@ -1,12 +1,13 @@
-"""Seconds per training step: the demo's settings and the share of recording, then ours and TRL 1.16 on the same work.
+"""Seconds per training step: with the demo's settings, and the share of recording; then ours and TRL 1.16's.
 
     python benchmarks/bench_step.py
 
 step.csv: medians over the steps after warm-up of a run of the demo's settings without evaluation, one CPU thread, one
 process at a time; "record_s" is the time that recording took from the training thread (statistics, host copy, texts,
 hand-over).
-step_trl.csv: against_trl.py's arms in turn in one process, CPU time of all threads with one for tensors (so the writer
-counts), medians; the columns "against" are medians of ratios within a turn. Memory: a process for each arm.
+step_trl.csv: medians for the arms of against_trl.py, which take turns in one process. The time is CPU time of all
+threads, one of which computes tensors, so the recorder's writer counts too. The columns "against" are medians of ratios
+within a turn. Memory is measured in a process for each arm.
 """
 
 from __future__ import annotations

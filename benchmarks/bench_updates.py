@@ -2,8 +2,9 @@
 
     python benchmarks/bench_updates.py
 
-16 rollouts of at most 32 tokens, prompts of 16; a process for each run, in turn, CPU time with one thread for tensors.
-The vocabulary of 151,936 is what a sparse update saves: logits with gradient at the selected positions only.
+There are 16 rollouts of at most 32 tokens, with prompts of 16. Each run has a process of its own, one after another.
+The time is CPU time with one thread for tensors. With a vocabulary of 151,936 logits are what a sparse update saves: it
+makes those with gradient at the selected positions only.
 Needs 12 GB of memory and about twelve minutes.
 """
 

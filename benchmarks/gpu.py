@@ -10,11 +10,11 @@
   pair      in the time left, uniform and ict runs of the demo preset, stored in <out>/gpu_pair: gpu_pair.csv
   tune      (not by default) the kernel's constants around their values: gpu_tune.csv
 
-Medians of CUDA events; before each timed call a buffer larger than the L2 is overwritten, which also outlasts the
-host's part of the launch. checks, kernels and tune need torch and triton alone, updates also pydantic and
-transformers, pair all of this project's requirements; a part whose packages are missing is named and left out.
-Finer checks run on a GPU too: pytest -m gpu. Where the files are a copy without their repository, RLVR_COMMIT names
-the commit of the rows.
+Times are medians of CUDA events. Before each timed call a buffer larger than the L2 is overwritten, which also takes
+longer than the host's part of the launch. checks, kernels and tune need only torch and triton, updates also needs
+pydantic and transformers, and pair needs all of this project's requirements. A part whose packages are missing is named
+and left out. `pytest -m gpu` runs finer checks on a GPU. Where the files are a copy without their repository,
+RLVR_COMMIT names the commit for the rows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ L2_FLUSH = 1 << (10 if SMALL else 30)  # bytes overwritten between timed calls
 
 
 def milliseconds(call: Callable[[], object], rounds: int = 2 if SMALL else 25) -> float:
-    """The median time of a call on the device with a cold L2, after two calls to warm up."""
+    """The median time of a call on the device with a cold L2, after two warm-up calls."""
     flush = torch.empty(L2_FLUSH, dtype=torch.uint8, device=DEVICE)
     times = []
     for step in range(rounds + (0 if SMALL else 2)):

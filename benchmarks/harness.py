@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def provenance(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
-    """Columns that every row ends with: when, machine, cores, versions, commit ("+": with changes, results aside)."""
+    """Columns that end every row: when, machine, cores, versions, commit ("+": with changes other than results)."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
     return {
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,7 +46,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """RLVR_COMMIT names it where the files are copied to a machine without their repository."""
+    """The commit. RLVR_COMMIT names it where the files are a copy without their repository."""
     changed = _git("status", "--porcelain", "-uno", "--", ":!results")
     found = _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     return found or os.environ.get("RLVR_COMMIT", "")

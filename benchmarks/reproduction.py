@@ -2,8 +2,9 @@
 
     python benchmarks/reproduction.py [--store reproduction] [--jobs 2]
 
-Every comparison is one `rlvr compare` with the demo's settings; what is finished is not trained again, so a second call
-only collects. 72 runs of about a minute and a half on one CPU core each. Afterwards: python -m docs.make_reproduction
+Every comparison is one `rlvr compare` with the demo's settings. Finished runs are not trained again, so a second call
+only collects their figures. There are 72 runs, each about a minute and a half on one CPU core. Afterwards:
+python -m docs.make_reproduction
 """
 
 from __future__ import annotations

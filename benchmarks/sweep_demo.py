@@ -3,7 +3,7 @@
     python benchmarks/sweep_demo.py --store SWEEP --lrs 1e-4 3e-4 --seeds 0 1 2 --arms uniform:1 ict:0.3 random:0.3
 
 Each run is an ordinary `rlvr train` with trainer/presets/demo.toml; all arms get the same settings. Runs that the
-store already holds are not run again; the sample runs' table is made with
+store already holds are not run again. This makes the table of the sample runs:
     --store sample_runs --lrs 3e-4 --names "{kind}-s{seed}" --out benchmarks/results/sample_runs.csv
 docs/log.md discusses the rows.
 """

@@ -1,4 +1,4 @@
-"""The frame: store, pages in the bar above, and the half-second watch that redraws when there is something new."""
+"""The frame of the dashboard: the store, the page bar, and a check each half second that redraws when data changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STYLE = """<style>
 
 
 def main() -> None:
-    """One run of the script: what Streamlit calls for every session and every redraw."""
+    """The script that Streamlit runs for every session and every redraw."""
     st.set_page_config(page_title="rlvr monitor", page_icon="📈", layout="wide")
     for path, title, icon, page in PAGES:
         shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
@@ -57,8 +57,8 @@ def _quarantine_banner() -> None:
         which = ", ".join(f"{run}: {names[0]}" for run, names in damaged.items())
         st.warning(
             markdown(
-                "{count} could not be read and {be} left out ({which}). Everything else is shown. Look closer with "
-                "`rlvr store check`.",
+                "{count} could not be read and {be} left out ({which}). Everything else is shown. "
+                "`rlvr store check` says what is wrong.",
                 count=f"{total} files" if total > 1 else "1 file",
                 be="are" if total > 1 else "is",
                 which=f"{which}, ..." if total > len(damaged) else which,
@@ -69,7 +69,7 @@ def _quarantine_banner() -> None:
 
 @st.fragment(run_every=0.5)
 def _watch(drawn: int) -> None:
-    """Redraws the page when the data's version moved; costs a few stat calls otherwise."""
+    """Redraws the page if the data's version changed. Otherwise this costs a few stat calls."""
     if data.poll() != drawn:
         st.rerun()
 

@@ -1,4 +1,4 @@
-"""The only cached reads of the dashboard. Frames are cached by the versions of the runs that they show."""
+"""All cached reads of the dashboard. A frame is cached until the version of a run that it shows changes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def poll() -> int:
 
 
 def runs() -> list[RunEntry]:
-    """Every run, newest first, those that run now before all others."""
+    """Every run: the running ones first, then the others, each newest first."""
     entries = tail().runs.values()
     return sorted(entries, key=lambda e: (e.status != "running", -float(e.info.get("created") or 0), e.name))
 
@@ -91,7 +91,7 @@ def counts(name: str, metric: str, split: str = "all", columns: int = 300) -> Fr
 
 
 def newest_counts(name: str, metric: str, split: str, steps: int = 20) -> Frame:
-    """`counts` of the last `steps` steps alone: costs the same however long the run is."""
+    """`counts` of only the last `steps` steps, which costs the same however long the run is."""
     return _ask(distributions.count_matrix, (name,), name, metric, split, frames.MAX_POINTS, steps)
 
 
@@ -119,7 +119,7 @@ def sample_steps(name: str) -> np.ndarray:
 
 
 def _of_step(question: Callable[..., Frame], name: str, table: str, *arguments: Any) -> Frame:
-    """Reads files of one step; once more if compaction took them away meanwhile."""
+    """Reads the files of one step, and once more if compaction removed them meanwhile."""
     for _ in range(2):
         try:
             return _ask(question, (name,), tuple(tail().files(name, table, arguments[0])), *arguments)

@@ -1,3 +1,3 @@
-"""How the launcher tells the server which store to show: kept apart from data.py so that launching imports little."""
+"""How the launcher tells the server which store to show. Apart from data.py, so that launching imports little."""
 
 STORE_VARIABLE = "RLVR_STORE"

@@ -1,8 +1,8 @@
-"""Text that a run wrote, on its way to the browser: it shows as it is, and nothing in it is markup.
+"""Escaping of text that a run wrote: the browser shows it as it is, and never reads it as markup.
 
 Streamlit reads labels, captions, boxes, badges and help texts as Markdown, and Plotly reads names, ticks and hover
-texts as HTML. What a run wrote (its name, model, task, configuration, alerts, prompts) may hold either, so it goes in
-as a value of a template and never as a part of one:
+texts as HTML. What a run wrote (its name, model, task, configuration, alerts, prompts) may look like either. So such
+text must be a value of a template, and never a part of the template itself:
 
     st.caption(markdown("{task} · step {step:d}", task=task, step=step))
     st.html(html("<b>{name}</b>", name=name))
@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 # A character reference is never markup in CommonMark. No backslashes: st.badge puts its own before brackets.
 _REFERENCES = str.maketrans({character: f"&#{ord(character)};" for character in punctuation})
-# Streamlit and GFM look for these in the finished text, after references are read: a joiner without width parts them.
+# Streamlit and GFM find these in the finished text, after references are read. A zero-width joiner splits them.
 _REWRITTEN = re.compile(r"(?<=:)(?=streamlit:|//)|(?<=www)(?=\.)|(?=@[-\w]+\.)|(?<=[<>~-])(?=[->=])", re.IGNORECASE)
 _JOINER = "\u2060"
 
@@ -33,12 +33,12 @@ class _MarkdownFormatter(Formatter):
 
 
 def markdown(template: LiteralString, /, *values: Any, **named: Any) -> str:
-    """`template`, which is Markdown, with values that are plain text; its fields are those of `str.format`."""
+    """`template`, which is Markdown, with values that are plain text. Fields are written as for `str.format`."""
     return _MarkdownFormatter().format(template, *values, **named)
 
 
 def html(template: LiteralString, /, *values: Any, **named: Any) -> Markup:
-    """`template`, which is HTML, with values that are plain text, or Markup of another call."""
+    """`template`, which is HTML, with values that are plain text or the Markup of another call."""
     return Markup(template).format(*values, **named)  # noqa: S704 - of a literal
 
 

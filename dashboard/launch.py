@@ -1,4 +1,4 @@
-"""`rlvr dashboard`: checks the store and the port, starts the server as a child and ends with it."""
+"""`rlvr dashboard`: checks the store and the port, runs the server as a child process, and ends together with it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ START_TIMEOUT_S = 60.0
 
 
 class LaunchError(RuntimeError):
-    """A store or port that cannot be served; its text is for the user."""
+    """A store or port cannot be served. The text is for the user."""
 
 
 def check_store(store: str | Path) -> Path:
-    """The absolute path of a store. Raises LaunchError if it is missing or no folder."""
+    """The absolute path of a store. Raises LaunchError if it is missing or not a folder."""
     path = Path(store).expanduser().resolve()
     if path.is_file():
         raise LaunchError(f"{path} is a file, expected a store folder.")
@@ -39,7 +39,7 @@ def check_store(store: str | Path) -> Path:
 
 
 def check_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises LaunchError if it is taken or the host is not of this machine."""
+    """`port`, or for 0 a free port. Raises LaunchError if it is taken or `host` is no address of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,7 +57,7 @@ def check_port(host: str, port: int) -> int:
 def start(store: str | Path, host: str = "127.0.0.1", port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
     """Starts the server and waits until it answers; returns (process, URL).
 
-    The process ends with this one, however this one ends. Raises LaunchError if it cannot start.
+    The server ends when this process does, however that happens. Raises LaunchError if the server cannot start.
     """
     path, port = check_store(store), check_port(host, port)
     process = subprocess.Popen(
@@ -90,7 +90,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def stop(process: subprocess.Popen[bytes], patience_s: float = 5.0) -> int:
-    """Ends a server of `start`: politely, then not; returns its exit code."""
+    """Ends a server of `start`, first by SIGTERM, after `patience_s` by SIGKILL; returns its exit code."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -104,7 +104,7 @@ def stop(process: subprocess.Popen[bytes], patience_s: float = 5.0) -> int:
 
 
 def _has_display() -> bool:
-    """Without one, webbrowser would start a text browser in the user's terminal."""
+    """Whether there is a display. Without one, webbrowser would start a text browser in the user's terminal."""
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    # SIGINT too: a shell's background job inherits it as ignored
+    # SIGINT too, because a shell's background job starts with SIGINT ignored
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     process: subprocess.Popen[bytes] | None = None
     try:

@@ -1,4 +1,4 @@
-"""`rlvr report`: a stored comparison as one self-contained HTML file, with the dashboard's figures. Asks no network."""
+"""`rlvr report`: a stored comparison as one HTML file with the dashboard's figures. The file needs no network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from monitor.store.tail import Tail
 
 DISTINCT = "eval/heldout/distinct"
 CURVES = ("entropy", "reward", LEVEL, DISTINCT)
-CROWDED = 2  # with more arms than this, single seeds are left out behind the means
+CROWDED = 2  # with more arms than this, only means are drawn and no single seeds
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +67,7 @@ def report(
 
 
 def page(comparison: Mapping[str, Any], rows: Frame, info: Mapping[str, Any]) -> str:
-    """The HTML of a comparison; `rows` are the runs' series of CURVES, `info` what one of them says of itself."""
+    """The HTML of a comparison. `rows`: the runs' series of CURVES. `info`: run.json of one of the runs."""
     charts = {theme.name: figures(comparison, rows, theme) for theme in (LIGHT, DARK)}
     places = [(key, _place(index, fig)) for index, (key, fig) in enumerate(charts["light"].items())]
     curves = "".join(place for key, place in places if not key.startswith("gap "))
@@ -98,7 +98,7 @@ _CURVES_NOTE = (
 
 
 def figures(comparison: Mapping[str, Any], rows: Frame, theme: Theme) -> dict[str, go.Figure]:
-    """Every chart of the report by name, "gap <figure>" for the differences; those without data are left out."""
+    """Every chart of the report by name; differences are called "gap <figure>". Charts without data are left out."""
     arms = {arm: list(of.values()) for arm, of in comparison["arms"].items()}
     colours = arm_colours(list(arms), theme)
     found: dict[str, go.Figure] = {}
@@ -121,7 +121,7 @@ def figures(comparison: Mapping[str, Any], rows: Frame, theme: Theme) -> dict[st
 
 
 def _paths(arm: str, runs: Sequence[str], rows: Frame, colour: str, n_arms: int) -> list[Line]:
-    """pass@1 against distinct answers: the mean over an arm's runs, single runs faint behind it if there is room."""
+    """pass@1 against distinct answers: the mean over an arm's runs and, unless it gets crowded, single runs faintly."""
     passed = {line.name: line for line in arm_lines(arm, runs, LEVEL, rows, colour)}
     members = []
     for run in runs:

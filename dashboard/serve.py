@@ -1,7 +1,7 @@
 """The dashboard's server process: `python -m dashboard.serve HOST PORT`, started by dashboard.launch.
 
-Streamlit serves static files only from the folder of its main script, and an installed package may be read-only: so
-the main script is a two-line file in a temporary folder, beside the copy of plotly.min.js that the charts load.
+Streamlit serves static files only from the folder of its main script, and an installed package may be read-only. So the
+main script is a two-line file in a temporary folder, beside the copy of plotly.min.js that the charts load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_app_folder(folder: Path) -> Path:
 
 
 def _die_with_parent(folder: Path) -> None:
-    """Ends this process when the launcher does, however that ended: its end of our standard input closes."""
+    """Ends this process when the launcher ends, in whatever way: our standard input then closes."""
 
     def wait() -> None:
         while sys.stdin.buffer.read(1):
@@ -44,7 +44,7 @@ def _die_with_parent(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Serves until it is interrupted, terminated or left alone by its launcher."""
+    """Serves until it is interrupted or terminated, or its launcher has ended."""
     from streamlit.web import cli
 
     host, port = argv

@@ -24,7 +24,7 @@ OPTIONS: dict[str, str | bool | list[str]] = {
 
 
 def flags(host: str, port: int) -> list[str]:
-    """Command-line flags, which win over every config.toml that might lie around."""
+    """Command-line flags, which override every config.toml that Streamlit may find."""
     hosts = sorted({host, "127.0.0.1", "localhost"})
     chosen = OPTIONS | {"server.address": host, "server.port": str(port)}
     parts = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in chosen.items()]

@@ -1,4 +1,4 @@
-"""Which runs stand against which, and the table of their figures."""
+"""Which runs the Compare page sets against each other, and the table of their figures."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Arm:
 
 
 def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
-    """Uniform against the first other weighting among runs of one `comparison`, at the seeds that both have; random, a
-    control, only if there is no other.
+    """Uniform and the first other weighting among the runs of one `comparison`, at the seeds that both have.
 
-    The comparison of the first entry that allows a pair wins; without any, the first two runs stand alone.
+    `random`, which is a control, is taken only if there is no other weighting. Entries are tried in order until one's
+    comparison has such a pair. If none has, the first two runs are compared.
     """
     for comparison in dict.fromkeys(str(entry.info.get("comparison") or "") for entry in entries):
         members = [entry for entry in entries if comparison and entry.info.get("comparison") == comparison]
@@ -43,7 +43,7 @@ def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
 def figures_table(
     arms: Sequence[Arm], figures: Mapping[str, Mapping[str, float]], names: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Columns figure, one per arm (mean over its runs) and the difference of the two; rows without values left out."""
+    """Columns: figure, the mean of each arm over its runs, and their difference. Rows without values are left out."""
     means = {
         arm.name: {name: _mean([figures[run].get(name) for run in arm.runs]) for name in ("step", *names)}
         for arm in arms

@@ -1,4 +1,4 @@
-"""How a process of ours starts another: our own packages are found, whatever lies in the working folder."""
+"""How a process of ours starts another: the child imports our packages, never files of the working folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ RLVR = (*PYTHON, "-m", "rlvr_monitor")
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child started with PYTHON: ours, in which a checkout that is not installed is found too.
+    """The environment of a child started with PYTHON: ours, plus the path of a checkout that is not installed.
 
-    An installed package is found anyway; its folder must not go onto PYTHONPATH, which is searched before the standard
-    library.
+    An installed package is found without help. Its folder must not go onto PYTHONPATH, because that is searched before
+    the standard library.
     """
     environment = dict(os.environ)
     if HOME.name not in ("site-packages", "dist-packages"):

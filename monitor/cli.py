@@ -13,13 +13,13 @@ from monitor.errors import MissingPackageError, MonitorError
 from monitor.extras import require_extras
 from rlvr_monitor.shadowing import ShadowedError, require_own
 
-# command: ("module:function", one line of help). The function takes the rest of the arguments, returns the exit code.
+# command: ("module:function", one line of help). The function takes the other arguments and returns the exit code.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("trainer.commands.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
     "train": ("trainer.commands.train:main", "train a policy and record the run"),
     "preflight": ("trainer.commands.preflight:main", "say whether a run can learn, before it is paid for"),
     "eval": ("trainer.commands.eval:main", "pass@k and distinct answers of a run's final policy or of any model"),
-    "compare": ("trainer.commands.compare:main", "train arms x seeds and print their paired table"),
+    "compare": ("trainer.commands.compare:main", "train every arm with every seed and print the paired table"),
     "report": ("dashboard.report:main", "a stored comparison as one HTML file"),
     "fetch": ("trainer.commands.fetch:main", "download a model, or problems as JSONL"),
     "dashboard": ("dashboard.launch:main", "show a store in the browser, live"),
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in NEEDS:
             require_extras(f"rlvr {name}", NEEDS[name])
         return _resolve(COMMANDS[name][0])(rest)
-    except MissingPackageError as error:  # says itself who needs it
+    except MissingPackageError as error:  # its text already names who needs the package
         print(error, file=sys.stderr)
         return WRONG_USE
     except (MonitorError, ShadowedError) as error:

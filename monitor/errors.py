@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 
 class MonitorError(Exception):
-    """Wrong use or a store that cannot be used: the text says what is wrong, the value and what to do."""
+    """Wrong use, or a store that cannot be used. The text says what is wrong, the value and what to do."""
 
 
 class StoreError(MonitorError):
-    """A store or run that cannot be opened, read or written."""
+    """A store or run cannot be opened, read or written."""
 
 
 class UnknownRunError(StoreError):
-    """A run name that the store does not hold."""
+    """The store holds no run of that name."""
 
 
 class MissingPackageError(MonitorError, ImportError):
-    """A package that the thing asked for needs is not installed: the text holds the one line to type."""
+    """A needed package is not installed. The text holds the one line to type."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What each extra of the distribution brings, and the sentence for whoever uses it without."""
+"""What each extra of the distribution brings, and the error for a user who lacks the extra."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ def _installed(module: str) -> bool:
         spec = find_spec(module)
     except ValueError:  # put into sys.modules by hand
         return True
-    return spec is not None and spec.origin is not None  # no origin: a mere folder, as wandb makes one of its own name
+    return spec is not None and spec.origin is not None  # a plain folder, such as wandb's output, has no origin

@@ -4,8 +4,8 @@ Names, units, labels, help texts, good directions and histogram edges are writte
 trainer, the store, the figures and docs/metrics.md read them from here.
 
 Histogram cells are half-open, `low <= value < high`, over the whole real line: the first cell reaches
-down to -inf and the last up to +inf, so counts lose nothing and add exactly over micro-batches, ranks and
-steps. Edges are float32 on purpose: the device compares float32 values with the very same numbers.
+down to -inf and the last up to +inf. So every value is counted, and counts add exactly over micro-batches, ranks
+and steps. Edges are float32 because the device compares float32 values with exactly these numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DECIDED_NATS = 0.05  # a token below this entropy is called decided
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One recorded quantity. `good` is the direction a user hopes for; "band" means neither tail is good."""
+    """One recorded quantity. `good` is the direction a user hopes for; "band": both very low and very high are bad."""
 
     key: str
     label: str
@@ -102,25 +102,27 @@ METRICS: dict[str, Metric] = _table(
     Metric("reward_std", "Reward spread", "", "Standard deviation of the reward over the step's rollouts."),
     Metric("correct_share", "Correct", "share", "Share of rollouts with reward >= the task's correct_at.", "up"),
     Metric("zero_variance_share", "Zero-variance groups", "share",
-           "Share of groups whose rewards are all equal: they give no advantage and no gradient.", "down"),
+           "Share of groups whose rewards are all equal. Such groups give no advantage and no gradient.", "down"),
     Metric("all_correct_share", "All-correct groups", "share",
-           "Share of groups whose rollouts are all correct: learnt prompts, which teach nothing more."),
+           "Share of groups whose rollouts are all correct. Their prompts are learnt and teach nothing more."),
     Metric("all_wrong_share", "All-wrong groups", "share",
-           "Share of groups without a correct rollout: prompts that are too hard, which teach nothing.", "down"),
+           "Share of groups without a correct rollout. Their prompts are too hard and teach nothing.", "down"),
     Metric("duplicate_share", "Same text", "share",
-           "Chance that two rollouts of a group are the same text, token by token: variety that is lost.", "down"),
+           "Chance that two rollouts of a group are equal token by token. A rising one means that variety is lost.",
+           "down"),
     Metric("same_answer_share", "Same correct answer", "share",
-           "Chance that two correct rollouts of a group gave the same canonical answer; only tasks that have "
-           "canonical answers.", "down"),
+           "Chance that two correct rollouts of a group gave the same canonical answer; recorded only for tasks that "
+           "have canonical answers.", "down"),
     Metric("repetition_share", "Repetition", "share",
-           "Share of a response's runs of four tokens that it has shown before, mean over responses.", "down"),
+           "Share of a response's four-token sequences that occurred earlier in it; mean over responses.", "down"),
     Metric("response_length", "Response length", "tokens", "Mean number of response tokens."),
     Metric("truncated_share", "Truncated", "share", "Share of rollouts cut off at rollout.max_new_tokens.", "down"),
-    # the distributions, recorded as histograms; their means are scalars of the same key
+    # the distributions, recorded as histograms; the mean of each is also a scalar of the same key
     Metric("entropy", "Entropy", "nats", "Shannon entropy H1 of the policy's next-token distribution at each "
            "response position, at the sampling temperature; mean over all response tokens.", "band", "nats96"),
     Metric("renyi2", "Renyi-2 entropy", "nats", "-ln sum p^2 at each response position; mean over all response "
-           "tokens. H2 <= H1; H1 up while H2 is flat is tail noise, H2 down while H1 is flat is peak sharpening.",
+           "tokens. H2 <= H1. If only H1 rises, the tail of the distribution gets noisier; if only H2 falls, its peak "
+           "gets sharper.",
            "band", "nats96"),
     Metric("surprisal", "Surprisal", "nats", "-ln p of the sampled token.", "none", "nats96"),
     Metric("deviation", "Deviation", "nats", "Jensen-Shannon divergence of a rollout's next-token distribution from "
@@ -130,8 +132,8 @@ METRICS: dict[str, Metric] = _table(
            "used (weight > 0).", "none",
            "log_ratio80"),
     Metric("weight", "Weight", "", "The token's weight in the loss.", "none", "weight"),
-    Metric("entropy*deviation", "Entropy x deviation", "tokens", "Joint counts: where the deviating tokens sit in "
-           "entropy.", "none", "nats24*deviation24"),
+    Metric("entropy*deviation", "Entropy x deviation", "tokens", "Joint counts of entropy and deviation: they show "
+           "which entropy the deviating tokens have.", "none", "nats24*deviation24"),
     Metric("probability*purity", "Probability x purity", "tokens", "Joint counts of the sampled token's p against "
            "beta = sum p^2: above the diagonal (p > beta) raising p lowers H2.", "none",
            "probability20*probability20"),
@@ -141,10 +143,11 @@ METRICS: dict[str, Metric] = _table(
     Metric("deviation_selected", "Deviation, selected", "nats", "Mean deviation of tokens with weight > 0."),
     Metric("decided_share", "Decided tokens", "share", "Share of response tokens with entropy below 0.05 nat."),
     Metric("selected_decided_share", "Decided among selected", "share",
-           "Share of tokens with weight > 0 whose entropy is below 0.05 nat: what a weighting really picks."),
+           "Share of the tokens with weight > 0 whose entropy is below 0.05 nat."),
     Metric("unselectable_responses", "Unselectable responses", "responses",
-           "Responses whose deviations are all 0: they keep weight 1 everywhere."),
-    Metric("weight_mean", "Mean weight", "", "sum(weight) / tokens: the effective share of the dense step size."),
+           "Number of responses whose deviations are all 0. The ict weightings give them weight 1 everywhere."),
+    Metric("weight_mean", "Mean weight", "", "sum(weight) / tokens: the update's step size as a share of the dense "
+           "one's, with weighting.normalise = \"all\"."),
     Metric("effective_sample_share", "Effective sample share", "share",
            "(sum w)^2 / (tokens * sum w^2): 1 for equal weights."),
     # what the update is about to do to the entropy, and whether it did
@@ -165,15 +168,15 @@ METRICS: dict[str, Metric] = _table(
       for side, verb in (("lowering", "lowers"), ("raising", "raises"))
       for suffix, label, how in (("", "", ""), ("_weighted", ", weighted", ", weighted as in the loss"))),
     Metric("logprob_advantage_cov", "Cov(ln p, advantage)", "nats",
-           "Covariance of the sampled tokens' ln p with their advantage, over response tokens: above 0, likely tokens "
-           "are being reinforced and entropy falls."),
+           "Covariance of the sampled tokens' ln p with their advantage, over response tokens. Above 0, the update "
+           "reinforces likely tokens and entropy falls."),
     Metric("probe_predicted_change", "Predicted dH2, probe", "nats",
-           "On a fixed sample of positions every record.probe_every steps: first-order change of H2 that the measured "
-           "change of the logits implies, -2 sum_v dz_v (p2_v - p_v), p2 = p^2 / sum p^2; mean."),
+           "First-order change of H2 that the measured change dz of the logits implies: -2 sum_v dz_v (p2_v - p_v), "
+           "p2 = p^2 / sum p^2. Mean over a fixed sample of positions, every record.probe_every steps."),
     Metric("probe_true_change", "True dH2, probe", "nats",
            "Change of H2 over the step's updates at the probe's positions, mean."),
     Metric("probe_error", "Probe error", "nats",
-           "Mean |predicted - true| change of H2 at the probe's positions: the second order.", "down"),
+           "Mean |predicted - true| change of H2 at the probe's positions: what the first order misses.", "down"),
     Metric("probe_pearson", "Probe correlation", "",
            "Pearson r of predicted and true change of H2 over the probe's positions.", "up"),
     # the update
@@ -188,7 +191,7 @@ METRICS: dict[str, Metric] = _table(
     Metric("log_ratio_abs", "Mean |log-ratio|", "nats",
            "Mean |ln p_new - ln p_old| over the tokens the step's updates used."),
     Metric("sampler_mismatch", "Sampler mismatch", "nats",
-           "Mean |ln p_trainer - ln p_sampler| of sampled tokens, before the update: numerical noise if all is well.",
+           "Mean |ln p_trainer - ln p_sampler| of sampled tokens, before the update. It should be numerical noise.",
            "down"),
     Metric("sampler_mismatch_k3", "Sampler mismatch, k3", "nats",
            "Mean of r - 1 - ln r, r = p_trainer / p_sampler of the sampled tokens: an estimate of "
@@ -196,23 +199,23 @@ METRICS: dict[str, Metric] = _table(
     Metric("sampler_mismatch_beyond2", "Mismatch beyond 2", "share",
            "Share of sampled tokens whose p_trainer / p_sampler is above 2 or below 1/2.", "down"),
     Metric("sampler_mismatch_nonfinite", "Mismatch, non-finite", "tokens",
-           "Sampled tokens whose ln p_trainer - ln p_sampler is not finite; left out of the means.", "down"),
+           "Number of sampled tokens whose ln p_trainer - ln p_sampler is not finite. Means leave them out.", "down"),
     Metric("grad_norm", "Gradient norm", "", "Global gradient norm before clipping, mean over the step's updates."),
     Metric("lr", "Learning rate", "", "Learning rate of the step's last update."),
     Metric("temperature", "Sampling temperature", "",
            "Temperature of the step's sampler, signals and loss; it moves only under loss.entropy_target."),
     Metric("entropy_coef", "Entropy coefficient", "",
            "Coefficient of the entropy bonus in the step's loss; it moves only under loss.entropy_target."),
-    Metric("nonfinite", "Non-finite values", "values", "Non-finite signals in the step.", "down"),
-    Metric("tokens", "Response tokens", "tokens", "Response tokens in the step."),
+    Metric("nonfinite", "Non-finite values", "values", "Number of non-finite signals in the step.", "down"),
+    Metric("tokens", "Response tokens", "tokens", "Number of response tokens in the step."),
     # machine-dependent
     Metric("perf/step_s", "Step time", "s", "Wall time of the step, recording included.", "down"),
     Metric("perf/rollout_s", "Rollout time", "s", "Wall time of sampling.", "down"),
     Metric("perf/update_s", "Update time", "s", "Wall time of signals, loss, backward and optimizer.", "down"),
     Metric("perf/record_s", "Recording time", "s",
-           "Time that recording took from the training thread: statistics, host copy, hand-over.", "down"),
+           "Time that recording took from the training thread, for statistics, host copy and hand-over.", "down"),
     Metric("perf/tokens_per_s", "Throughput", "tokens/s", "Response tokens per second of step time.", "up"),
-    Metric("perf/memory_gib", "Peak memory", "GiB", "Peak memory: of the device on CUDA, else resident.", "down"),
+    Metric("perf/memory_gib", "Peak memory", "GiB", "Peak memory of the device on CUDA, else of the process.", "down"),
     Metric("perf/queue", "Recorder queue", "steps", "Steps waiting in the recorder's queue.", "down"),
 )  # fmt: skip
 
@@ -222,7 +225,7 @@ _EVAL = {
                     "is correct (Chen et al. 2021), mean over the split's prompts.", "up"),
     "distinct": Metric("distinct", "Distinct correct answers", "answers", "Distinct canonical forms among the "
                        "correct samples of a prompt, mean over prompts.", "up"),
-    "response_length": Metric("response_length", "Response length", "tokens", "Mean response tokens in evaluation."),
+    "response_length": Metric("response_length", "Response length", "tokens", "Mean tokens of evaluated responses."),
     "truncated_share": Metric("truncated_share", "Truncated", "share",
                               "Share of the evaluation's samples cut off at rollout.max_new_tokens.", "down"),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Recorder: takes the records of a training run and makes them durable from one background thread.
 
-A recorder that cannot start raises; once started, nothing it meets reaches training. What it gives up under
-pressure, and in which order, counted in what waits (queued or being written):
+A recorder that cannot start raises. Once it has started, none of its errors reaches training. If writing is too slow,
+steps wait, queued or being written, and the recorder gives parts of new steps up, depending on how much waits:
 
 | waiting | given up for a new step |
 |---|---|
@@ -10,16 +10,16 @@ pressure, and in which order, counted in what waits (queued or being written):
 | 4 x queue_steps steps | histograms too |
 | 256 x queue_steps steps | the step |
 
-Every such gap is an event in the store, with its steps and counts, which also stand in the heartbeat. By default raw
-tokens thus wait in memory up to 2.1 million (75 MB), histograms, some 50 KB a step, for 1,024 steps, and scalars, some
-4 KB a step, for 65,536.
+Every such gap is an event in the store with its steps and counts, and the heartbeat holds the counts too. By default at
+most 2.1 million raw tokens wait in memory (75 MB), histograms of 1,024 steps (some 50 KB each) and scalars of 65,536
+steps (some 4 KB each).
 
-Raw tokens and texts that `tokens_every`, `max_gb` or a busy writer leave out stay in memory for a few steps, up to
-4.2 million tokens (150 MB), and are written after all around a step at which an alert begins or gets worse (see
-monitor/store/evidence.py). Such tokens may take a tenth of `max_gb` beyond it.
+Raw tokens and texts that are left out because of `tokens_every`, `max_gb` or a busy writer stay in memory for a few
+steps, up to 4.2 million tokens (150 MB). They are written after all if an alert begins or gets worse near their step
+(see monitor/store/evidence.py). Such tokens may take a tenth of `max_gb` beyond it.
 
-On a full disk scalars and alerts go into a reserve that the recorder keeps for them, and wait in memory only when that
-is used up.
+On a full disk scalars and alerts go into a reserve that the recorder keeps for them. They wait in memory only when the
+reserve is used up.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from monitor.store.pipeline import Pipeline
 from monitor.store.writer import RunWriter
 
 _log = logging.getLogger("rlvr.monitor")
-_TOKENS_AT = 8_192  # raw tokens for each step of the queue at which raw tokens are given up
-_HISTOGRAMS_AT = 4  # queues of waiting steps at which histograms are given up
+_TOKENS_AT = 8_192  # raw tokens are given up once this many for each of queue_steps wait
+_HISTOGRAMS_AT = 4  # histograms are given up once this many times queue_steps steps wait
 _STEPS_AT = 256
 _STEP_END = 2**63
-_CLOSE_S = 60.0  # longest wait of close() for the writer
+_CLOSE_S = 60.0  # the longest that close() waits for the writer
 
 
 class Engine(Protocol):
@@ -57,10 +57,10 @@ class Engine(Protocol):
 
 
 class Sink(Protocol):
-    """Follows a run elsewhere (wandb, a terminal). `start` and `close` run in the caller's thread.
+    """Gets every step of a run, for wandb or a terminal, say. `start` and `close` run in the caller's thread.
 
-    A sink may also have `verdict(sentence)`: what there is to say of the run, when an alert fires or ends and when the
-    recorder closes.
+    A sink may also have `verdict(sentence)`, which gets what there is to say of the run: when an alert fires or ends,
+    and when the recorder closes.
     """
 
     def start(self, info: RunInfo) -> None: ...
@@ -73,12 +73,15 @@ class Sink(Protocol):
 class Recorder:
     """Records one rank of one run into a store.
 
-    store: folder, made if missing. run: RunInfo, or just a name of letters, digits, '.', '_', '-'; it must be new
-    unless `resume`, which opens the next attempt of a run that exists. engine: judges each step in the writer thread;
-    its alerts are committed with the step and given to `on_alert` and the sinks. queue_steps: bound of the queue (see
-    the module). max_gb: raw tokens stop once this rank's segments hold so many GB. tokens_every: keep raw tokens of
-    every n-th step; those around alerts are kept with either. flush_s: smallest time between two writes, so that tiny
-    steps do not make thousands of files.
+    store: the folder, made if missing.
+    run: a RunInfo, or just a name of letters, digits, '.', '_' and '-'. The name must be new unless `resume` is True.
+    resume: opens the next attempt of a run that exists.
+    engine: judges each step in the writer thread. Its alerts are committed with the step and given to `on_alert` and
+        the sinks.
+    queue_steps: how many steps may wait before parts of new ones are given up (see the module's docstring).
+    max_gb: no raw tokens are recorded once this rank's segments hold this many GB, except around alerts.
+    tokens_every: raw tokens are recorded of every n-th step, and of the steps around alerts.
+    flush_s: shortest time between two writes, seconds, so that tiny steps do not make thousands of files.
 
     Raises StoreError if the store or the run cannot be opened. Afterwards nothing raises into training.
 
@@ -142,8 +145,8 @@ class Recorder:
     def record(self, record: StepRecord, tokens: TokenTable | None = None, samples: SampleTable | None = None) -> None:
         """Hand over a step. Returns at once and never raises.
 
-        The arrays are not copied: leave them alone afterwards. Unknown metrics and steps that go back are left out,
-        with an event. The last step may be handed over again with further scalars (an evaluation, say).
+        The arrays are not copied, so do not change them afterwards. Unknown metrics, and steps below the last one, are
+        left out with an event. The last step may be handed over again with further scalars, of an evaluation say.
         """
         self._guarded("record_error", lambda: self._record(record, tokens, samples))
 
@@ -164,11 +167,11 @@ class Recorder:
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were handed over and given up for good; `close` then marks the run failed."""
+        """How many steps were handed over but given up for good. If there are any, `close` marks the run failed."""
         return self._pipe.lost_steps
 
     def busy(self, what: str) -> AbstractContextManager[None]:
-        """Inside, the trainer is at something else than steps, an evaluation say: the run does not count as stalled.
+        """A `with` block in which the trainer does no steps, but an evaluation say: the run does not count as stalled.
 
         Example: with recorder.busy("evaluation"): scalars = evaluate(policy)
         """
@@ -177,11 +180,13 @@ class Recorder:
         return self._pipe.busy(str(what))
 
     def flush(self, timeout_s: float = 60.0) -> bool:
-        """Wait until no step waits. True only if every step handed over so far is durable: none late, none given up."""
+        """Wait until no step waits. True if all steps handed over so far are durable: none is late or given up."""
         return self._pipe.flush(timeout_s)
 
     def close(self, status: str = "finished") -> None:
-        """Write all that waits, then the final heartbeat ("finished", "stopped" or "failed"). Safe to call twice.
+        """Write all that waits, then a final heartbeat with `status`: "finished", "stopped" or "failed".
+
+        It is safe to call this twice.
 
         A run with `lost_steps` is marked failed, whatever `status` says.
         """
@@ -273,7 +278,7 @@ class Recorder:
         self._pipe.put(item)
 
     def _refuse(self, key: str, message: str, step: int | None, kind: str | None = None) -> None:
-        """An event and a warning, the first time only: a fault of every step must not fill the store."""
+        """Make an event and a warning, but only the first time: a fault in every step must not fill the store."""
         if self._warn(key, message):
             self._pipe.note(kind or key.split(" ")[0], message, step)
 

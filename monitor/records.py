@@ -19,7 +19,7 @@ RunStatus = Literal["running", "finished", "stopped", "stalled", "crashed", "fai
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """Who a run is, written once as run.json before the first step.
+    """What identifies a run. It is written once, as run.json, before the first step.
 
     Example: RunInfo(name="ict-s0", model="builtin", task="chain", weighting="ict", seed=0,
     comparison="demo-1", config={...}, environment={"commit": ..., "packages": {...}, "device": ...}).
@@ -41,8 +41,9 @@ class RunInfo:
 class Histogram:
     """Counts of one metric over one split of a step's tokens, on fixed shared cells (monitor.metrics).
 
-    counts: int64 [n_cells(edges_id)], sum(counts) = n. sum, sumsq, min, max are over the n finite values
-    (float64; min = inf and max = -inf if n = 0). `a + b` is exactly the histogram of the joined data.
+    counts: int64 [n_cells(edges_id)], sum(counts) = n. sum, sumsq, min and max are float64 over the n finite values;
+    if n = 0, min = inf and max = -inf. n_nonfinite: values that are not finite, which are not in counts. `a + b` is
+    exactly the histogram of the joined data.
     """
 
     metric: str
@@ -95,17 +96,18 @@ def quantiles_from_counts(
     low: float | np.ndarray,
     high: float | np.ndarray,
 ) -> np.ndarray:
-    """Quantiles of binned data: linear inside the cell that holds rank q * n. The SQL macro hist_quantile is the same.
+    """Quantiles of binned data: linear inside the cell that holds rank q * n. hist_quantile in SQL does the same.
 
-    The outer, open cells are closed with the data's own min (`low`) and max (`high`), so no quantile leaves the data's
-    range. counts [cells] with low and high scalars -> float64 [len(qs)], or one row for each histogram: counts [S,
-    cells], low and high [S] -> float64 [S, len(qs)]. nan where there is no data. The error is at most the width of one
-    cell (12.3 % of the value on the 96 log-spaced cells of entropy, 15.0 % for deviation).
+    The outermost cells are open; they are closed with the data's own min (`low`) and max (`high`), so no quantile
+    leaves the data's range.
+    One histogram: counts [cells], low and high scalars -> float64 [len(qs)]. Several: counts [S, cells], low and high
+    [S] -> float64 [S, len(qs)]. The result is nan where there is no data. The error is at most the width of one cell
+    (12.3 % of the value on the 96 log-spaced cells of entropy, 15.0 % for deviation).
     """
     table = np.atleast_2d(counts)
     lows, highs = cell_bounds(edges_id)
     total, cumulative, row = table.sum(1), table.cumsum(1), np.arange(len(table))
-    low, high = np.where(total > 0, low, 0.0), np.where(total > 0, high, 0.0)  # an empty one has infinite bounds
+    low, high = np.where(total > 0, low, 0.0), np.where(total > 0, high, 0.0)  # an empty histogram has infinite bounds
     out = np.full((len(table), len(qs)), np.nan)
     for column, q in enumerate(qs):
         rank = q * total
@@ -119,7 +121,7 @@ def quantiles_from_counts(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRecord:
-    """Scalars and histograms of one training step. Keys of `scalars` are known to monitor.metrics.metric."""
+    """Scalars and histograms of one training step. Keys of `scalars` must be those of monitor.metrics.metric."""
 
     step: int
     scalars: Mapping[str, float]
@@ -138,7 +140,7 @@ def _check_columns(table: Any, lengths_of: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenTable:
-    """One row for each response token of a step. Columns [rows]; nats; `sample` and `position` count from 0."""
+    """One row for each response token of a step. Columns are [rows], in nats; `sample` and `position` count from 0."""
 
     sample: np.ndarray  # int32, index into the step's SampleTable
     position: np.ndarray  # int32, response position
@@ -183,7 +185,7 @@ class SampleTable:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One transition of one alert. `step` is the step of the transition; `first_step` the first firing's."""
+    """One transition of one alert. `step`: when this transition happened. `first_step`: when the alert first fired."""
 
     rule: str
     severity: Severity
@@ -198,7 +200,7 @@ class Alert:
 
 
 def finite(value: Any) -> Any:
-    """The value as JSON can hold it: nan and infinity become None, in dicts, lists and tuples too."""
+    """The value in a form that JSON can hold: nan and infinity become None, also inside dicts, lists and tuples."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

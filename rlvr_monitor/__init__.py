@@ -7,18 +7,18 @@ Recording
     Histogram           counts on fixed cells, which add over steps and ranks
     TokenTable          the tokens of one step with their entropy, deviation and weight
     SampleTable         the rollouts of one step with their texts, rewards and advantages
-    METRICS             every metric that is known by name: unit, label, help, histogram cells
+    METRICS             the table of all metrics: unit, label, help, histogram cells
 
 Judging
     AlertEngine         the alert rules on a live run: give it to the Recorder
-    evaluate_alerts     the alerts that a recorded series raises
+    evaluate_alerts     the alerts that the rules raise on a recorded series
 
 Asking
-    open_store          a store for questions in SQL, also while runs write into it
+    open_store          opens a store for SQL queries, also while runs write into it
 
 Measuring, where torch is installed
     token_signals       entropy, Renyi-2 and deviation of each response token, from the logits
-    deviation_cap       the largest deviation that a number of rollouts allows
+    deviation_cap       the largest deviation possible with a number of alive rollouts
     signal_statistics   the sums and histograms of one step's signals
     step_record         the StepRecord and TokenTable of one step's signals
 
@@ -81,7 +81,7 @@ require_own("monitor")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used. Raises MissingPackageError where it needs torch and there is none."""
+    """Import a public name when it is first used. Raises MissingPackageError if it needs torch and torch is missing."""
     if name not in _MODULES:
         raise AttributeError(f"module 'rlvr_monitor' has no attribute {name!r}. Its names: {', '.join(__all__)}.")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)

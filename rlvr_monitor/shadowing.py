@@ -1,6 +1,7 @@
-"""The packages behind rlvr_monitor have generic names: a module of the user's may hide one of them.
+"""An error for a user's module that hides one of our packages, which have generic names.
 
-The only module that `monitor` imports of this package, because where `monitor` itself is hidden nothing in it can run.
+`monitor` imports nothing else from this package. The check lives here because where `monitor` itself is hidden, nothing
+in it can run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ HOME = Path(__file__).resolve().parent.parent  # the folder that holds rlvr_moni
 
 
 class ShadowedError(ImportError):
-    """`import name` finds another module than this distribution's; the text is for the user."""
+    """`import name` finds a module that is not ours. The text is for the user."""
 
 
 def require_own(name: str) -> None:
@@ -32,7 +33,7 @@ def require_own(name: str) -> None:
 
 def _file_of(name: str) -> str | None:
     module = sys.modules.get(name)
-    if module is not None:  # imported earlier: this one counts, whatever lies on sys.path
+    if module is not None:  # already imported: sys.path no longer matters
         return getattr(module, "__file__", None)
     spec = find_spec(name)
     return None if spec is None else spec.origin

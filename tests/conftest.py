@@ -1,4 +1,4 @@
-"""What tests of commands share: a working folder whose modules are called like ours."""
+"""What tests of commands share: a working folder whose modules have the names of ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REWARD = "def always(prompts, completions, completion_ids, **columns):\n    retu
 
 @pytest.fixture(scope="session")
 def crowded_folder(tmp_path_factory) -> Path:
-    """trainer.py, monitor.py, dashboard/ and demo/, none of which may be imported, and a reward that is to be."""
+    """A folder with trainer.py, monitor.py, dashboard/ and demo/, which nothing may import, and a reward to import."""
     path = tmp_path_factory.mktemp("crowded")
     for name in ("trainer", "monitor"):
         (path / f"{name}.py").write_text(OWN)

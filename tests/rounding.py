@@ -1,4 +1,4 @@
-"""How far apart two right results may lie: from the dtype's resolution and the length of the sums, on any machine.
+"""How far apart two right results may be on any machine, from the dtype's resolution and the length of the sums.
 
 Kernels add in an order that depends on the processor, the number of threads and the shapes (attention above all), so a
 test that compares two of them must allow for it. Each addition or product errs by up to eps / 2 of its partial sum;
@@ -38,5 +38,5 @@ def stored_results(config: Any) -> int:
 
 
 def gradient_rounding(config: Any, width: int, tokens: int) -> float:
-    """Of a float32 gradient's norm: the way forward and back, and the sum over the tokens of a batch."""
+    """The rounding of a float32 gradient's norm: that of forward and backward pass, and of the sum over tokens."""
     return LARGEST * rounding(torch.float32, 2 * summed_terms(config, width) + tokens)

@@ -30,8 +30,8 @@ def _component() -> Callable:
 def live_chart(fig: go.Figure, *, key: str, group: str = "", pick: bool = False) -> int | None:
     """Draws a figure; returns the step that was just clicked, if `pick`.
 
-    Charts of equal `group` zoom together along x. The same `key` keeps node, zoom and selection over all updates. The
-    figure goes as text, which the browser parses only once its chart is on the screen.
+    Charts of equal `group` zoom together along x. A chart with the same `key` keeps its node, zoom and selection over
+    all updates. The figure is sent as text, which the browser parses only once the chart is on the screen.
     """
     title = fig.layout.title
     data = {

@@ -1,4 +1,4 @@
-"""Token text coloured by a value, as plain HTML: every token escaped, values in the title, whitespace made visible."""
+"""Token text coloured by a value, as plain HTML. Tokens are escaped, hovering shows values, whitespace is visible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARKS = str.maketrans({"\n": "⏎\n", "\t": "⇥\t", "\r": "␍"})
 
 @dataclass(frozen=True, slots=True)
 class TokenScale:
-    """How values become colours: level = how many of `borders` a value reaches."""
+    """How values become colours: a value's level is the number of `borders` that it reaches."""
 
     key: str
     borders: np.ndarray  # [LEVELS - 1], ascending
@@ -54,7 +54,7 @@ def _luminance(colour: str) -> float:
 
 
 def token_css(theme: Theme) -> Markup:
-    """One class per level; the text turns dark or light, whichever contrasts more."""
+    """One CSS class for each level. Its text is dark or light, whichever contrasts more."""
     end = theme.accent
     rules = []
     for level in range(LEVELS):

@@ -23,7 +23,8 @@ def entropy_fan(
 ) -> go.Figure:
     """Quantiles of token entropy over steps (p5-p95 pale, p25-p75 darker, median dashed, p99 dotted) with both means.
 
-    On a linear axis p99 waits in the legend: it would press everything else flat."""
+    On a linear axis p99 is hidden until its legend entry is clicked, because it would press everything else flat.
+    """
     _, unit, help_text = label("entropy")
     fig = figure(
         theme, "Entropy of tokens, quantiles", unit=unit, help=f"{help_text} {label('renyi2')[2]}", height=height
@@ -62,7 +63,7 @@ def _curve(
 
 
 def _band(low: str, high: str, x: np.ndarray, fan: Frame, fill: str) -> list[go.Scatter]:
-    """Two invisible curves with the area between them; one entry in the legend."""
+    """Two invisible curves with the area between them filled. Together they have one legend entry."""
     shared = {"x": x, "mode": "lines", "line": {"width": 0}, "legendgroup": low}
     return [
         go.Scatter(y=fan[low], name=low, showlegend=False, hovertemplate="%{y:.3~g}", **shared),
@@ -78,7 +79,7 @@ def _band(low: str, high: str, x: np.ndarray, fan: Frame, fill: str) -> list[go.
 
 
 def cell_borders(edges_id: str) -> np.ndarray:
-    """Finite borders [cells + 1] to draw with: the open outer cells get the width (ratio) of their neighbours."""
+    """Finite borders [cells + 1] for drawing. The open outer cells get the width (ratio) of their neighbours."""
     inner = inner_edges(edges_id).astype(np.float64)
     return np.concatenate([[inner[0] ** 2 / inner[1]], inner, [inner[-1] ** 2 / inner[-2]]])
 
@@ -89,7 +90,7 @@ def _step_borders(step: np.ndarray, last_step: np.ndarray | None = None) -> np.n
 
 
 def histogram_map(theme: Theme, matrix: Frame, key: str, *, spans: Frame | None = None, height: int = 300) -> go.Figure:
-    """Counts over steps on the metric's fixed, logarithmic cells; colour is log1p(count)."""
+    """Counts over steps on the metric's fixed logarithmic cells. The colour is log1p(count)."""
     name, unit, help_text = label(key)
     fig = figure(theme, f"{name} of tokens", unit=unit, help=help_text, height=height)
     if not len(matrix["step"]):
@@ -127,7 +128,7 @@ def histogram_map(theme: Theme, matrix: Frame, key: str, *, spans: Frame | None 
 
 
 def _log_cells(borders: np.ndarray, unit: str) -> dict:
-    """A log axis over cells whose first tick says that the lowest cell reaches down to 0."""
+    """A log axis over the cells. Its first tick says that the lowest cell reaches down to 0."""
     low = float(np.ceil(np.log10(borders[1] * 1.0001)))
     powers = 10.0 ** np.arange(low, np.log10(borders[-1]) + 1e-9)
     texts = [f"{power:g}" if power >= 0.01 else f"10<sup>{round(np.log10(power))}</sup>" for power in powers]
@@ -143,7 +144,7 @@ def _log_cells(borders: np.ndarray, unit: str) -> dict:
 
 
 def difference_map(theme: Theme, gap: Frame, key: str, names: tuple[str, str], *, height: int = 320) -> go.Figure:
-    """Share of tokens in each cell, second minus first: 0 in the middle of a diverging scale."""
+    """Share of tokens in each cell, the second arm's minus the first's. 0 is the middle of a diverging scale."""
     label_text, unit, _ = label(key)
     title = f"{label_text}: {names[1]} minus {names[0]}"
     fig = figure(
@@ -192,7 +193,7 @@ def selected_against_all(
         unit=unit,
         x=unit,
         height=height,
-        help="Share of tokens per cell over the newest steps: what the weighting picks, against everything.",
+        help="Share of tokens in each cell over the newest steps: the tokens that the weighting picks, and all tokens.",
     )
     borders = cell_borders("nats96" if key != "deviation" else "deviation96")
     middle = np.sqrt(borders[:-1] * borders[1:])
@@ -219,7 +220,7 @@ def selected_against_all(
 
 
 def joint_map(theme: Theme, counts: np.ndarray, key: str = "entropy*deviation", *, height: int = 320) -> go.Figure:
-    """Joint counts of entropy and deviation: where the deviating tokens sit in entropy."""
+    """Joint counts of entropy and deviation: which entropy the deviating tokens have."""
     title, _, help_text = label(key)
     fig = figure(theme, title, unit="", x="entropy, nats", height=height, help=help_text)
     if not counts.size:

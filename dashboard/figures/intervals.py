@@ -18,9 +18,9 @@ def difference_intervals(
     rows: Sequence[Mapping[str, Any]],
     colours: Mapping[str, str],
 ) -> go.Figure:
-    """Mean difference to the baseline (dot) with its bootstrap 95 % interval (bar), an arm a line, 0 marked.
+    """Mean difference to the baseline (dot) with its bootstrap 95 % interval (bar), one line for each arm, 0 marked.
 
-    rows: rows of monitor.stats.comparison of one figure and moment that have a difference, in the order to show.
+    rows: rows of monitor.stats.comparison with a difference, of one figure and one moment, in the order to show.
     """
     label, unit = figure_label(name)
     fig = figure(theme, label, unit=unit, x="", height=48 + 30 * len(rows), help=label)

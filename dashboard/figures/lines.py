@@ -18,7 +18,7 @@ from monitor.queries.series import series_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
-    """One series of a line chart. `faint` lines stand behind (single seeds); `points` marks each value."""
+    """One series of a line chart. `faint`: a pale line behind the others (a single seed). `points`: mark each value."""
 
     name: str
     x: np.ndarray
@@ -84,7 +84,7 @@ def _last_step(series: Sequence[Line]) -> float:
 
 
 def arm_lines(name: str, runs: Sequence[str], key: str, rows: Frame, colour: str) -> list[Line]:
-    """The runs of one arm; several seeds turn faint behind their mean."""
+    """The runs of one arm. Several runs are drawn faint, behind their mean."""
     members = [
         Line(
             name if len(runs) == 1 else run,
@@ -101,7 +101,7 @@ def arm_lines(name: str, runs: Sequence[str], key: str, rows: Frame, colour: str
 
 
 def mean_line(name: str, members: Sequence[Line], colour: str) -> Line:
-    """Mean of several runs' series at the steps that all of them have; the run is the unit."""
+    """Mean over several runs' series, each run counting once, at the steps that all of them have."""
     common = members[0].x
     for member in members[1:]:
         common = np.intersect1d(common, member.x)
@@ -111,7 +111,7 @@ def mean_line(name: str, members: Sequence[Line], colour: str) -> Line:
 
 
 def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0) -> list[go.Scatter]:
-    """Bootstrap 95 % band of the mean over runs; empty under three runs, where a band would only pretend."""
+    """Bootstrap 95 % band of the mean over runs. Empty for fewer than three runs, which say too little for a band."""
     common = members[0].x
     for member in members[1:]:
         common = np.intersect1d(common, member.x)
@@ -139,13 +139,13 @@ def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0)
 def reward_and_pass(
     theme: Theme, reward: Line, passes: Mapping[str, Line], *, spans: Frame | None = None, height: int = 280
 ) -> go.Figure:
-    """Training reward with held-out pass@k: pass@1 rising while pass@k falls is diversity being lost."""
+    """Training reward with held-out pass@k. If pass@1 rises while pass@k falls, diversity is being lost."""
     _, _, help_text = label("reward")
     fig = figure(
         theme,
         "Reward and pass@k",
         height=height,
-        help=f"{help_text} Points: evaluations. pass@1 rising while pass@k falls is diversity being lost.",
+        help=f"{help_text} Points are evaluations. If pass@1 rises while pass@k falls, diversity is being lost.",
     )
     fig.add_traces([_trace(reward, ""), *(_trace(line, "share") for line in passes.values())])
     clip_steps(fig, reward.x, *(line.x for line in passes.values()))
@@ -156,7 +156,10 @@ def reward_and_pass(
 
 
 def pass_against_distinct(theme: Theme, paths: Sequence[Line], *, height: int = 320) -> go.Figure:
-    """Held-out pass@1 (x) against distinct correct answers (y), one path per run: down-right is a bought accuracy."""
+    """Held-out pass@1 (x) against distinct correct answers (y), one path for each run.
+
+    A path that goes right and down gains accuracy by losing diversity.
+    """
     fig = figure(
         theme,
         "pass@1 against distinct answers",

@@ -1,4 +1,4 @@
-"""Alerts on a chart: a rule at the first breach, a shaded span while it fires, a mark where it resolved."""
+"""Alerts on a chart: a line at the first breach, a shaded span while the alert fires, a mark where it resolved."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from monitor.queries.frames import Frame, n_rows
 
 
 def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme, *, shade: bool = True) -> go.Figure:
-    """Draws `monitor.queries.alerts.alert_spans` of one run onto `fig`; hover tells rule, value, baseline, what to do.
+    """Draws `monitor.queries.alerts.alert_spans` of one run onto `fig`. Hovering shows rule, value and baseline.
 
-    Without `shade`, for heatmaps, the span is a bar along the top, so that no cell changes its colour.
+    Without `shade` the span is a bar along the top. Heatmaps need that, so that no cell changes its colour.
     """
     if not n_rows(spans):
         return fig

@@ -1,7 +1,7 @@
 """Colours, template and labels that every figure shares, in a light and a dark version.
 
-Colours are of the Okabe-Ito set (safe for colour-blind readers), with two more for a seventh and eighth weighting.
-Uniform weighting is always neutral grey, a weighted run the accent, so that a glance at any chart says which is which.
+Colours are those of the Okabe-Ito set, which colour-blind readers can tell apart, and two more for a seventh and eighth
+weighting. Uniform weighting is always neutral grey and a weighted run has the accent colour, in every chart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FONT = '"Source Sans", "Source Sans 3", "Source Sans Pro", system-ui, sans-serif
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Theme:
-    """One colour scheme. `wheel` is for several weightings at once; `sequential` rises from the background."""
+    """One colour scheme. `wheel`: colours for several weightings at once. `sequential`: from the background on."""
 
     name: str
     paper: str
@@ -111,7 +111,7 @@ def template(theme: Theme) -> go.layout.Template:
 def figure(
     theme: Theme, title: str, *, unit: str = "", x: str = "step", height: int = 280, help: str = ""
 ) -> go.Figure:
-    """An empty figure of the house: title above (with unit and help text), one hover label for all lines."""
+    """An empty figure in our style: a title above with unit and help text, and one hover label for all lines."""
     return go.Figure(  # one construction: every later update_layout costs some 5 ms
         layout={
             "template": template(theme),
@@ -128,7 +128,7 @@ def figure(
 
 
 def clip_steps(fig: go.Figure, *steps: np.ndarray) -> None:
-    """Ends the x axis at the data, so that charts above each other line up however their marks are padded."""
+    """Ends the x axis at the data, so that charts below each other line up, whatever padding their marks need."""
     drawn = [x for x in steps if len(x)]
     if drawn:
         low, high = min(float(x[0]) for x in drawn), max(float(x[-1]) for x in drawn)
@@ -145,7 +145,7 @@ def label(key: str) -> tuple[str, str, str]:
 
 
 def number_format(unit: str) -> str:
-    """d3 format of values of a unit."""
+    """The d3 format for values of a unit."""
     return ".1%" if unit == "share" else ".4~g"
 
 
@@ -161,7 +161,7 @@ def faded(colour: str, alpha: float) -> str:
 
 
 def arm_colours(weightings: Sequence[str], theme: Theme) -> dict[str, str]:
-    """{weighting: colour}: uniform grey, the first other one the accent, further ones from the wheel, random last."""
+    """{weighting: colour}: uniform is grey, the first other one the accent, the rest from the wheel, random last."""
     others = sorted((kind for kind in dict.fromkeys(weightings) if kind != "uniform"), key="random".__eq__)
     wheel = {kind: theme.wheel[i % len(theme.wheel)] for i, kind in enumerate(others)}
     return wheel | {"uniform": theme.uniform}

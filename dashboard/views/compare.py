@@ -1,4 +1,4 @@
-"""Compare: uniform against weighted. Curves over each other, the difference of their distributions, final figures."""
+"""Compare: uniform and weighted runs. Curves in one chart, the difference of their distributions, final figures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def page() -> None:
             names = (arms[0].name, arms[1].name)
             shared.chart(distributions.difference_map(theme, gap, "entropy", names), "difference")
         else:
-            st.info("These runs have no step in common yet: the difference of their entropies needs one.")
+            st.info("These runs have no step in common yet, so there is no difference of their entropies to show.")
     with right:
         _pass_and_distinct(arms, colours, theme)
     _tables(arms)
@@ -141,7 +141,7 @@ def _pass_and_distinct(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Th
     if paths:
         shared.chart(pass_against_distinct(theme, paths), "pass-distinct", group="")
     else:
-        st.caption("No evaluation with distinct answers yet: pass@1 against distinct answers appears with the first.")
+        st.caption("No evaluation with distinct answers yet. The chart of pass@1 against them appears with the first.")
 
 
 def _tables(arms: tuple[Arm, Arm]) -> None:

@@ -17,7 +17,7 @@ from monitor.queries.series import series_of
 from monitor.store.tail import RunEntry
 
 SHOWN = ("entropy", "reward")
-TOGETHER = 8  # runs drawn over each other
+TOGETHER = 8  # most runs drawn in one chart
 
 
 def page() -> None:
@@ -73,13 +73,13 @@ def _card(entry: RunEntry, series: Frame, spans: Frame, colour: str) -> None:
 
 
 def _image(svg: str, name: str) -> Markup:
-    """Inline SVG is stripped from the page's HTML; an image of it is not."""
+    """The SVG as an image, because Streamlit strips inline SVG from a page's HTML."""
     encoded = base64.b64encode(svg.encode()).decode()
     return html('<img alt="{} over steps" src="data:image/svg+xml;base64,{}">', name, encoded) if svg else Markup("")
 
 
 def _together(entries: list[RunEntry], series: Frame) -> None:
-    """The runs over each other: which one leaves the others is seen at once."""
+    """All runs in one chart, so that a run which leaves the others is seen at once."""
     theme = shared.theme()
     colours = arm_colours([str(entry.info.get("weighting", "")) for entry in entries], theme)
     for column, key in zip(st.columns(2), SHOWN, strict=True):

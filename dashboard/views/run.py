@@ -1,4 +1,4 @@
-"""Run: one run from its reward down to its gradient, with the alerts on the curves."""
+"""Run: all of one run, from its reward at the top to its gradient at the bottom, with the alerts on the curves."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _distributions(entry: RunEntry, spans: Frame, log: bool) -> None:
 
 
 def _selection(entry: RunEntry) -> None:
-    """What the weighting picks, and where the deviating tokens sit in entropy, over the newest steps."""
+    """Which tokens the weighting picks, and which entropy the deviating tokens have, over the newest steps."""
     theme, name = shared.theme(), entry.name
     colour = _colour(entry, theme)
     left, right = st.columns(2)
@@ -172,7 +172,7 @@ def _selection(entry: RunEntry) -> None:
 def _small_charts(
     entry: RunEntry, spans: Frame, charts: Sequence[tuple[tuple[str, ...], str, bool]], heading: str = ""
 ) -> None:
-    """Two columns of those charts of which the run has recorded something."""
+    """The charts for which the run has recorded something, in two columns."""
     theme = shared.theme()
     rows = data.scalars([entry.name], tuple(key for keys, _, _ in charts for key in keys))
     recorded = set(rows["name"])

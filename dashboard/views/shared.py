@@ -21,11 +21,11 @@ from monitor.store.runs import busy_with
 from monitor.store.tail import RunEntry
 
 STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
-    "running": ("blue", ":material/play_arrow:", "Its process lives; steps come, or it says what it does meanwhile."),
+    "running": ("blue", ":material/play_arrow:", "Its process lives, and steps come or it says what else it does."),
     "finished": ("green", ":material/check:", "It ended as planned."),
     "stopped": ("gray", ":material/stop:", "Someone stopped it; all steps are written."),
     "stalled": ("orange", ":material/hourglass_empty:", "The process lives, but no new step comes."),
-    "crashed": ("red", ":material/error:", "Its process died without a last word."),
+    "crashed": ("red", ":material/error:", "Its process ended without closing the run."),
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
 ENDED = ("finished", "stopped", "crashed", "failed")
@@ -46,7 +46,7 @@ def link(page: str, text: str, parameters: dict[str, str], icon: str | None = No
 def choose(
     widget: Callable[..., Any], text: str, name: str, options: Sequence[Any], default: Any, **settings: Any
 ) -> Any:
-    """A picker bound to the URL parameter `name`: a shared link shows the same choice."""
+    """A picker bound to the URL parameter `name`, so that a shared link shows the same choice."""
     key = f"pick_{name}"
     known = {str(option): option for option in options}
     current = known.get(st.query_params.get(name, ""), default)
@@ -63,7 +63,7 @@ def choose(
 
 
 def pick_run() -> RunEntry | None:
-    """The run of the URL, else the one looked at last, else the newest; None, and a hint, for an unknown name."""
+    """The run of the URL, else the one shown last, else the newest. An unknown name shows a hint and gives None."""
     names = [entry.name for entry in data.runs()]
     wanted = st.query_params.get("run")
     if wanted is not None and wanted not in names:
@@ -92,7 +92,7 @@ def status_badge(entry: RunEntry) -> None:
 
 
 def alert_badges(spans: Frame, run: str) -> None:
-    """One badge for each rule that fired: filled with its colour while it fires, grey once resolved."""
+    """One badge for each rule that fired, in the severity's colour while it fires and grey once it is resolved."""
     mine = select(spans, spans["run"] == run)
     for i in range(n_rows(mine)):
         firing = np.isnan(mine["end_step"][i])
@@ -104,7 +104,7 @@ def alert_badges(spans: Frame, run: str) -> None:
 
 
 def describe(entry: RunEntry) -> str:
-    """One line of what a run is: task, weighting, seed, model."""
+    """One line about a run: task, weighting, seed, model."""
     info = entry.info
     if not info:
         return "its run.json is missing or cannot be read"
@@ -138,7 +138,7 @@ def number(value: float, unit: str = "") -> str:
 
 
 def chart(fig: go.Figure, key: str, *, group: str = "steps", pick: bool = False) -> None:
-    """Draws a figure; with `pick`, a click offers the tokens of that step at the top of the page."""
+    """Draws a figure. With `pick`, a click on a step puts a link to its tokens at the top of the page."""
     clicked = live_chart(fig, key=key, group=group, pick=pick)
     if clicked is not None:
         st.session_state["picked_step"] = clicked

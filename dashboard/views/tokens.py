@@ -1,4 +1,4 @@
-"""Tokens: the rollouts of a step, group by group, every token coloured by entropy, deviation or weight."""
+"""Tokens: the rollouts of a step, group by group. Every token is coloured by entropy, deviation or weight."""
 
 from __future__ import annotations
 
@@ -135,5 +135,5 @@ def _rollout(rows: Frame, i: int, tokens: Frame, scale) -> None:
             st.html(html('{}<div style="font-size:.8rem;opacity:.65">mean {} nats · {:.0%} selected</div>',
                          tokens_html(texts, mine, scale), means, np.mean(mine["weight"] > 0)))  # fmt: skip
         else:
-            st.caption("Raw tokens of this rollout were not kept; its text:")
+            st.caption("The raw tokens of this rollout were not kept. This is its text:")
             st.html(html('<div style="white-space:pre-wrap">{}</div>', rows["completion"][i]))

@@ -27,7 +27,7 @@ def cells(comparison: Mapping[str, Any], when: str) -> tuple[list[str], list[lis
 
 
 def _cell(row: Row | None, when: str) -> str:
-    """mean ± sd, and in a second line the difference to the baseline with its interval and p."""
+    """mean ± sd, and on a second line the difference to the baseline with its interval and p."""
     if row is None:
         return ""
     text = _mean(row) + (f" against {number(row['baseline_mean'])}" if when == "equal" else "")
@@ -64,12 +64,12 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     ]
     if pairs >= 2:
         said.append(
-            f"With {pairs} pairs p cannot be below {2.0 ** (1 - pairs):.2g}. Every row is a test of its own: among "
-            "twenty, one reaches p 0.05 by chance."
+            f"With {pairs} pairs p cannot be below {2.0 ** (1 - pairs):.2g}. Every row is a test of its own: of twenty "
+            "rows without any true difference, one reaches p 0.05 by chance."
         )
     if pairs >= 3:
         said.append(
-            "Of so few pairs a bootstrap interval is too narrow: it holds the truth in 75 % of cases with 3 pairs, "
+            "With so few pairs a bootstrap interval is too narrow: it holds the truth in 75 % of cases with 3 pairs, "
             "83 % with 5 and 91 % with 10."
         )
     normalised = ", ".join(f"{arm} {value}" for arm, value in comparison["normalise"].items())
@@ -80,7 +80,7 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def print_tables(comparison: Mapping[str, Any]) -> None:
-    """The tables on standard output, a line for each figure and arm, so that eight arms fit a terminal too."""
+    """Prints the tables, with one line for each figure and arm, so that eight arms fit a terminal too."""
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=140)

@@ -70,9 +70,9 @@ def ls(store: StoreFolder = DEFAULT_STORE, /, *, json: bool = False) -> int:
 
 
 def rows(store: Store) -> list[dict[str, Any]]:
-    """One dict for each run; `step` is the last durable one, `firing` the number of alerts that fire now.
+    """One dict for each run. `step` is the last durable step, `firing` the number of alerts that are firing.
 
-    `verdict` is the newest sentence that the run's own alert engine said of it, after its health; None without one.
+    `verdict` is the newest verdict of the run's own alert engine on its health, as a sentence; None if it has none.
     """
     latest = {run: (reward, entropy) for run, reward, entropy in store.sql(_LATEST).rows}
     firing = dict(store.sql(_FIRING).rows)

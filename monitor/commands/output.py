@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_STORE = "runs"
-_PIPED_WIDTH = 240  # columns of a table that goes to a file or a pipe, where nothing must be cut off
+_PIPED_WIDTH = 240  # characters in a line of a table that goes to a file or a pipe, where no value may be cut off
 STATUS_STYLE = {"running": "green", "stalled": "yellow", "crashed": "red", "failed": "red"}
 
 
@@ -51,12 +51,12 @@ def cell(value: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    """JSON that any parser takes: values that are not finite become null."""
+    """Prints JSON that any parser reads: values that are not finite become null."""
     print(json.dumps(finite(value), indent=1, default=str))
 
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """CSV with a header; lists and objects as JSON."""
+    """Prints CSV with a header. Lists and objects are written as JSON."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
@@ -64,7 +64,7 @@ def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def warn_unreadable(left_out: Sequence[Unreadable]) -> None:
-    """One line on stderr about files that an answer stands without, if there are any."""
+    """Prints one line on stderr if files had to be left out of an answer."""
     if left_out:
         first, more = left_out[0], f", and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         files = "file was" if len(left_out) == 1 else "files were"
@@ -76,7 +76,7 @@ def warn_unreadable(left_out: Sequence[Unreadable]) -> None:
 
 
 def size(n_bytes: float) -> str:
-    """Bytes in a unit people read."""
+    """A number of bytes in a unit that people read, e.g. 1.2 MB."""
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Command lines: a command is a function or has a dataclass of options, whose names, types and texts are its --help."""
+"""Command lines. A command is a function or has a dataclass of options; names, types and texts become its --help."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def call(function: Callable[..., int], argv: list[str], name: str) -> int:
     """Calls `function` with the arguments in `argv` and returns its exit code.
 
     Parameters before `/` are positional, the others options; a bool is a flag. The docstring's first paragraph and its
-    `Args:` are the help text. --help ends the process with 0, wrong options with
-    2. A MonitorError becomes one line and 2.
+    `Args:` are the help text. --help ends the process with exit code 0, wrong options end it with 2. A MonitorError is
+    printed as one line, and the exit code is 2.
     """
     try:
         return tyro.cli(function, args=argv, prog=f"rlvr {name}", config=_ONE_WAY)
@@ -31,12 +31,12 @@ def call(function: Callable[..., int], argv: list[str], name: str) -> int:
 
 
 def parse(options: type[T], argv: list[str], name: str, description: str | None = None) -> T:
-    """The options in `argv` as an instance of the dataclass `options`; a field's comment is its help."""
+    """The options in `argv` as an instance of the dataclass `options`. A field's comment is its help text."""
     return tyro.cli(options, args=argv, prog=f"rlvr {name}", description=description, config=_ONE_WAY)
 
 
 def parse_known(options: type[T], argv: list[str], name: str, description: str | None = None) -> tuple[T, list[str]]:
-    """Like `parse`, with the arguments that are not options of this command, in their order."""
+    """Like `parse`, and the arguments that are not options of this command, in their order."""
     return tyro.cli(
         options, args=argv, prog=f"rlvr {name}", description=description, config=_ONE_WAY, return_unknown_args=True
     )

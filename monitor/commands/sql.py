@@ -35,7 +35,7 @@ def sql(
         query: the query, in quotes
         store: folder of the store
         format: how the rows are printed
-        locked: for text you do not trust: one SELECT, no writes, limits
+        locked: for queries you do not trust: allow one SELECT, no writes, limited time and memory
     """
     with open_store(store, locked=locked) as opened:
         try:

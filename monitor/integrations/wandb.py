@@ -1,8 +1,8 @@
 """WandbSink: mirrors a run's scalars, a few histograms and its alerts to Weights & Biases.
 
-Off by default. The store stays the source of truth: token tables never go here, and whatever wandb does (no network,
-no key, an exception, a slow disk) costs the run nothing, because everything happens in a thread of its own behind a
-bounded queue.
+It is off by default. The store stays the source of truth, and token tables never go to wandb. Whatever happens to wandb
+(no network, no key, an exception, a slow disk) costs the run nothing, because the mirror works in a thread of its own
+behind a bounded queue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from monitor.records import Alert, Histogram, RunInfo, StepRecord
 
 HISTOGRAMS = ("entropy", "deviation", "log_ratio", "weight")  # of split "all"
 _QUEUE_STEPS = 512
-_CLOSE_S = 60.0  # longest wait of close(); a dead connection must not keep the trainer from ending
+_CLOSE_S = 60.0  # the longest that close() waits, so that a dead connection cannot keep the trainer from ending
 _STOP = object()
 _LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
 
@@ -33,9 +33,9 @@ def _to_stderr(text: str) -> None:
 
 
 def closed_edges(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
-    """(counts [n], edges [n + 1]) of the cells from the first to the last filled one.
+    """(counts [n], edges [n + 1]) of the cells from the first filled one to the last.
 
-    An open outer cell (down to -inf or up to +inf) is closed with the data's own min or max. Raises ValueError for a
+    The outermost cells reach to -inf and +inf; they are closed with the data's own min and max. Raises ValueError for a
     histogram without data.
     """
     filled = np.flatnonzero(histogram.counts)
@@ -54,9 +54,10 @@ def closed_edges(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
 class WandbSink:
     """A sink of the Recorder. `start`, `step` and `close` return at once and never raise.
 
-    mode: "offline" writes under `dir` only; "online" sends, and falls back to offline (saying so through `report`)
-    if wandb cannot connect within init_timeout_s. `failures` counts calls of wandb that raised, `dropped` the steps
-    that came faster than wandb took them; the first of each is reported. Raises MissingPackageError without wandb.
+    mode: "offline" only writes under `dir`. "online" sends; if wandb cannot connect within init_timeout_s, the sink
+    reports that and falls back to offline. `failures` counts calls of wandb that raised. `dropped` counts steps left
+    out because wandb was too slow. The first of each is reported through `report`. Raises MissingPackageError if wandb
+    is not installed.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class WandbSink:
         self._exit_code = 0
 
     def start(self, info: RunInfo) -> None:
-        """Begin to mirror; wandb itself is imported and started in the sink's own thread."""
+        """Begin to mirror. wandb is imported and started in the sink's own thread."""
         self._thread = threading.Thread(target=self._work, args=(info,), name="wandb-sink", daemon=True)
         self._thread.start()
 
@@ -91,7 +92,7 @@ class WandbSink:
         except queue.Full:
             self.dropped += 1
             if self.dropped == 1:
-                self._say(f"wandb is {_QUEUE_STEPS} steps behind: steps are left out of its mirror, not of the store.")
+                self._say(f"wandb is {_QUEUE_STEPS} steps behind: steps are left out of the mirror, not of the store.")
 
     def verdict(self, sentence: str) -> None:
         """Hand over what there is to say of the run now; the newest one stands in the wandb run's summary."""
@@ -99,7 +100,7 @@ class WandbSink:
             self._queue.put_nowait((sentence, ()))
 
     def close(self, status: str = "finished") -> None:
-        """Finish the wandb run, waiting for it at most a minute. status: a RunStatus."""
+        """Finish the wandb run; waits for that at most a minute. status: a RunStatus."""
         self._exit_code = 0 if status in ("finished", "stopped") else 1
         if self._thread is None:
             return
@@ -159,7 +160,7 @@ class WandbSink:
     def _open(self, info: RunInfo, mode: Literal["offline", "online"]) -> Any:
         import wandb
 
-        # without a key init would ask for one on the terminal, and hang this thread
+        # without a key wandb.init would ask for one on the terminal, and this thread would hang
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             raise RuntimeError("no API key is configured")
         if self._dir is not None:

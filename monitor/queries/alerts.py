@@ -25,7 +25,7 @@ def alert_log(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
 def alert_spans(log: Frame) -> Frame:
     """One row for each alert that fired: run, rule, severity, first_step, end_step (nan while it fires), value, ...
 
-    severity, value and message are those of the worst firing transition; pending transitions never show.
+    severity, value and message are those of the worst firing transition. Alerts that were only pending have no row.
     """
     rows = [SimpleNamespace(**{name: column[i] for name, column in log.items()}) for i in range(n_rows(log))]
     spans = [
@@ -39,7 +39,7 @@ def alert_spans(log: Frame) -> Frame:
 
 
 def events(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
-    """run, step (nan outside any), ts, kind, message; newest first."""
+    """run, step (nan for an event outside of steps), ts, kind, message; newest first."""
     return frame(
         con,
         "SELECT run, CAST(step AS DOUBLE) AS step, ts, kind, message FROM events "

@@ -58,7 +58,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_difference(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{option: {run: value}} of every option that differs between the runs' configurations; '' where it is absent."""
+    """{option: {run: value}} of every option that differs between the runs' configurations; '' where a run lacks it."""
     flat = {run: flatten(config) for run, config in configs.items()}
     options = sorted({option for values in flat.values() for option in values})
     table = {option: {run: values.get(option, "") for run, values in flat.items()} for option in options}
@@ -70,9 +70,9 @@ def final_figures(
 ) -> dict[str, Any]:
     """{"last": {run: {name: value, "step": step}}, "equal": the same, "level": the equal level}.
 
-    "last" is each run's newest values. "equal" takes each run where its `level_name` first crosses the lowest of the
-    runs' best levels, on straight lines between evaluations, so that runs are compared at equal pass@1; it is {} if
-    some run never evaluated.
+    "last" has each run's newest values. "equal" has each run's values where its `level_name` first reaches the level,
+    which is the lowest of the runs' best ones, so that runs are compared at equal pass@1. Values between evaluations
+    lie on straight lines. "equal" is {} if some run never evaluated.
     """
     rows = scalar_series(con, runs, [*names, level_name], max_points=10**9)
     series = {run: {name: series_of(rows, run, name) for name in {*names, level_name}} for run in runs}
@@ -94,7 +94,7 @@ def final_figures(
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, level: float) -> float:
-    """The step, with fraction, at which the polyline through (steps, values) first reaches `level`.
+    """The step, which may be fractional, at which the polyline through (steps, values) first reaches `level`.
 
     Example: steps 0, 20 with values 0.2, 0.6 reach 0.5 at 0 + 20 * (0.5 - 0.2) / (0.6 - 0.2) = 15.
     """

@@ -1,7 +1,7 @@
 """Questions about histograms: counts over time, quantiles, joint counts.
 
-Distributions come back with at most `max_columns` columns of steps: neighbouring steps are then pooled by adding their
-counts, which is exact, because all histograms of a metric share their cells.
+Distributions come back with at most `max_columns` columns of steps. Where there are more steps, neighbouring ones are
+pooled by adding their counts. That is exact, because all histograms of a metric share their cells.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def count_matrix(
     max_columns: int = MAX_POINTS,
     newest: int | None = None,
 ) -> Frame:
-    """step, last_step [S], counts int64 [S, cells], n, sum, min, max [S], ranks added; at most `max_columns` rows.
+    """step, last_step [S], counts int64 [S, cells], n, sum, min, max [S], summed over ranks; S <= max_columns.
 
-    `newest`: only the last so many steps.
+    newest: take only this many of the last steps.
     """
     rows = frame(
         con,

@@ -1,6 +1,6 @@
 """Questions about the rollouts of one step: their samples and tokens.
 
-They take the segment files to read (`Tail.files`), so that no question ever opens all of them.
+The functions take the segment files to read (`Tail.files`), so that no question opens all files of a run.
 """
 
 from __future__ import annotations

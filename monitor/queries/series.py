@@ -28,7 +28,10 @@ def scalar_names(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> list[st
 def scalar_series(
     con: duckdb.DuckDBPyConnection, runs: Sequence[str], names: Sequence[str], max_points: int = MAX_POINTS
 ) -> Frame:
-    """run, name, step, value by step, of rank 0. Longer series keep the lowest, highest and last of each bin."""
+    """run, name, step, value of rank 0, by step.
+
+    A series of more than max_points is cut into bins, of which the lowest, highest and last points are kept.
+    """
     return frame(
         con,
         """

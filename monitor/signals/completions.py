@@ -1,4 +1,4 @@
-"""Variety and repetition of a step's completions, from their tokens: on the device, without waiting for it."""
+"""Variety and repetition of a step's completions, computed from their tokens on the device, without a host sync."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _FACTOR = 6364136223846793005  # odd, of a 64-bit linear congruential generator:
 
 
 def repetition(token_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Tensor:
-    """Share of each response's runs of n tokens that stood in it before; 0 for responses of fewer than n + 1 tokens.
+    """Share of each response's n-grams that occurred earlier in it; 0 for responses of fewer than n + 1 tokens.
 
-    token_ids int [N, T], mask bool [N, T] (a prefix of each row) -> float32 [N] in [0, 1). Runs are compared by a
-    64-bit hash. Example, n = 2: tokens 1 2 1 2 1 have the runs 12 21 12 21, two of which stood there before: 0.5.
+    token_ids int [N, T], mask bool [N, T] (a prefix of each row) -> float32 [N] in [0, 1). n-grams are compared by a
+    64-bit hash. Example, n = 2: tokens 1 2 1 2 1 have the n-grams 12 21 12 21, two of which occurred before: 0.5.
     """
     runs = token_ids.shape[1] - n + 1
     if runs < 1:
@@ -31,7 +31,7 @@ def repetition(token_ids: Tensor, mask: Tensor, n: int = NGRAM) -> Tensor:
 
 
 def same_text(token_ids: Tensor, mask: Tensor, group_ids: Tensor) -> Tensor:
-    """How many other responses of its group equal each response token by token: float32 [N].
+    """For each response, how many others of its group equal it token by token: float32 [N].
 
     token_ids int [N, T], mask bool [N, T], group_ids int [N] (on the host or the device). Texts are compared by a
     64-bit hash. Example: three responses of a group, two of them equal: 1, 1, 0.

@@ -1,13 +1,13 @@
 """The definition of the per-token signals in plain PyTorch, and the CPU path.
 
-All logarithms are natural. Everything is computed in float32 whatever the logits' dtype: a bfloat16 Jensen-Shannon
-divergence was reported 15 % off in its gradient.
+All logarithms are natural. Everything is computed in float32 whatever the logits' dtype, because bfloat16 is too coarse
+for a Jensen-Shannon divergence: its gradient was reported 15 % off.
 
-Fast on a CPU without leaving the definition: whole groups at a few positions at a time, in three scratch tensors that
-every chunk overwrites (fresh memory costs more than most operations), and only operations that PyTorch vectorises (not
-xlogy, not torch.where); what each costs is in benchmarks/results/signals_operations.csv. On one machine and number of
-threads a token's signals are the same bits whatever the chunks and whichever other groups (but for a lone row of over
-32,768 values, which several threads sum in parts).
+What makes it fast on a CPU: it takes whole groups at a few positions at a time. Every chunk overwrites the same three
+scratch tensors, because fresh memory costs more than most operations. It uses only operations that PyTorch vectorises,
+so neither xlogy nor torch.where; benchmarks/results/signals_operations.csv has the cost of each. On one machine with
+one number of threads, a token's signals have the same bits however the batch is cut into chunks and whatever other
+groups it holds. The one exception is a single row of more than 32,768 values, which several threads sum in parts.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch import Tensor
 from monitor.signals.types import TokenSignals
 
 Reference = Literal["group", "leave_one_out"]
-CHUNK_ELEMENTS = 1 << 18  # float32 values in one [rows, positions, V] chunk per CPU thread: the scratch stays in cache
-CHUNK_ELEMENTS_GPU = 1 << 24  # fewer, larger launches; 64 MiB for each of the scratch tensors
-SMALLEST = 1e-30  # added to a mean probability: its logarithm is finite, and nothing else changes in float32
+CHUNK_ELEMENTS = 1 << 18  # float32 values of a [rows, positions, V] chunk per CPU thread; the scratch fits the cache
+CHUNK_ELEMENTS_GPU = 1 << 24  # larger, for fewer launches; each scratch tensor takes 64 MiB
+SMALLEST = 1e-30  # added to a mean probability, so that its logarithm is finite; changes nothing else in float32
 RESOLUTION = 1e-6  # deviations below this are rounding of float32 logits and are reported as 0
 
 
 def deviation_cap(alive: Tensor | int) -> Tensor:
-    """Largest possible deviation with `alive` rollouts, reached by one-hot rows disjoint from all others.
+    """Largest possible deviation with n = `alive` rollouts, nats. One-hot rows disjoint from all others reach it.
 
     cap(n) = 1/2 ln(2 / (1 + 1/n)) + 1/2 [ (1/n) ln((1/n) / ((1 + 1/n) / 2)) + (1 - 1/n) ln 2 ]
-    float32, same shape as `alive`: 0 (n = 1), 0.2158 (2), 0.3183 (3), 0.4969 (8), -> ln 2. The mean contains the row
-    itself, hence the cap. Source: eqs. 24-26 of arXiv 2606.19771, the bound derived here.
+    float32, same shape as `alive`: 0 (n = 1), 0.2158 (2), 0.3183 (3), 0.4969 (8), -> ln 2. There is a cap below ln 2
+    because the mean contains the row itself. Source: derived here from eqs. 24-26 of arXiv 2606.19771.
     """
     n = torch.as_tensor(alive, dtype=torch.float64).clamp(min=1)
     share = 1.0 / n
@@ -110,9 +110,10 @@ def token_signals(
 
 
 def _row_blocks(group_ids: list[float], most: int) -> Iterator[tuple[slice | Tensor, int, int]]:
-    """(rows, their number, group size) of blocks of whole groups of one size: at most `most` rows or one group.
+    """Blocks of whole groups of one size, as (rows, their number, group size): at most `most` rows, or one group.
 
-    The rows of a group follow each other; they are a slice, which needs no copy, if the block is one in the batch.
+    Within a block the rows of a group follow each other. `rows` is a slice, which needs no copy, where the block's rows
+    are contiguous in the batch.
     """
     members: dict[float, list[int]] = {}
     for row, group in enumerate(group_ids):
@@ -147,7 +148,7 @@ def _signals(
     powers = [squares.mul_(p).sum(-1), torch.mul(p, p_logp, out=spare).sum(-1)] if moments else []
 
     total = p[:, 0].clone()
-    for row in p.unbind(1)[1:]:  # row after row: the order in which .sum(1) adds depends on the place in memory
+    for row in p.unbind(1)[1:]:  # row after row, because the order in which .sum(1) adds depends on the memory address
         total += row
     total = total.unsqueeze(1)
     alive = keep.sum(1, keepdim=True, dtype=torch.float32).neg_()
@@ -165,8 +166,8 @@ def _signals(
 def _softmax(z: Tensor, tau: float, logp: Tensor, p: Tensor) -> None:
     """Writes ln softmax(z / tau) and softmax(z / tau) over the last axis to logp and p.
 
-    torch.log_softmax sums in float32: off by 1e-5 over a large vocabulary, and a decided token (p > 1 - 1e-7) gets
-    ln p = 0. The float64 sum of this one quantity keeps both.
+    torch.log_softmax sums in float32. Over a large vocabulary that is off by 1e-5, and a decided token (p > 1 - 1e-7)
+    gets ln p = 0. Summing this one quantity in float64 avoids both errors.
     """
     torch.sub(z, z.amax(-1, keepdim=True), out=logp)
     if tau != 1:
@@ -179,8 +180,9 @@ def _softmax(z: Tensor, tau: float, logp: Tensor, p: Tensor) -> None:
 def _js(p: Tensor, p_logp: Tensor, q: Tensor, spare: Tensor) -> Tensor:
     """Jensen-Shannon divergence over the last axis, nats: sum_v [p ln p + q ln q - 2 m ln m] / 2, m = (p + q) / 2.
 
-    Element by element before the sum, so that the rounding of equal rows cancels; a difference of three summed
-    entropies leaves about 1e-6. p and p_logp [B, G, C, V] and spare are overwritten, q is [B, G or 1, C, V].
+    The terms are combined for each element before they are summed, so that the rounding of equal rows cancels; a
+    difference of three summed entropies would leave about 1e-6. p and p_logp [B, G, C, V] and spare are overwritten,
+    q is [B, G or 1, C, V].
     """
     q.add_(SMALLEST)
     middle = torch.add(p, q, out=spare).mul_(0.5)

@@ -18,8 +18,8 @@ Sums = dict[str, Tensor]  # name -> 0-d float64
 PREDICTED = (
     "predicted_entropy_change",
     "predicted_renyi2_change",
-    "predicted_entropy_lowering",  # of the tokens whose step lowers the entropy, and
-    "predicted_entropy_raising",  # of those whose step raises it: the two add up to the change
+    "predicted_entropy_lowering",  # the part of tokens whose step lowers the entropy
+    "predicted_entropy_raising",  # the part of tokens whose step raises it; both add up to the change
 )
 _SIDES = ("", "_selected", "_positive", "_negative")  # all, weight > 0, advantage > 0, advantage < 0
 
@@ -31,11 +31,11 @@ def entropy_change(signals: TokenSignals, advantages: Tensor) -> tuple[Tensor, T
     unit step size, o the sampled token with p = p_o and H = H1, beta = sum p^2:
         dH1 = -A [p (ln p + H) - sum_v p_v^2 (ln p_v + H)]
         dH2 = -2A [(p^2 / beta - p) - (sum p^3 / beta - beta)]
-    Both have mean 0 over o ~ p. The step is taken by each position alone: what a shared network carries from one
-    position to others, clipping, KL and entropy terms are not in it.
+    Both have mean 0 over o ~ p. Each position steps alone: effects of a shared network on other positions, clipping,
+    and KL and entropy terms are left out.
 
-    signals: with moments; advantages float [N]. Returns float64 [N, T], nats per unit step, 0 where masked. Absolute
-    error about 1e-7 |A| (1 + H).
+    signals: with moments; advantages float [N]. Returns float64 [N, T], nats per unit step, 0 where the mask is
+    False. The absolute error is about 1e-7 |A| (1 + H).
     Raises: ValueError if the signals have no moments.
     Source: dH1 arXiv 2606.19236, theorem 3.1; dH2 derived here from eq. 3.1 of arXiv 2606.19771v1.
     """
@@ -53,7 +53,8 @@ def entropy_change(signals: TokenSignals, advantages: Tensor) -> tuple[Tensor, T
 def update_sums(signals: TokenSignals, mask: Tensor, weights: Tensor, advantages: Tensor) -> Sums:
     """Sums of the regimes, the predicted entropy change and Cov(ln p, A). mask, weights [N, T], advantages [N].
 
-    A token is in regime H when p(o) > beta (raising it lowers H2), in L when p(o) < beta (arXiv 2606.19771v1, eq. 6).
+    A token is in regime H if p(o) > beta, where raising it lowers H2, and in regime L if p(o) < beta. Source:
+    arXiv 2606.19771v1, eq. 6.
     """
     advantages = advantages.to(mask.device).double()
     advantage = torch.where(mask, advantages.unsqueeze(1), 0.0)
@@ -86,8 +87,8 @@ def update_sums(signals: TokenSignals, mask: Tensor, weights: Tensor, advantages
 def mismatch_sums(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> Sums:
     """Sums of the trainer's against the sampler's log-probabilities of the sampled tokens, all [N, T], nats.
 
-    d = ln p_trainer - ln p_sampler: |d|; k3 = e^d - 1 - d, whose mean estimates KL(sampler || trainer); |d| > ln 2.
-    Tokens with a non-finite d are counted, and left out of the rest.
+    With d = ln p_trainer - ln p_sampler the sums are of |d|, of k3 = e^d - 1 - d, whose mean estimates
+    KL(sampler || trainer), and of |d| > ln 2. Tokens with a non-finite d are counted and left out of these sums.
     """
     d = (logprobs - sampler_logprobs).double()
     finite = mask & torch.isfinite(d)
@@ -104,8 +105,8 @@ def mismatch_sums(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> S
 def renyi2_changes(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """(predicted, true) change of H2 between two sets of logits [M, V] of the same positions, float64 [M], nats.
 
-    predicted = -2 sum_v dz_v (p2_v - p_v), dz = after - before, p and p2 = p^2 / sum p^2 those of `before`; true =
-    H2(after) - H2(before). In float64 throughout: a step at lr 1e-6 moves H2 by less than float32 resolves.
+    predicted = -2 sum_v dz_v (p2_v - p_v), with dz = after - before, and p and p2 = p^2 / sum p^2 of `before`.
+    true = H2(after) - H2(before). All is float64, because a step at lr 1e-6 moves H2 by less than float32 resolves.
     Source: arXiv 2606.19771v1, eq. 3.1 and A.3.5.
     """
     old, new = (torch.log_softmax(z.double(), -1) for z in (before, after))
@@ -132,7 +133,7 @@ def probe_sums(predicted: Tensor, true: Tensor) -> Sums:
 
 
 def diagnostic_scalars(sums: Mapping[str, float]) -> dict[str, float]:
-    """The scalars (keys of METRICS) of whatever sums of this module are there; a share of nothing is left out."""
+    """The scalars (keys of METRICS) that follow from the given sums. A share of zero tokens is left out."""
     found: dict[str, float] = {}
     if "side_n" in sums:
         found |= _update_scalars(sums)
@@ -170,6 +171,6 @@ def _probe_scalars(sums: Mapping[str, float]) -> dict[str, float]:
     x, y = sums["probe_x"] / n, sums["probe_y"] / n
     found = {"probe_predicted_change": x, "probe_true_change": y, "probe_error": sums["probe_error"] / n}
     spread = (sums["probe_xx"] / n - x * x) * (sums["probe_yy"] / n - y * y)
-    if spread > 0:  # r of a policy that did not move is not defined
+    if spread > 0:  # r is undefined for a policy that did not move
         found["probe_pearson"] = float(np.clip((sums["probe_xy"] / n - x * y) / np.sqrt(spread), -1.0, 1.0))
     return found

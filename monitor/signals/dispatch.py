@@ -1,8 +1,9 @@
 """Which implementation of `token_signals` runs: the Triton kernel on a CUDA device, else the definition in PyTorch.
 
-The choice is made once for a process: the kernel has to import, compile and agree with the definition on a small batch
-first, for it has met few devices. RLVR_SIGNALS overrides it for tests and comparisons: `definition` everywhere, or
-`kernel` without that question and also on the CPU, where Triton's interpreter (TRITON_INTERPRET=1) runs it.
+The choice is made once for a process. The kernel has been tried on few devices, so it must first import, compile and
+agree with the definition on a small batch. RLVR_SIGNALS overrides the choice for tests and comparisons: `definition`
+takes the definition everywhere; `kernel` takes the kernel without that check, also on the CPU, where Triton's
+interpreter (TRITON_INTERPRET=1) runs it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CHOICES = ("auto", "kernel", "definition")
 
 @functools.cache
 def _kernel() -> tuple[ModuleType | None, str]:
-    """(the kernel's module or None, the device type whose tensors it takes, "" for every one)."""
+    """(the kernel's module or None, the device type whose tensors it takes or "" for every type)."""
     choice = os.environ.get("RLVR_SIGNALS", "auto")
     if choice not in CHOICES:
         raise ValueError(f"RLVR_SIGNALS is {choice!r}, expected one of {', '.join(CHOICES)}. Unset it for auto.")
@@ -33,7 +34,7 @@ def _kernel() -> tuple[ModuleType | None, str]:
         return None, ""
     try:
         module = importlib.import_module("monitor.signals.group_kernel")
-    except ImportError:  # no triton: it is no dependency, and has no build for every platform
+    except ImportError:  # triton is optional: it is not built for every platform
         if choice == "kernel":
             raise
         return None, ""
@@ -48,7 +49,7 @@ def _kernel() -> tuple[ModuleType | None, str]:
 
 @torch.no_grad()
 def _fault(module: ModuleType, device: torch.device) -> str:
-    """What is wrong with the kernel here, or ""; on two ragged groups of four rows and 3,000 tokens in bf16."""
+    """What is wrong with the kernel here, or "". It is tried on two ragged groups of four rows, V = 3,000, in bf16."""
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(8, 3, 3000, generator=generator)).bfloat16().to(device)
     token_ids = torch.randint(3000, (8, 3), generator=generator).to(device)
@@ -62,7 +63,7 @@ def _fault(module: ModuleType, device: torch.device) -> str:
             error = float((getattr(found, name) - getattr(expected, name)).abs().max())
             if not error <= 1e-4:
                 return f"{name} is off by {error:.3g}"
-    except Exception as error:  # whatever a compiler or driver raises: signals can still be computed
+    except Exception as error:  # whatever a compiler or driver raises, the definition still works
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -81,8 +82,8 @@ def token_signals(
     """Log-probability, Shannon and Renyi-2 entropy and group deviation of each response token, without gradient.
 
     Formulas, arguments, results and errors: `monitor.signals.definition.token_signals`. On a CUDA device
-    `monitor.signals.group_kernel` computes the same from one streaming read of the logits in the dtype they have. Give
-    group_ids on the CPU there: from the device they are fetched, which waits for it.
+    `monitor.signals.group_kernel` computes the same from one streaming read of the logits, in their own dtype. Pass
+    group_ids on the CPU: fetching them from the device costs a host sync.
     """
     module, device = _kernel()
     if module is not None and device in ("", logits.device.type):

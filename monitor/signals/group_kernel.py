@@ -11,9 +11,9 @@ row's normaliser; both run in ONE launch, ordered so that the second finds its r
     a second, small kernel adds up the chunks of each row and writes the results.
 
 A program that deviates waits until its item's folds are counted in `done`. It waits only for programs of smaller
-number, which the hardware starts first, so waiting ends; and a serial interpreter never waits. The lag is half the
-programs that run at a time, as many as are folds: those it waits for are then about finished, and what is read between
-the two reads of a logit, some 20 to 25 MB at 151,936 bf16 logits, stays within the L2 of an H100 (50 MB).
+number, which the hardware starts first, so the wait always ends; a serial interpreter never waits. Half of the programs
+that run at a time are folds, and the lag is as long as these take, so the folds that are waited for are about finished.
+Between the two reads of a logit some 20 to 25 MB are read at 151,936 bf16 logits, which fits the L2 of an H100 (50 MB).
 
 Cost for each logit, bf16, groups of 8:
     memory      2 bytes, read once from memory and once from L2
@@ -39,7 +39,7 @@ from torch import Tensor
 from monitor.signals.definition import RESOLUTION
 from monitor.signals.types import TokenSignals
 
-WARPS = 4  # small programs: four on a multiprocessor (128 registers a thread) hide each other's latencies
+WARPS = 4  # programs are small, so that four on a multiprocessor (128 registers a thread) hide each other's latencies
 FOLD_TILES = 2  # tiles in a fold: 16,384 bf16 logits, 32 KB
 FOLD_VALUES = 64  # logits of a tile held by a thread: eight loads of 16 bytes in flight
 DEVIATE_TILES = 4  # tiles in a deviation: 2,048 tokens of 8 rows, 32 KB
@@ -64,13 +64,13 @@ def _log2(x, FAST: tl.constexpr):
 
 @triton.jit
 def _sum_lanes(values):
-    """[R, T, VEC] -> [T]: sums what each thread holds, so that none waits for another."""
+    """[R, T, VEC] -> [T]: sums within each thread, so that no thread waits for another."""
     return tl.sum(tl.sum(values, axis=2), axis=0)
 
 
 @triton.jit
 def _log2_total(total):
-    """log2 of a row's total; NaN for a row of -inf alone: it is not a distribution, and says so."""
+    """log2 of a row's total; NaN for a row that holds only -inf, because it is not a distribution."""
     return tl.where(total == 0.0, float("nan"), tl.log2(total))
 
 
@@ -114,7 +114,7 @@ def _fold(row, into, stride, start, vocabulary, scale, R: tl.constexpr, T: tl.co
 
 @triton.jit
 def _normalisers(folds, stride, chunks, at, alive, CHUNKS: tl.constexpr):
-    """(peak, log2 of the total relative to it) of the rows at `at` [G]; apart, so that large logits lose no digits."""
+    """(peak, log2 of the total relative to it) of the rows at `at` [G]. Kept apart, so large logits lose no digits."""
     chunk = tl.arange(0, CHUNKS)
     there = alive[:, None] & (chunk < chunks)[None, :]
     source = folds + at[:, None] * chunks + chunk[None, :]
@@ -130,7 +130,8 @@ def _deviate(rows, alive, n, peak, log_total, start, vocabulary, scale, G: tl.co
              VEC: tl.constexpr, TILES: tl.constexpr, LEAVE_ONE_OUT: tl.constexpr, FAST: tl.constexpr):  # fmt: skip
     """Each row's share of JS(p, mean) in one chunk, nats [G]: sum of [p ln(p / m) + q ln(q / m)] / 2.
 
-    Differences of logarithms come first, so that equal rows cancel: log m is then log p but for the last bit.
+    Logarithms are subtracted before anything else, so that equal rows cancel: log m and log p then differ only in the
+    last bit.
     """
     columns = tl.max_contiguous(tl.arange(0, T * VEC), VEC)[None, :]
     found = tl.zeros([G, T], tl.float32)
@@ -270,14 +271,14 @@ def suits(logits: Tensor, ids: tuple[int, ...]) -> bool:
 
 
 def _vector(logits: Tensor, at_most: int) -> int:
-    """Neighbouring logits that a thread loads at once: up to 16 bytes, where all rows are aligned to that."""
+    """How many neighbouring logits a thread loads at once: up to 16 bytes, if all rows are aligned to that."""
     widest = 16 // logits.element_size()
     aligned = math.gcd(widest, logits.stride(0), logits.stride(1), logits.data_ptr() // logits.element_size())
     return max(1, min(aligned, triton.next_power_of_2(at_most + 1) // 2))
 
 
 def _lag(device: torch.device, programs_per_item: int, items: int) -> int:
-    """Items between a fold and its deviation: as many as are being folded at a time, so that hardly anybody waits."""
+    """Items between a fold and its deviation: as many as are folded at a time, so that programs hardly wait."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
     return min(items, 1 + processors * PROGRAMS // (2 * programs_per_item))
 
@@ -294,8 +295,9 @@ def kernel_signals(
 ) -> TokenSignals:
     """`token_signals` of checked arguments that `suits`; ids: the groups of the rows, on the host.
 
-    Extra memory for each row and position, besides its results: 4 bytes x [fields x ceil(V / 16,384) + ceil(V / 2,048)]
-    in groups of 8 in bf16, 4 fields or 6 with moments: 460 or 540 bytes at V = 151,936, whose logits take 303,872.
+    Extra memory for each row and position, besides its results, in groups of 8 in bf16:
+    4 bytes x [fields x ceil(V / 16,384) + ceil(V / 2,048)], with 4 fields, or 6 with moments. At V = 151,936 these are
+    460 or 540 bytes, while the logits take 303,872.
     """
     n, width, vocabulary = logits.shape
     members, group_of_row = _members(ids, logits.device)

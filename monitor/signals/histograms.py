@@ -49,7 +49,7 @@ def _cells(values: Tensor, edges_id: str) -> Tensor:
 
 
 def device_histograms(values: Tensor, splits: Tensor, edges_id: str) -> DeviceHistograms:
-    """Counts values [M] over each split; splits: bool [S, M]. Non-finite values are counted apart."""
+    """Histograms of values float [M] over each of splits bool [S, M]. Non-finite values are counted separately."""
     finite = torch.isfinite(values)
     counted = splits & finite
     return _count(_cells(torch.where(finite, values, 0.0), edges_id), values, counted, splits, n_cells(edges_id))

@@ -1,8 +1,8 @@
 """Plain tensors in, a StepRecord out: the statistics of a step, computed on the device, copied to the host once.
 
-Any training loop can use it (docs/own_loop.md): `signal_statistics` once per rollout batch, `loss_statistics` once
-per optimizer update (they add), `step_record` at the end of the step. Everything is a sum or a count; the only
-division happens in `step_record`, so nothing is a mean of means.
+Any training loop can use it (docs/own_loop.md). Call `signal_statistics` once for each rollout batch, `loss_statistics`
+once for each optimizer update, and add up what these return. Call `step_record` at the end of the step. Statistics are
+sums and counts; only `step_record` divides, so nothing is a mean of means.
 """
 
 from __future__ import annotations
@@ -65,9 +65,11 @@ def signal_statistics(
 ) -> Statistics:
     """Histograms and sums of a rollout batch.
 
-    signals, mask (bool), weights (float): [N, T]; correct: bool [N]. Optional, each adding its diagnostics:
-    advantages float [N] (regimes; with moments in the signals also predicted entropy changes), sampler_logprobs float
-    [N, T] (mismatch), probe (predicted, true) float [M] of `renyi2_changes`. Returns Statistics on the same device.
+    signals, mask (bool), weights (float): [N, T]; correct: bool [N]. The others are optional, and each adds figures:
+    advantages float [N] adds the regimes and, if the signals have moments, the predicted entropy changes.
+    sampler_logprobs float [N, T], nats, adds the mismatch of sampler and trainer.
+    probe (predicted, true) float [M] each, of `renyi2_changes`, adds how well the prediction held.
+    Returns Statistics on the same device.
     """
     splits = _splits(mask, weights, correct)
     values = {
@@ -112,7 +114,7 @@ def loss_statistics(
 ) -> Statistics:
     """Statistics of one optimizer update over the tokens it used (weight > 0).
 
-    Tensors [N, T] as the loss had them, correct bool [N]. A sparse update has no log-ratio elsewhere.
+    Tensors are [N, T], as the loss used them; correct is bool [N]. Log-ratios exist only at tokens with weight > 0.
     """
     mask = mask & (weights > 0)
     log_ratio = log_ratio.detach().float()
@@ -158,9 +160,10 @@ def step_record(
 ) -> tuple[StepRecord, TokenTable]:
     """The record of a step and its tokens, with one device-to-host copy.
 
-    `scalars` are added as they are (floats, or 0-d tensors which ride along in the copy). Tokens are numbered by
-    row of the batch (`sample`) and response position. With several ranks `sum_over_ranks` adds a float64 vector over
-    them (one collective): means and shares are then those of all ranks, histograms and tokens this rank's.
+    `scalars` are added to the record as they are: floats, or 0-d tensors, which the same copy takes along. Tokens are
+    numbered by row of the batch (`sample`) and response position. With several ranks, `sum_over_ranks` must add a
+    float64 vector over them. It is called once. Means and shares are then those of all ranks; histograms and tokens
+    stay those of this rank.
     """
     tensors: dict[str, Tensor] = {"token_id": token_ids.int(), "mask": mask}
     tensors |= {f"token/{key}": getattr(signals, key) for key in _COLUMNS[:-1]}
@@ -181,7 +184,7 @@ def step_record(
 
 
 def _summed(tensors: Mapping[str, Tensor], add: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """All sums, and "whole/..." for the counts and moments of the histograms, added over ranks in one vector."""
+    """All sums, and as "whole/..." the counts and moments of the histograms, added over ranks in one vector."""
     own = {
         key: tensor.double().reshape(-1)
         for key, tensor in tensors.items()
@@ -198,7 +201,7 @@ def _summed(tensors: Mapping[str, Tensor], add: Callable[[Tensor], Tensor]) -> d
 def _whole(
     histograms: dict[tuple[str, str], Histogram], host: dict[str, np.ndarray]
 ) -> dict[tuple[str, str], Histogram]:
-    """The histograms with the moments of all ranks, for means and shares; their counts stay this rank's."""
+    """The histograms with the moments of all ranks, for means and shares. Their counts stay those of this rank."""
     if not any(key.startswith("whole/") for key in host):
         return histograms
     found = {}

@@ -13,9 +13,10 @@ from torch import Tensor
 class TokenSignals:
     """Per-token signals of a batch of rollouts; nats; 0 where the mask is False.
 
-    logprob, entropy, renyi2, deviation: float32 [N, T]; alive: int32 [N, T], rollouts of the group that have a
-    response token at this position (the row itself included). The moments sum_p3 = sum_v p^3 and sum_p2_logp =
-    sum_v p^2 ln p (float32 [N, T]) are there if they were asked for: they make `entropy_change` exact.
+    logprob, entropy, renyi2, deviation: float32 [N, T].
+    alive: int32 [N, T], rollouts of the group with a response token at this position, the row itself included.
+    sum_p3 = sum_v p^3 and sum_p2_logp = sum_v p^2 ln p: the moments that `entropy_change` needs, float32 [N, T], or
+    None if they were not asked for.
     """
 
     logprob: Tensor

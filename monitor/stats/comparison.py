@@ -1,7 +1,7 @@
 """The paired table of a comparison: arms x seeds in, a row for each (moment, figure, arm) out; stored as JSON and CSV.
 
-Moments: "last", the newest values of each run; "equal", an arm and the baseline where their held-out pass@1 first
-crosses the lower of their two best levels, seed by seed; "run", figures of the whole run.
+There are three moments. "last": the newest values of each run. "equal": an arm and the baseline at equal pass@1, seed
+by seed: each where its held-out pass@1 first reaches the lower of their two best levels. "run": the whole run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from monitor.stats.paired import paired_difference
 
 Runs = Mapping[str, Mapping[int, str]]  # arm -> seed -> run
 LEVEL = "eval/heldout/pass@1"
-STATED = ("steps", "weight_mean", "effective_sample_share", "weight_over_denominator")  # settings, never tested
-OWN_FIGURES = {  # figures that no step records: label, unit
+STATED = ("steps", "weight_mean", "effective_sample_share", "weight_over_denominator")  # follow from settings: no tests
+OWN_FIGURES = {  # figures of the whole run, which no step records: (label, unit)
     "step": ("Step", ""),
     "entropy_kept": ("Entropy kept, of the first step's", "share"),
     "steps": ("Steps", ""),
@@ -61,11 +61,11 @@ def paired_comparison(
     k: int = 4,
     failed: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything that is stored of a comparison; the first arm is the baseline. Plain JSON types.
+    """Everything that is stored of a comparison, as plain JSON types. The first arm is the baseline.
 
-    "rows" holds for each moment, figure and arm: n, mean, sd (over the arm's seeds), values by seed, and, paired by
-    seed with the baseline, baseline_mean and the fields of PairedDifference as difference, low, high, p, p_smallest,
-    p_t, pairs. Figures that no run has are left out.
+    "rows" has one entry for each moment, figure and arm. It holds n, mean and sd over the arm's seeds, and values by
+    seed. Paired by seed with the baseline it also holds baseline_mean, and the fields of PairedDifference as
+    difference, low, high, p, p_smallest, p_t, pairs. Figures that no run has are left out.
     """
     baseline, names = next(iter(arms)), figure_names(k)
     runs = [run for of in arms.values() for run in of.values()]
@@ -211,4 +211,4 @@ def load_comparison(store: Path, name: str) -> dict[str, Any]:
         listed = f" Known: {', '.join(known)}." if known else " It has none: `rlvr compare` makes one."
         raise StoreError(f"No comparison {name!r} in store {str(store)!r}.{nearest(name, known)}{listed}") from None
     except ValueError as error:
-        raise StoreError(f"{str(path)!r} is no comparison: {error}. Run `rlvr compare` again.") from None
+        raise StoreError(f"{str(path)!r} does not hold a comparison: {error}. Run `rlvr compare` again.") from None

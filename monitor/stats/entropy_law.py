@@ -1,8 +1,8 @@
-"""The entropy-reward law of a run, R = -a exp(H) + b: how much reward is left to buy with entropy.
+"""The entropy-reward law of a run, R = -a exp(H) + b: how much more reward a run can gain by losing entropy.
 
 Source: arXiv 2505.22617 ("The Entropy Mechanism of RL for Reasoning LMs"), fitted there to held-out accuracy against
-the policy's entropy. It describes one run left alone: after an intervention on the entropy (bonus, clip-higher, another
-weighting or temperature) the points before and after belong to different laws; fit them apart.
+the policy's entropy. The law describes a run whose settings stay the same. After a change that acts on the entropy
+(bonus, clip-higher, another weighting or temperature) another law holds, so fit the steps before and after separately.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class EntropyLaw:
-    """R = -a exp(H) + b fitted to n points, H in nats. r2: share of the variance explained; spread: residual standard
-    deviation, n - 2 degrees of freedom. mean_x, sxx: mean and summed squared deviations of exp(H), for the band.
+    """R = -a exp(H) + b fitted to n points, H in nats.
 
+    r2: share of the variance that the law explains. spread: standard deviation of the residuals, with n - 2 degrees of
+    freedom. mean_x, sxx: the mean of x = exp(H) and the sum of (x - mean_x)^2, from which `forecast` takes its band.
     Example: a = 0.2, b = 1.0 has the ceiling 0.8, reached when no entropy is left.
     """
 
@@ -35,10 +36,11 @@ class EntropyLaw:
         return self.b - self.a
 
     def forecast(self, entropy: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(mean, low, high) of the reward at entropies [m] nats, with the band in which a new point falls.
+        """(mean, low, high), float64 [m] each: the reward at entropies [m], nats, and the band for a new point.
 
-        mean -+ t spread sqrt(1 + 1/n + (x - mean_x)^2 / sxx), x = exp(entropy), t of n - 2 degrees of freedom. Steps of
-        one run are not independent, so the true band is wider; float64 [m] each.
+        The band is mean -+ t spread sqrt(1 + 1/n + (x - mean_x)^2 / sxx), with x = exp(entropy) and t of n - 2 degrees
+        of freedom. A new point falls into it with probability `level` if steps are independent. Steps of one run are
+        not, so the true band is wider.
         """
         from scipy.stats import t  # imported here: a second that only a forecast needs
 

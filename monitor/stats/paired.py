@@ -1,4 +1,4 @@
-"""Differences that are paired by seed: mean, interval and tests. The run is the unit; a seed pairs two of them."""
+"""Differences that are paired by seed: mean, interval and tests. The unit is the run; runs of equal seed are a pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """What `paired_difference` finds. Fields are nan where n pairs do not determine them."""
+    """What `paired_difference` finds. A field is nan if n pairs are too few for it."""
 
     n: int
     mean: float  # of other - baseline
@@ -17,26 +17,26 @@ class PairedDifference:
     high: float
     p: float  # exact sign-flip test, two-sided
     p_smallest: float  # the smallest p that n pairs can give: 2 / 2^n
-    p_t: float  # paired t test, two-sided: sharper with few seeds, if differences are normal
+    p_t: float  # paired t test, two-sided; stronger with few seeds, but it assumes normal differences
 
 
 def paired_difference(baseline: np.ndarray, other: np.ndarray) -> PairedDifference:
     """Mean of other - baseline over pairs, float64 [n] each, with a bootstrap interval and two paired tests.
 
-    The interval is the percentile bootstrap of the mean over pairs (9,999 resamples, fixed seed) and needs n >= 3,
-    as a band of the charts does. With so few pairs it is too narrow: for normal differences it holds the truth in
-    75 % of cases at n = 3, 83 % at 5 and 91 % at 10, not 95 %. Pairs with a value that is not finite are left out.
+    The interval is the percentile bootstrap of the mean over pairs (9,999 resamples, fixed seed). It needs n >= 3, as
+    the bands in charts do. With few pairs it is too narrow: for normal differences it holds the truth not in 95 % of
+    cases but in 75 % at n = 3, 83 % at 5 and 91 % at 10. Pairs with a value that is not finite are left out.
     Raises ValueError for unequal lengths. Source: scipy.stats.bootstrap and ttest_1samp.
     """
     if len(baseline) != len(other):
-        raise ValueError(f"{len(other)} values cannot be paired with {len(baseline)}: one of each per seed expected.")
+        raise ValueError(f"{len(other)} values cannot be paired with {len(baseline)}: expected one of each per seed.")
     gaps = np.asarray(other, np.float64) - np.asarray(baseline, np.float64)
     gaps = gaps[np.isfinite(gaps)]
     n, nan = len(gaps), float("nan")
     if n < 2:
         return PairedDifference(n, float(gaps[0]) if n else nan, nan, nan, nan, nan, nan)
     mean, low, high, p_t = float(gaps.mean()), nan, nan, nan
-    spread = np.ptp(gaps) > 1e-12 * np.abs(gaps).max()  # else there is no variance to estimate anything from
+    spread = np.ptp(gaps) > 1e-12 * np.abs(gaps).max()  # without variance there is nothing to estimate
     if n >= 3:
         low, high = bootstrap_interval(gaps)
     if spread:
@@ -60,10 +60,10 @@ def bootstrap_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[fl
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of the mean of paired differences [n], under sign flips: all 2^n of them up to n = 13, else 9,999.
+    """Two-sided p of the mean of paired differences d [n], from all 2^n sign patterns, or 9,999 of them if n > 13.
 
-    p = share of sign patterns s with |mean(s * d)| >= |mean(d)|. It assumes no more than that a pair's two runs can
-    be exchanged. The smallest p is 2 / 2^n: .25 with 3 pairs, .0625 with 5, .03125 with 6.
+    p = share of sign patterns s with |mean(s * d)| >= |mean(d)|. It assumes only that the two runs of a pair could be
+    exchanged. The smallest p is 2 / 2^n: .25 with 3 pairs, .0625 with 5, .03125 with 6.
     Example: d = 1, 2, 3: only +++ and --- reach |6|, so p = 2/8. d = 1, 2, -3: every pattern reaches 0, so p = 1.
     Source: scipy.stats.permutation_test.
     """

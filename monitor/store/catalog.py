@@ -1,8 +1,8 @@
-"""The views and macros of a store: for our own readers over checked files, in store.duckdb for any other client.
+"""The views and macros of a store, in two places: our own readers' are over checked files, store.duckdb's over globs.
 
-Both have the same names, columns and meaning. store.duckdb is derived and replaced by rename. A client that knows
-nothing of us reads through globs, so its views see new segments at once, but a damaged file stops the view of its
-table until the file is gone; the globs take nothing but names of segments.
+Both have the same names, columns and meaning. store.duckdb is for any other DuckDB client; it is derived, and replaced
+by a rename. Its globs match only names of segments, and its views see new segments at once. But a damaged file makes
+the view of its table fail until the file is gone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from monitor.store.segments import SEED_RUN, escape_glob, memory_connection, quo
 
 CATALOG = "store.duckdb"
 _FORMAT = "v1.2.0"  # the oldest storage format; the views need DuckDB 1.3
-_CATALOG_VERSION = 3  # raise it when a view or macro changes: older catalogs are then built anew
+_CATALOG_VERSION = 3  # raise this when a view or macro changes, so that older catalogs are rebuilt
 
 RUN_COLUMNS = {
     "run": "VARCHAR",
@@ -75,8 +75,8 @@ RUNS_COLUMNS = {
     "busy": "VARCHAR",
 }
 
-# The status of a rank as far as SQL can see: no locks, so a killed process shows only once its heartbeat is old.
-# Whether steps come is judged at the time of the heartbeat, by the writer's own clock.
+# The status of a rank as far as SQL can tell. SQL sees no locks, so a killed process shows only once its heartbeat is
+# old. Whether steps still come is judged at the time of the heartbeat, by the writer's own clock.
 _RANK_STATUS = f"""CASE
     WHEN status <> 'running' THEN status
     WHEN epoch(now()) - ts > {DEAD_AFTER_S} THEN 'crashed'
@@ -111,8 +111,8 @@ _QUANTILE_MACROS = (
 )
 
 
-# One line of history: an attempt shows its committed steps below the first one of any later attempt. What an earlier
-# attempt had reached beyond the point where a later one went on is a branch that was left, and stays in TABLE_all.
+# Views show one line of history: of each attempt, the committed steps below the first step of any later attempt. Steps
+# of an earlier attempt beyond the point where a later one resumed stay in TABLE_all only.
 COMMITS = """SELECT run, step, rank, attempt FROM (
     SELECT run, step, rank, attempt, min(step) OVER (
         PARTITION BY run ORDER BY attempt RANGE BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING) AS left_at
@@ -123,8 +123,8 @@ COMMITS = """SELECT run, step, rank, attempt FROM (
 def segments_query(table: str, sources: Sequence[str]) -> str:
     """A query that reads segments: `sources` are SQL expressions, each a path or a list of paths.
 
-    All files have the table's columns; the first has the newest types of those that change between schemas. The
-    run is named by its folder, so that a copied or renamed run folder is a run of its own.
+    All files must have the table's columns. The first file must have the newest types, where these changed between
+    schemas. A run is named by its folder, so that a copied or renamed run folder is a run of its own.
     """
     columns = {
         name: f'"{name}"::{kind}' if name in FORMER_TYPES else f'"{name}"' for name, kind in TABLES[table].items()
@@ -144,7 +144,7 @@ def view_statements() -> list[str]:
     """The SQL of the views and macros that stand on run_files, heartbeats, edges and every TABLE_all."""
     made = [f"CREATE OR REPLACE VIEW commits AS {COMMITS}"]
     for table in TABLES:
-        # Events happen to a run, not to a step: also those of replaced attempts stay visible.
+        # Events belong to a run, not to a step, so those of replaced attempts stay visible.
         replaced = "" if table == "events" else " SEMI JOIN commits USING (run, step, rank, attempt)"
         made.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {table}_all{replaced}")
     return made + list(_QUANTILE_MACROS)
@@ -159,7 +159,7 @@ def create_edges(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def _json_query(glob: str, name: str, columns: Mapping[str, str]) -> str:
-    """The fields of JSON files of runs. A file that is no JSON object has no row, a field of a wrong type is NULL."""
+    """A query for fields of runs' JSON files. A file without a JSON object has no row; wrong types become NULL."""
     fields = ", ".join(
         f"try_cast(content->>'$.{column}' AS {kind}) AS {column}" for column, kind in columns.items() if column != "run"
     )
@@ -184,7 +184,7 @@ def catalog_statements(store: Path) -> list[str]:
         _RUNS_VIEW,
     ]
     for table in TABLES:
-        # The seed comes first: its types are those of the view. The other glob takes names of segments alone.
+        # The seed comes first, because the view takes its types. The other glob matches only names of segments.
         seed = f"{runs}/{SEED_RUN}/data/{table}/a000-r000-s{SCHEMA_VERSION:08d}-*.parquet"
         named = f"{runs}/*/data/{table}/a[0-9]*-r[0-9]*-s[0-9]*-[0-9]*-{'[0-9a-f]' * 8}.parquet"
         source = f"[{quote(seed)}, {quote(named)}]"
@@ -201,7 +201,7 @@ def _build(con: duckdb.DuckDBPyConnection, store: Path) -> None:
 def ensure_catalog(store: Path) -> Path:
     """The path of an up-to-date store.duckdb, built anew if missing, moved or of an older version.
 
-    `store` is absolute. Readers that hold the old file keep it; the next one to open gets the new. Raises OSError.
+    `store` must be absolute. Readers that have the old file open keep it; later ones open the new one. Raises OSError.
     """
     path = store / CATALOG
     write_seeds(store)

@@ -1,7 +1,8 @@
-"""`rlvr store check`: what is left over, what is damaged, and what is gone.
+"""`rlvr store check`: which files are left over, which are damaged, and which are gone.
 
-Files are looked at one by one and never through the views, so that a damaged file costs no more than a finding. What is
-gone shows by the heartbeats, which count the rows of each table, and by what pruning says that it removed.
+Files are read one by one and never through the views, so that a damaged file is only a finding. Files that are gone
+show when the rows on disk are compared with the heartbeats, which count them, and with what pruning recorded as
+removed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class _Files:
 
 
 def check_store(store: str | Path) -> list[Finding]:
-    """Everything worth knowing about a store's files, damage first. Reads every byte. Raises StoreError."""
+    """All findings about a store's files, damage first. Reads every byte. Raises StoreError."""
     root = require_store(store)
     found = [Finding("leftover", "", str(path), "Temporary file.", False) for path in root.glob("*.tmp")]
     for name in run_names(root):
@@ -75,7 +76,7 @@ def _check_run(root: Path, run: str) -> list[Finding]:
         return [_unreadable(run, folder, error)]
     for _ in range(_TRIES):
         before = generation_of(folder)
-        state = run_state(root, run)  # first: what it counts is on disk before it is counted
+        state = run_state(root, run)  # read first, because rows are on disk before the heartbeat counts them
         beats = [(path, read_heartbeat(path)) for _, _, path in heartbeat_files(folder)]
         files = _check_segments(root, run, live=state is not None and state.status in ("running", "stalled"))
         if generation_of(folder) == before:
@@ -195,18 +196,18 @@ def _check_metadata(
 
 
 def _check_commits(root: Path, run: str, state: RunState | None, files: _Files) -> Iterator[Finding]:
-    """Rows without a commit mark: of the step that a killed writer was at."""
+    """Rows without a commit mark, from the step that a killed writer was writing."""
     if state is not None and state.status in ("running", "stalled"):
         return
     for (table, attempt, rank), steps in sorted(files.steps.items()):
         left = sorted(steps - files.steps.get(("steps", attempt, rank), set()))
         if table in _COMMITTED and left:
             message = f"{table} rows of {len(left)} steps, {left[0]} to {left[-1]} (attempt {attempt}, rank {rank}),"
-            yield Finding("uncommitted", run, str(table_dir(root, run, table)), f"{message} lack a commit.", False)
+            yield Finding("uncommitted", run, str(table_dir(root, run, table)), f"{message} lack a commit mark.", False)
 
 
 def _check_counts(root: Path, run: str, beat: dict[str, Any], files: _Files) -> Iterator[Finding]:
-    """What a heartbeat counts against what is there, and what it says was given up."""
+    """Compares what a heartbeat counts with what is on disk, and reports what it says was given up."""
     attempt, rank = beat["attempt"], beat["rank"]
     where = f"(attempt {attempt}, rank {rank})"
     pruned = pruned_rows(run_dir(root, run))

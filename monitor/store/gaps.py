@@ -1,4 +1,4 @@
-"""What a recorder leaves out, as counts and as events: one when a gap opens, one with its extent when it ends."""
+"""What a recorder leaves out, as counts and events. A gap has one event when it opens, and one with its size later."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class _Gap:
 
 
 class Gaps:
-    """The open gaps by part, and what was left out in all. Not safe for threads by itself."""
+    """The open gaps by part, and the counts of all that was left out. Not thread-safe by itself."""
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(PARTS, 0)  # raw tokens in rows, the others in steps
         self._open: dict[str, _Gap] = {}
 
     def widen(self, part: str, first: int, last: int, rows: int, reason: str) -> list[Event]:
-        """Add steps and rows (of raw tokens) or steps (of the others) to a part's gap; the event if this opened it."""
+        """Widens a part's gap by steps `first` to `last` with `rows` raw tokens; the event, if this opened the gap."""
         self.counts[part] += rows
         gap = self._open.get(part)
         if gap is not None:

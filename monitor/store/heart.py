@@ -1,4 +1,4 @@
-"""The heartbeat of a recorder, from a thread of its own: a disk that takes its time over segments does not stop it."""
+"""The heartbeat of a recorder, from a thread of its own, so that slow writes of segments do not delay it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Heart:
 
     def __init__(self, beat: Callable[[str], None]) -> None:
         self._beat = beat
-        self._alone = threading.Lock()  # the last heartbeat is the last one, and no two share a temporary file
+        self._alone = threading.Lock()  # nothing follows the last heartbeat, and no two share a temporary file
         self._stopped = threading.Event()
         self._now = threading.Event()
         self._done = threading.Event()
@@ -24,7 +24,7 @@ class Heart:
         self._thread.start()
 
     def now(self, wait_s: float = 0.0) -> None:
-        """Beat at once, and wait so long for it."""
+        """Beat at once, and wait up to wait_s seconds for it."""
         self._done.clear()
         self._now.set()
         if wait_s:

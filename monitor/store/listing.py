@@ -1,8 +1,8 @@
 """Which segments a reader may open: the one listing behind `open_store` and the dashboard's tail.
 
-A segment is listed once its name is one that a recorder gives, its bytes are those that were written (the CRC-32 in
-its name) and its columns are those of its table. So no reader ever parses damaged bytes, and none touches a file that
-is not a segment. Nothing here writes, renames or deletes.
+A segment is listed if a recorder gives such names, if its bytes have the CRC-32 that its name holds, and if its columns
+are those of its table. So no reader parses damaged bytes or touches a file that is not a segment. Nothing here writes,
+renames or deletes.
 
 A folder is listed again only after its mtime moved, and only new files are read: a refresh of an unchanged store costs
 one stat for each run and table. The first read of a file costs its CRC (some 4 GB/s) and a look at its footer.
@@ -41,7 +41,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment that may be read. `columns` are the names in the file, `former` says that its types are of schema 1."""
+    """A segment that may be read. `columns`: the names in the file. `former`: whether it has the types of schema 1."""
 
     run: str
     path: str
@@ -74,7 +74,7 @@ class Listing:
     """The readable segments of a store by table and run. All methods may be called from any thread."""
 
     def __init__(self, store: Path, con: duckdb.DuckDBPyConnection) -> None:
-        """`con`, which is the listing's own from now on, reads the footers."""
+        """`con` reads the footers. From now on it belongs to the listing."""
         self.store = store
         self._folders: dict[tuple[str, str], _Folder] = {}  # (table, run)
         self._changes = itertools.count(1)
@@ -86,9 +86,9 @@ class Listing:
         self._con.close()
 
     def refresh(self, tables: Collection[str] = tuple(TABLES)) -> list[str]:
-        """Look for new and vanished segments of the tables and check the new ones; the names of all runs.
+        """Look for new and vanished segments of the tables, check the new ones, and return the names of all runs.
 
-        `steps` comes first: what is committed by then has its other rows on disk already. Raises StoreError if the
+        `steps` is listed first: the other rows of every step listed there are on disk already. Raises StoreError if the
         runs cannot be listed.
         """
         with self._lock:
@@ -104,16 +104,16 @@ class Listing:
             return runs
 
     def version(self, table: str) -> int:
-        """A number that moves whenever the readable segments of a table do, or what cannot be read of it."""
+        """A number that changes whenever the readable or unreadable segments of a table change."""
         return self._versions[table]
 
     def stamp(self, table: str, run: str) -> int:
-        """`version` of one run."""
+        """Like `version`, for one run."""
         folder = self._folders.get((table, run))
         return folder.stamp if folder else 0
 
     def segments(self, table: str, run: str | None = None) -> list[Segment]:
-        """The readable segments of a table, of all runs or one, as of the last refresh; by run and name."""
+        """The readable segments of a table at the last refresh, of all runs or of one, sorted by run and name."""
         with self._lock:
             keys = sorted(key for key in self._folders if key[0] == table) if run is None else [(table, run)]
             folders = [self._folders[key] for key in keys if key in self._folders]
@@ -126,21 +126,21 @@ class Listing:
             return [*folder.pending.values(), *(segment.name for segment in folder.fine.values())]
 
     def chosen(self, table: str, run: str, wanted: Callable[[SegmentName], bool]) -> list[Segment]:
-        """One run's readable segments as they are now whose name is wanted; the bytes of others are not looked at."""
+        """One run's readable segments, as they are now, for whose names `wanted` is true. Other files are not read."""
         with self._lock:
             folder = self._list(table, run, _data_folder(run_dir(self.store, run)))
             self._check([(folder, name) for name, parsed in folder.pending.items() if wanted(parsed)])
             return [folder.fine[name] for name in sorted(folder.fine) if wanted(folder.fine[name].name)]
 
     def unreadable(self) -> list[Unreadable]:
-        """What was left out so far, by run and path: of what was asked for."""
+        """What was left out so far of the tables that were asked for, sorted by run and path."""
         with self._lock:
             folders = list(self._folders.values())
             found = [one for folder in folders for _, one in folder.bad.values()]
             return sorted(found + [f.closed for f in folders if f.closed], key=lambda one: (one.run, str(one.path)))
 
     def recheck(self, tables: Collection[str]) -> bool:
-        """Read the bytes of every listed segment of the tables again, after a read failed. True if any list changed."""
+        """After a failed read, check the bytes of every listed segment of the tables again. True if a list changed."""
         with self._lock:
             before = [self._versions[table] for table in tables]
             for folder in [folder for folder in self._folders.values() if folder.table in tables]:
@@ -207,7 +207,7 @@ class Listing:
         return folder
 
     def _check(self, pending: list[tuple[_Folder, str]]) -> None:
-        """List those of the pending files that hold the bytes that were written and the columns of their table."""
+        """List the pending files whose bytes and columns are right, and leave out the others."""
         whole: list[tuple[_Folder, str]] = []
         for folder, name in pending:
             state, reason = _damage(Path(folder.path, name), folder.pending[name])
@@ -222,7 +222,7 @@ class Listing:
             columns = found[path]
             reason = columns if isinstance(columns, str) else _misfit(folder.table, columns)
             if isinstance(columns, str) or reason:
-                if state := _state_of(path):  # else it vanished
+                if state := _state_of(path):  # without a state it has vanished
                     folder.leave_out(name, state, reason or "")
                     self._moved(folder)
                 continue
@@ -231,7 +231,7 @@ class Listing:
             self._moved(folder)
 
     def _columns(self, paths: list[str]) -> dict[str, dict[str, str] | str]:
-        """Names and types of the columns of Parquet files, or what is wrong: all at once, or by halves if one fails."""
+        """{path: names and types of its columns, or what is wrong}. Reads all at once, or by halves if one fails."""
         if not paths:
             return {}
         query = "SELECT file_name, name, num_children, duckdb_type FROM parquet_schema(?)"
@@ -249,7 +249,7 @@ class Listing:
 
 
 def segment_groups(segments: Iterable[Segment]) -> list[list[str]]:
-    """Paths in lists that one read_parquet takes each: of equal columns, those with the newest types first."""
+    """Paths in lists, each for one read_parquet: files of equal columns, those with the newest types first."""
     groups: dict[frozenset[str], list[Segment]] = {}
     for segment in segments:
         groups.setdefault(segment.columns, []).append(segment)
@@ -257,9 +257,9 @@ def segment_groups(segments: Iterable[Segment]) -> list[list[str]]:
 
 
 def _data_folder(run: Path) -> str:
-    """The folder of a run's newest generation. Its own path, not the link: all tables are of one generation then.
+    """The path of a run's newest generation, with the link `data` resolved, so that all tables are of one generation.
 
-    A copy that followed links has a plain folder `data`, and a link that was changed by hand is followed as it is.
+    In a copy that followed links `data` is a plain folder, which is used as it is.
     """
     try:
         target = os.readlink(run / "data")

@@ -1,9 +1,9 @@
-"""A store behind bars: queries of untrusted text run in a process of their own.
+"""A locked store: queries of untrusted text run in a process of their own.
 
-DuckDB's own limits do not hold everywhere: while it folds constants, `range(1000000000)` takes 20 GB and minutes
-whatever `memory_limit` and `max_execution_time` say. So the process has the system's limits on memory and time, and
-the kernel, where it can (Landlock, Linux 5.13 and later), forbids it to write any file. Inside, the text must pass
-`require_select`, DuckDB reaches no file but the store's, and its configuration is locked.
+DuckDB's own limits do not always hold: while it folds constants, `range(1000000000)` takes 20 GB and minutes, whatever
+`memory_limit` and `max_execution_time` say. So the system limits the process's memory and time. Where the kernel has
+Landlock (Linux 5.13 and later), it also forbids the process to write any file. Inside the process the text must pass
+`require_select`, DuckDB may read only the store's files, and its configuration is locked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from monitor.store.select_only import require_select
 from monitor.store.session import Session
 
 _SPARE_BYTES = 256 << 20  # what Python, Arrow and the allocators hold beside DuckDB's own memory
-_SPARE_S = 1  # DuckDB ends a query at its limit itself, most of the time; the system waits so much longer
+_SPARE_S = 1  # DuckDB mostly ends a query at the limit itself; the system ends the process this much later
 _HEADER = struct.Struct("<QQ")  # bytes of the JSON and of the Arrow stream that follow
 
 
@@ -47,7 +47,7 @@ class Limits:
 
 
 class LockedSession:
-    """Asks the process behind bars; starts it with the first query, and again after one that had to be ended."""
+    """Sends queries to the locked process. Starts it with the first query, and again after it had to be ended."""
 
     def __init__(self, root: Path, limits: Limits) -> None:
         self.root, self.limits = root, limits
@@ -65,7 +65,7 @@ class LockedSession:
                 said, rows = _receive(process.stdout)
             except (EOFError, BrokenPipeError):
                 raise StoreError(self._why_it_ended()) from None
-            except BaseException:  # Ctrl-C: what it would still say must not answer the next query
+            except BaseException:  # on Ctrl-C too, or its late answer would be taken for the next query's
                 self._end()
                 raise
         answer = json.loads(said)
@@ -100,7 +100,7 @@ class LockedSession:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for the asker, who ends it
+            start_new_session=True,  # Ctrl-C reaches only the parent, which ends it
         )
         return self._process
 
@@ -118,18 +118,18 @@ class LockedSession:
     def _why_it_ended(self) -> str:
         process = self._process
         assert process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it closed its pipes: it is about to end by itself
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it closed its pipes, so it is about to end by itself
             process.wait(1.0)
         code = self._end() or 0
         if code == -signal.SIGALRM:
             return _too_slow(self.limits)
-        if code < 0:  # it was killed, or aborted where memory was refused
+        if code < 0:  # it was killed, or it aborted when memory was refused
             return _too_big(self.limits)
         return f"The process that answers for a locked store ended by itself (exit code {code}). Ask again."
 
 
 def serve() -> None:
-    """The process behind bars: answers what comes on stdin until that ends."""
+    """Main function of the locked process: answers the queries on stdin until it is closed."""
     root, limits = Path(sys.argv[1]), Limits(*map(int, sys.argv[2:5]))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     with contextlib.suppress(OSError, AttributeError):
@@ -141,7 +141,7 @@ def serve() -> None:
             query, params = pickle.loads(_receive(requests)[0])
         except EOFError:
             return
-        signal.alarm(limits.seconds + _SPARE_S)  # ends this process, whatever it is in the middle of
+        signal.alarm(limits.seconds + _SPARE_S)  # ends this process, whatever it is doing
         rows, answer = b"", {}
         try:
             require_select(session.con, query)
@@ -186,7 +186,7 @@ def _private_bytes() -> int:
 
 
 def _forbid_writes() -> None:
-    """Give up the right to write, make, rename or remove any file, and to connect: Landlock. Raises OSError."""
+    """Give up, by Landlock, the right to write, make, rename or remove files and to connect. Raises OSError."""
     if sys.platform != "linux":
         return
     create_ruleset, restrict_self, no_new_privileges = 444, 446, 38

@@ -1,9 +1,9 @@
-"""Locks that say who writes: one for each rank of a run, held alone by its recorder for as long as its process lives.
+"""Locks that say who writes. Each rank of a run has one, which its recorder holds alone as long as its process lives.
 
-The kernel lets go of them when the process ends, however it ends: on the same machine a free lock means that the
-writer is gone, and a held one that it lives, whatever clocks and heartbeats say. They are `flock` locks. On NFS Linux
-turns them into locks of the server, where a client that was cut off may keep its lock for a while, and some file
-systems have none at all: there the heartbeat's age decides (monitor.store.runs).
+The kernel frees a lock when its process ends, however it ends. So on the same machine a free lock means that the writer
+is gone, and a held lock that it lives, whatever clocks and heartbeats say. They are `flock` locks. On NFS, Linux turns
+them into locks of the server, where a client that lost its connection may keep its lock for a while. Some file systems
+have no locks at all. There the heartbeat's age decides (monitor.store.runs).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import weakref
 from pathlib import Path
 
-_LOOKS_S = 5.0  # how long to try again while readers are just looking
+_LOOKS_S = 5.0  # how long to try again while only a reader's `is_held` is in the way
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
@@ -24,7 +24,7 @@ def rank_lock(folder: Path, rank: int) -> Path:
 
 
 def take_rank(folder: Path, rank: int) -> FileLock:
-    """Become the writer of a rank. Raises BlockingIOError if there is one; a reader's `is_held` is waited for."""
+    """Become the writer of a rank. Waits for a reader's `is_held`. Raises BlockingIOError if the rank has a writer."""
     return FileLock(rank_lock(folder, rank), wait_s=_LOOKS_S)
 
 
@@ -39,10 +39,11 @@ def take_run(folder: Path) -> FileLock:
 
 
 class FileLock:
-    """A lock on a file, made if missing, held until `release` or the end of the process; forked children have no part.
+    """A lock on a file, which is made if missing. It is held until `release` or the end of the process.
 
-    shared: together with other shared holders. Raises BlockingIOError if someone else holds it, other OSErrors if the
-    file cannot be opened. `works` is False where the file system has no locks: nothing is held there.
+    Forked children do not hold it. shared: other shared holders may hold it too. `works` is False where the file system
+    has no locks, so that nothing is held. Raises BlockingIOError if someone else holds the lock, and other OSErrors if
+    the file cannot be opened.
     """
 
     def __init__(self, path: Path, *, shared: bool = False, wait_s: float = 0.0) -> None:
@@ -53,7 +54,7 @@ class FileLock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 self.works = _lock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
-                if _is_at(fd, path):  # else it was removed with the folder of a failed start: lock the new one
+                if _is_at(fd, path):  # if not, a failed start removed its folder: lock the new file
                     self._fd, fd = fd, -1
             finally:
                 if fd >= 0:
@@ -68,7 +69,7 @@ class FileLock:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a process holds a lock alone; None where that cannot be told. Takes nothing away from it."""
+    """Whether a process holds a lock alone; None where that cannot be told. The holder keeps its lock."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
@@ -85,7 +86,7 @@ def is_held(path: Path) -> bool | None:
 
 
 def _lock(fd: int, kind: int, deadline: float) -> bool:
-    """Take the lock; False where there are none. Raises BlockingIOError if someone holds it."""
+    """Take the lock; False where the file system has no locks. Raises BlockingIOError if someone holds it."""
     while True:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
@@ -99,7 +100,7 @@ def _lock(fd: int, kind: int, deadline: float) -> bool:
 
 
 def _only_looks(fd: int) -> bool:
-    """Whether the lock is refused only because of a reader's look (`is_held`), which is over in no time."""
+    """Whether the lock is refused only because of a reader's `is_held`, which takes very little time."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -118,7 +119,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _leave_to_parent() -> None:
-    """A forked child shares the parent's open files, and with them its locks: they must end with the parent."""
+    """Runs in a forked child, which shares the parent's open files: closes them, so that locks end with the parent."""
     for lock in list(_held):
         lock.release()
 

@@ -69,27 +69,27 @@ def _numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 
 class Store:
-    """A store opened for questions. Use one Store in as many threads as you like: each query has its own cursor.
+    """A store opened for queries. Threads may share one Store, because each query has its own cursor.
 
-    The tables and views are those of docs/store.md. Nothing in the store is changed, whatever its state: what cannot
-    be read is left out and named by `unreadable`. `locked` is for text that is not trusted (monitor/store/locked.py):
-    one SELECT at a time on the views, in a process of its own that cannot write, within `limits`.
+    The tables and views are those of docs/store.md. Nothing in the store is ever changed. What cannot be read is left
+    out, and `unreadable` names it. `locked` is for queries that are not trusted (monitor/store/locked.py): it allows
+    one SELECT at a time on the views, within `limits`, and runs it in a process that cannot write.
     """
 
     def __init__(self, path: str | Path, *, locked: bool = False, limits: Limits | None = None) -> None:
         self.root = require_store(path)
         self.locked = locked
         self._faults: dict[str, list[Unreadable]] = {}
-        with contextlib.suppress(OSError, duckdb.Error):  # for other clients; a store that cannot be written is read
+        with contextlib.suppress(OSError, duckdb.Error):  # for other clients; not needed here
             ensure_catalog(self.root)
         self._session = LockedSession(self.root, limits or Limits()) if locked else Session(self.root)
 
     def sql(self, query: str, params: Sequence[Any] = ()) -> Result:
         """Run one query. `?` in it takes `params` in order.
 
-        The bytes of a file are checked when a query first reads it. Files that a compaction removed meanwhile are
-        looked up again; damaged files are left out. Raises duckdb.Error for a faulty query; on a locked store
-        StoreError for anything but a plain SELECT, and for one beyond the limits.
+        The bytes of a file are checked when a query first reads it. If a compaction removes files meanwhile, the query
+        is repeated on the new ones. Damaged files are left out. Raises duckdb.Error for a faulty query. On a locked
+        store, raises StoreError for anything but a plain SELECT, and for a query beyond the limits.
         """
         if isinstance(self._session, LockedSession):
             return Result(self._session.run(query, params))
@@ -97,9 +97,9 @@ class Store:
         return Result(pa.table({}) if table is None else table)
 
     def unreadable(self) -> list[Unreadable]:
-        """What the queries so far, `runs` and `run` had to leave out, and why.
+        """The files that the queries so far, `runs` and `run` had to leave out, and why.
 
-        Only what was asked for has been looked at; `rlvr store check` reads every byte of a store.
+        Only files that were needed have been read; `rlvr store check` reads every byte of a store.
         """
         found = {*self._session.unreadable(), *(one for faults in self._faults.values() for one in faults)}
         return sorted(found, key=lambda one: (one.run, str(one.path)))

@@ -1,7 +1,7 @@
-"""Space that a recorder keeps for itself, and the judgement whether a disk has room.
+"""The reserve: disk space that a recorder keeps for itself; and how it judges whether a disk has room.
 
-A disk that fills while a run goes on leaves it a reserve: blocks that are given back, a little at a time, whenever a
-write of step scalars and alerts finds no space. A little at a time, because whoever filled the disk takes what is free.
+When the disk fills during a run, the recorder gives blocks of its reserve back whenever a write of step scalars and
+alerts finds no space. It gives them back a little at a time, because whoever filled the disk takes all that is free.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 SIZE = 4 << 20  # bytes of a full reserve
-_SHARE = 8  # a small disk: at most this part of its free space
-_GIVE = 8 << 10  # bytes given back at a time: two small segments
+_SHARE = 8  # on a small disk the reserve takes at most free space / _SHARE
+_GIVE = 8 << 10  # bytes given back at a time: room for two small segments
 _NO_SPACE = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
-_BATCH = 128 << 10  # bytes that a batch is taken to need at least
+_BATCH = 128 << 10  # bytes; smaller batches are assumed to need this much
 _RETURN = 8  # batches of the largest size that must fit before raw tokens come back
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 600.0
 
@@ -26,7 +26,7 @@ class Reserve:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.left = path.stat().st_size if path.exists() else 0  # of an attempt that was killed
+        self.left = path.stat().st_size if path.exists() else 0  # a killed attempt may have left one
         self.fill()
 
     def fill(self) -> None:
@@ -44,7 +44,7 @@ class Reserve:
             os.close(fd)
 
     def give(self, keep: int = 0) -> bool:
-        """Give some blocks back to the disk, with `keep` all but so many bytes; False if there are none to give."""
+        """Give some blocks back to the disk, or with `keep` all but that many bytes. False if there are none left."""
         if self.left <= keep:
             return False
         self.left = keep or max(0, self.left - _GIVE)
@@ -57,15 +57,16 @@ class Reserve:
 
 
 class Room:
-    """Whether the disk takes raw tokens: no from the first refusal on, until there is clearly room again.
+    """Whether raw tokens may be written: not after a refused write, until there is clearly room again.
 
-    Clearly: several of the largest step so far would fit, and some time has passed since the last refusal, the longer
-    the more often it came back soon, because not every file system says truly what is free.
+    There is clearly room if several batches of the largest size so far would fit and some time has passed since the
+    last refusal. That time grows with each refusal that soon follows, because file systems do not always report free
+    space truly.
     """
 
     def __init__(self, folder: Path) -> None:
         self.full = False
-        self.reason = ""  # of the last refusal
+        self.reason = ""  # why the disk last refused
         self._folder = folder
         self._largest = 0  # bytes of the largest batch
         self._good = 0  # batches since the disk last had room again
@@ -85,7 +86,7 @@ class Room:
         self.full, self.reason, self._refused = True, told(error), time.monotonic()
 
     def fits(self, batches: int) -> bool:
-        """Whether there is room for so many batches of the largest size, of 128 KiB at least."""
+        """Whether there is room for this many batches of the largest size so far, or of 128 KiB if that is more."""
         try:
             return free_bytes(self._folder) >= batches * max(self._largest, _BATCH)
         except OSError:
@@ -102,7 +103,7 @@ class Room:
 
 
 def told(error: BaseException) -> str:
-    """What the system said, in one line: DuckDB wraps it in JSON."""
+    """The system's message in one line, without the JSON that DuckDB wraps it in."""
     number = re.search(r'"errno":"(\d+)"', str(error))
     return os.strerror(int(number[1])) if number else str(error).partition("\n")[0]
 

@@ -23,7 +23,7 @@ _ARROW = {
     "VARCHAR[]": pa.list_(pa.string()),
     "BIGINT[]": pa.list_(pa.int64()),
 }
-_BLOCK = 64  # rows of Python values that are converted in one go
+_BLOCK = 64  # rows of Python values that are converted at once
 _CONSTANT = ("run", "attempt", "rank")  # added by the segment writer
 SCHEMAS = {
     table: pa.schema([(name, _ARROW[kind]) for name, kind in columns.items() if name not in _CONSTANT])
@@ -33,7 +33,7 @@ _ALERT_COLUMNS = tuple(name for name in SCHEMAS["alerts"].names if name not in (
 
 
 def _printable(value: Any) -> Any:
-    """Text that UTF-8 can hold: half a character (a lone surrogate) becomes '?'."""
+    """Text that UTF-8 can hold: a lone surrogate, which is half a character, becomes '?'."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     return [_printable(item) for item in value]
@@ -44,7 +44,7 @@ def _column(values: Any, kind: pa.DataType) -> pa.Array:
         return values
     if isinstance(values, np.ndarray):
         return pa.array(np.ascontiguousarray(values)).cast(kind)
-    # In blocks: Arrow holds the interpreter while it reads Python strings, and the trainer must get its turn.
+    # In blocks, because Arrow holds the interpreter lock while it reads Python strings, and the trainer needs it too.
     blocks = [values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK)]
     return pa.concat_arrays([_texts(block, kind) for block in blocks] or [pa.array([], kind)])
 

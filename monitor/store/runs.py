@@ -1,4 +1,4 @@
-"""Which runs a store holds and how they fare, from run.json, the heartbeats and the locks: no segment is opened."""
+"""Which runs a store holds and their status, from run.json, the heartbeats and the locks. No segment is opened."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from monitor.store.locks import is_held, rank_lock
 from monitor.store.schema import TABLES, run_dir
 from monitor.store.segments import QUARANTINED
 
-# A heartbeat is compared with the reader's clock only where no lock can tell whether its writer lives. Its age must
-# then allow for clocks that differ by 20 s and for a disk that takes 30 s to write.
+# A heartbeat is compared with the reader's clock only where no lock can tell whether its writer lives. The limits on
+# its age allow for clocks that differ by 20 s and for a disk that takes 30 s to write.
 DEAD_AFTER_S = 60.0  # a heartbeat of another machine older than this: crashed
 HUNG_AFTER_S = 120.0  # the writer lives but its heartbeat is older than this: stalled
 STALL_MIN_S = 60.0  # no step for longer than this, and than STALL_STEPS median steps: stalled
 STALL_STEPS = 6.0
-FIRST_STEP_S = 600.0  # the first step may take this long: models are loaded, kernels compiled
-# The worst rank speaks for the run. The catalog's `runs` view holds the same order.
+FIRST_STEP_S = 600.0  # the first step may take this long, because models are loaded and kernels compiled
+# Worst first: a run has the status of its worst rank. The catalog's view `runs` uses the same order.
 STATUS_ORDER: tuple[RunStatus, ...] = ("failed", "crashed", "stalled", "running", "stopped", "finished")
 
 _BEAT_NAME = re.compile(r"heartbeat-r(\d{3,})(?:-a(\d{3,}))?\.json")
@@ -76,8 +76,8 @@ _INFO_TYPES: dict[str, type] = {
 class RunState:
     """One run of a store. Times are seconds since 1970; `info` is run.json (the fields of RunInfo and more).
 
-    busy: what keeps the trainer from its next step, in its own words. lost_steps: steps that were given up for good.
-    `heartbeats` are the newest of each rank. faults: (path, what is wrong) of run.json and of those.
+    busy: what the trainer does instead of its next step, in its own words. lost_steps: steps that were given up for
+    good. heartbeats: the newest of each rank. faults: (path, what is wrong) of run.json and of these heartbeats.
     """
 
     name: str
@@ -100,7 +100,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is missing, half-written or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        # half of a character (a lone surrogate), which no terminal, browser or database takes, becomes "?"
+        # a lone surrogate, half a character that no terminal, browser or database accepts, becomes "?"
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (OSError, ValueError, RecursionError):
         return None
@@ -155,7 +155,7 @@ def read_heartbeat(path: Path) -> dict[str, Any] | None:
     """A heartbeat without the fields whose type is wrong; None if it cannot be read."""
     match = _BEAT_NAME.fullmatch(path.name)
     found = read_json(path)
-    if found is None:  # renewed in place on a full disk: look again
+    if found is None:  # on a full disk it is rewritten in place, and may have been read half written
         time.sleep(0.002)
         found = read_json(path)
     if found is None or match is None:
@@ -166,10 +166,10 @@ def read_heartbeat(path: Path) -> dict[str, Any] | None:
 
 
 def read_heartbeats(store: Path, run: str) -> list[dict[str, Any]]:
-    """The newest heartbeat of every rank, by rank. Those that say "running" tell in `alive` what the lock says.
+    """The newest heartbeat of every rank, by rank. Those with status "running" also have `alive`, from the lock.
 
-    alive: True while the writer lives, False when it is gone, None where only the heartbeat's age can tell. A newest
-    heartbeat that cannot be read stands for an attempt of which only that is known.
+    alive: True while the writer lives, False when it is gone, None where only the heartbeat's age can tell. If the
+    newest heartbeat of a rank cannot be read, its entry holds little more than the attempt.
     """
     folder = run_dir(store, run)
     newest = {rank: (attempt, path) for rank, attempt, path in heartbeat_files(folder)}
@@ -190,11 +190,11 @@ def _alive(folder: Path, beat: Mapping[str, Any]) -> bool | None:
         return None  # a lock of another machine may be out of sight
     if held is False and beat.get("lock", True):
         return False
-    return False if not pid_alive(beat.get("pid", 0)) else None  # of a version, or on a disk, without locks
+    return False if not pid_alive(beat.get("pid", 0)) else None  # its version or disk has no locks
 
 
 def _typed(found: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
-    """The fields that have the type they should have, whole numbers also as floats; unknown ones stay, nulls go."""
+    """The fields of the right type. Whole numbers may stand for floats; unknown fields are kept, nulls dropped."""
 
     def fits(value: object, kind: type) -> bool:
         if kind is float:
@@ -217,15 +217,15 @@ def pid_alive(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return True  # no /proc here: a process that takes signals counts as alive
+        return True  # without /proc, a process that can be sent signals counts as alive
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def rank_status(beat: Mapping[str, Any], now: float) -> RunStatus:
     """Status of one rank from a heartbeat of `read_heartbeats`.
 
-    `now`, the reader's clock, counts only for the age of a heartbeat, where margins are wide. Whether steps come is
-    judged by the writer's own clock, at the time of the heartbeat.
+    `now`, the reader's clock, is compared only with the age of a heartbeat, for which limits are wide. Whether steps
+    still come is judged at the time of the heartbeat, by the writer's own clock.
     """
     status: RunStatus = beat.get("status") or "crashed"
     if status != "running":
@@ -245,7 +245,7 @@ def rank_status(beat: Mapping[str, Any], now: float) -> RunStatus:
 
 
 def busy_with(heartbeats: Sequence[Mapping[str, Any]]) -> str | None:
-    """What a run does that is no step, as its trainer said ("evaluation"); None while it trains."""
+    """What a run does instead of steps, in its trainer's words ("evaluation"); None while it trains."""
     return next((beat["busy"] for beat in heartbeats if beat.get("status") == "running" and beat.get("busy")), None)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SCHEMA_VERSION = 2
-FORMER_TYPES = {"step": "INTEGER", "first_step": "INTEGER"}  # of schema 1, which readers take as well
+FORMER_TYPES = {"step": "INTEGER", "first_step": "INTEGER"}  # types of schema 1, which readers accept too
 _KEY = {"run": "VARCHAR", "attempt": "SMALLINT", "step": "BIGINT", "rank": "SMALLINT"}
 
 TABLES: dict[str, dict[str, str]] = {
@@ -76,7 +76,7 @@ _NAME = re.compile(r"a(\d{3,})-r(\d{3,})-s(\d{8,})-(\d{8,})-([0-9a-f]{8})\.parqu
 class SegmentName:
     """aAAA-rRRR-sFFFFFFFF-LLLLLLLL-CCCCCCCC.parquet: attempt, rank, first and last step, CRC-32 of the bytes.
 
-    Attempt, rank and steps have at least so many digits, and more where they need them.
+    Attempt, rank and steps have at least as many digits as shown, and more if needed.
     """
 
     attempt: int

@@ -26,12 +26,12 @@ def quote(text: str) -> str:
 
 
 def escape_glob(path: str) -> str:
-    """A path as DuckDB reads it in a list of globs: its own *, ? and [ mean themselves."""
+    """A path for DuckDB's list of globs, with *, ? and [ escaped."""
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def memory_connection(threads: int = 1) -> duckdb.DuckDBPyConnection:
-    """A private in-memory DuckDB. One thread by default: the writer must not take the trainer's cores."""
+    """A private in-memory DuckDB. It has one thread by default, so that the writer leaves the trainer its cores."""
     return duckdb.connect(":memory:", config={"threads": threads})
 
 
@@ -100,10 +100,10 @@ def list_segments(store: Path, run: str, table: str) -> list[tuple[SegmentName, 
 
 
 def write_seeds(store: Path) -> None:
-    """Zero-row segments, and JSON files that say nothing, in a folder that is no run.
+    """Writes zero-row segments and empty JSON objects into a folder that is not a run's.
 
-    They fix the columns' types for the globs of store.duckdb and keep every such glob from being empty. The steps in
-    their names are the version of the schema. Our own readers list files and need no seeds. Raises OSError.
+    They fix the types of the columns for the globs of store.duckdb, and no such glob is ever empty. The steps in their
+    names are the version of the schema. Our own readers list files and need no seeds. Raises OSError.
     """
     seed = run_dir(store, SEED_RUN)
     for name in ("run.json", "heartbeat-r000.json"):

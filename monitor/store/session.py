@@ -28,7 +28,7 @@ from monitor.store.segments import escape_glob, memory_connection, quote
 
 T = TypeVar("T")
 
-_TRIES = 6  # a compaction swaps one run after the other; each swap can hit a query that spans them all once
+_TRIES = 6  # a compaction swaps the files of one run after another, and each swap may make a query fail once
 _WORD = re.compile(r"[a-z][a-z0-9_]*")
 _STATES: dict[str, Mapping[str, str]] = {"run_files": RUN_COLUMNS, "heartbeats": BEAT_COLUMNS, "runs": RUNS_COLUMNS}
 _ANYTHING = {"query", "query_table"}  # functions whose text may name a view in pieces
@@ -51,7 +51,7 @@ class Session:
         self.root = root
         self.con = memory_connection(threads=2)
         self.con.execute("SET python_enable_replacements = false")  # a table's name must not find a Python variable
-        self.con.execute("SET parquet_metadata_cache = true")  # checked once, read by each query
+        self.con.execute("SET parquet_metadata_cache = true")  # footers are read once, not by each query
         self._listing = Listing(root, self.con.cursor())
         self._shown = dict.fromkeys(TABLES, 0)  # versions of the listing that the views show
         self._faults: list[Unreadable] = []  # of run.json and heartbeats
@@ -76,8 +76,8 @@ class Session:
     def run(self, query: str, params: Sequence[Any], fetch: Callable[[duckdb.DuckDBPyRelation], T]) -> T | None:
         """What `fetch` makes of the rows of a query; None for a statement without rows.
 
-        A read that fails is tried again without the files that a compaction removed meanwhile or that turn out to be
-        damaged now. Raises duckdb.Error.
+        If a read fails because a compaction removed files or because files are damaged by now, the query is repeated
+        without these files. Raises duckdb.Error.
         """
         tables, states = self._named_in(query)
         for left in reversed(range(_TRIES)):
@@ -94,7 +94,7 @@ class Session:
         raise AssertionError("unreachable")
 
     def _named_in(self, query: str) -> tuple[list[str], bool]:
-        """(tables that a query may read, whether it may read the state of runs), by the words in its text."""
+        """(tables that a query may read, whether it may read the state of runs), judged by the words in its text."""
         words = set(_WORD.findall(query.lower()))
         if self._own_names and words & {"create", "prepare"}:
             self._own_names = False

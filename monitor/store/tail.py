@@ -1,8 +1,8 @@
-"""Tail: one in-memory DuckDB that follows a store, ingesting only what is new.
+"""Tail: one in-memory DuckDB that follows a store and ingests only what is new.
 
-Small tables (steps, histograms, alerts, events) are held in memory; tokens and samples are read from the files that
-hold the asked step. Which files may be read says monitor/store/listing.py: a poll of an unchanged run costs a few
-stat calls.
+Small tables (steps, histograms, alerts, events) are held in memory. Tokens and samples are read, when asked for, from
+the files that hold the step. monitor/store/listing.py decides which files may be read. A poll of an unchanged run costs
+a few stat calls.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Tail:
                 return self.version
             now = time.time() if now is None else now
             names: list[str] = []
-            with contextlib.suppress(StoreError):  # no store yet: it fills later
+            with contextlib.suppress(StoreError):  # there may be no store yet
                 names = self._listing.refresh(SMALL_TABLES)
             for gone in set(self.runs) - set(names):
                 self._forget_rows(gone)
@@ -110,7 +110,7 @@ class Tail:
         return found
 
     def files(self, run: str, table: str, step: int) -> list[str]:
-        """Segments of `table` that may hold `step`, of the attempt that shows it."""
+        """Segments of `table` that may hold `step`, of the newest attempt that committed it."""
         attempts = (
             self.cursor()
             .execute("SELECT max(attempt) FROM committed WHERE run = ? AND step = ?", [run, step])
@@ -123,7 +123,7 @@ class Tail:
         return [escape_glob(segment.path) for segment in self._listing.chosen(table, run, wanted)]
 
     def spans(self, run: str, table: str) -> list[tuple[int, int]]:
-        """(first step, last step) of every segment of `table`: which steps can have rows, without opening a file."""
+        """(first step, last step) of every segment of `table`: which steps can have rows, known from file names."""
         return sorted((name.first_step, name.last_step) for name in self._listing.names(table, run))
 
     def _refresh(self, entry: RunEntry, now: float) -> bool:
@@ -149,7 +149,7 @@ class Tail:
         return True
 
     def _ingest(self, entry: RunEntry) -> bool:
-        """Bring the tables in memory to what the listing says of a run; True if that changed anything."""
+        """Make the tables in memory match what the listing says of a run; True if that changed anything."""
         stamps = tuple(self._listing.stamp(table, entry.name) for table in SMALL_TABLES)
         if stamps == entry.stamps:
             return False
@@ -177,9 +177,9 @@ class Tail:
         return True
 
     def _stage(self, entry: RunEntry, table: str, segments: list[Segment]) -> bool:
-        """Read segments into a table beside; False if some could not be read, of which the listing then knows.
+        """Read segments into a staging table. False if some could not be read; the listing then leaves these out.
 
-        Staging stands outside the transaction because a failed statement aborts a transaction as a whole.
+        Staging happens outside of the transaction, because a failed statement aborts a whole transaction.
         """
         columns = ", ".join(f'"{name}"' for name in TABLES[table] if name != "run")
         insert = f"INSERT INTO staged_{table} SELECT ?, {columns} FROM read_parquet(?, hive_partitioning = false)"
@@ -194,11 +194,11 @@ class Tail:
             except duckdb.Error as error:
                 complete = False
                 if len(batch) > 1:
-                    self._con.execute(f"DELETE FROM staged_{table}")  # what other groups of the batch had staged
+                    self._con.execute(f"DELETE FROM staged_{table}")  # also what other groups had staged
                     batches += [[segment] for segment in batch]
                 elif Path(batch[0].path).exists():
                     self._listing.leave_out(batch[0], f"DuckDB cannot read it: {str(error).splitlines()[0]}")
-                # else it vanished: the next poll sees what stands there instead
+                # otherwise the file vanished, and the next poll sees what replaced it
         return complete
 
     def _forget_rows(self, run: str) -> None:

@@ -34,7 +34,7 @@ _BEAT_BYTES = 2048  # a heartbeat is padded to as many: on a full disk it is ren
 class RunWriter:
     """The open attempt of one rank: holds the rank's lock, a private DuckDB, the reserve and the counts.
 
-    Opening either succeeds or leaves all as it was: the name of a run that could not start stays free.
+    Opening either succeeds or leaves everything as it was, so the name of a run that could not start stays free.
     """
 
     def __init__(self, store: str | Path, info: RunInfo, *, rank: int = 0, resume: bool = False) -> None:
@@ -55,7 +55,7 @@ class RunWriter:
             self._undo = undo.pop_all()
 
     def _open(self, resume: bool, undo: ExitStack) -> None:
-        """All that can fail comes before the heartbeat, which takes the attempt's number, and run.json, the name."""
+        """Opens all. The heartbeat claims the attempt's number and run.json the name, so both are written last."""
         self._lock = self._take_locks(resume, undo)
         previous = self._previous_attempt(resume)
         self.attempt = previous + 1
@@ -76,12 +76,12 @@ class RunWriter:
             self._write_run_json(resume, undo)
 
     def last_step(self) -> int | None:
-        """The last step that earlier attempts of this rank have committed, by the names of their segments."""
+        """The last step that earlier attempts of this rank have committed, taken from the names of their segments."""
         names = [name for name, _ in segments.list_segments(self.store, self.info.name, "steps")]
         return max((name.last_step for name in names if name.rank == self.rank), default=None)
 
     def publish(self, batch: Batch) -> None:
-        """Write what is left of a batch, `steps` last. Raises OSError or duckdb.Error; call again to go on."""
+        """Write what is left of a batch, `steps` last. Raises OSError or duckdb.Error; call again to continue."""
         batch.tried = True
         while batch.tables:
             table = self.next_table(batch)
@@ -96,14 +96,14 @@ class RunWriter:
             self.token_bytes += size if table == "tokens" else 0
 
     def reconnect(self) -> None:
-        """Replace the private DuckDB: after some errors it answers nothing any more. Raises duckdb.Error."""
+        """Replace the private DuckDB, which after some errors refuses every statement. Raises duckdb.Error."""
         with contextlib.suppress(duckdb.Error):
             self._con.close()
         self._con = segments.memory_connection()
 
     @staticmethod
     def next_table(batch: Batch) -> str:
-        """The table of a batch that is to be written next."""
+        """The next table of a batch to write."""
         return next(table for table in WRITE_ORDER if table in batch.tables)
 
     def heartbeat(self, fields: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ class RunWriter:
                 os.close(fd)
 
     def close(self) -> None:
-        """End the attempt: give back the reserve, the connection and, last, the locks."""
+        """End the attempt: release the reserve, the connection and, last, the locks."""
         with contextlib.suppress(OSError):
             self.reserve.remove()
         self._con.close()
@@ -131,7 +131,7 @@ class RunWriter:
         self._run_lock.release()
 
     def abandon(self) -> None:
-        """Undo the opening: nothing has been recorded, and the name is free again."""
+        """Undo the opening of a run that has recorded nothing, so that its name is free again."""
         self._undo.close()
 
     def _beat(self, fields: Mapping[str, Any]) -> str:
@@ -181,7 +181,7 @@ class RunWriter:
         )
 
     def _remove_folder(self) -> None:
-        """Of a new run that could not start, unless another rank is at it."""
+        """Removes the folder of a new run that could not start, unless another rank uses it."""
         locks = {f"rank-{self.rank:03d}.lock", "run.lock"}
         left = {path.name for path in self.folder.iterdir()} - locks - {"data", "data.g0"}
         if left:
@@ -246,7 +246,7 @@ class RunWriter:
                 left.unlink(missing_ok=True)
 
     def _claim_attempt(self, undo: ExitStack) -> None:
-        """The first heartbeat. Its file must be new: no two processes share an attempt, not even without locks."""
+        """Writes the first heartbeat. Its file must be new, so no two processes share an attempt even without locks."""
         path = self.folder / heartbeat_name(self.rank, self.attempt)
         tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:

@@ -1,4 +1,4 @@
-"""Records complete steps for ever and prints each acknowledged one: killed by test_recorder_crash."""
+"""Records complete steps for ever and prints each acknowledged one, until test_recorder_crash kills it."""
 
 from __future__ import annotations
 

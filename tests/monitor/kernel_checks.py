@@ -1,6 +1,6 @@
 """The checks of the Triton kernel, which test_group_kernel.py runs in a process of their own.
 
-With TRITON_INTERPRET=1, which Triton reads when it is imported, on the CPU; else on the CUDA device.
+With TRITON_INTERPRET=1, which Triton reads when it is imported, they run on the CPU, otherwise on the CUDA device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LN2 = math.log(2.0)
 
 @pytest.fixture(autouse=True)
 def quick_interpreter(monkeypatch):
-    """Triton's interpreter patches its language anew for each call of a function inside a kernel: half its time."""
+    """Speeds Triton's interpreter up, which spends half its time on patching its language at each call in a kernel."""
     patched: set[bool] = set()
 
     def call(self, *args, **kwargs):
@@ -39,7 +39,7 @@ def quick_interpreter(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch):
-    """Whatever the kernel forgets to write is NaN, or an absurd number of rollouts."""
+    """Fills new tensors with NaN, or an absurd number of rollouts, so that values the kernel does not write show."""
 
     def poisoned(*size: int, dtype: torch.dtype = torch.float32, **options) -> Tensor:
         return torch.full(size, float("nan") if dtype.is_floating_point else -77, dtype=dtype, **options)
@@ -247,7 +247,7 @@ def test_what_the_kernel_does_not_take_goes_to_the_definition(monkeypatch):
 
 @pytest.mark.skipif(not INTERPRETED, reason="compiled kernels keep their constants")
 def test_a_fold_that_is_never_counted_ends_as_nan(monkeypatch):
-    """The wait is bounded: should programs start in another order than that of their numbers, NaN and not a hang."""
+    """The wait is bounded: if programs start in another order than that of their numbers, the result is NaN."""
     logits, ids, mask = drawn([1, 1], 401)
     monkeypatch.setattr(group_kernel, "PATIENCE", group_kernel.tl.constexpr(3))
     monkeypatch.setattr(group_kernel.torch, "empty", torch.zeros)  # so that the NaN is the kernel's

@@ -1,4 +1,4 @@
-"""Opens a run when told to, says whether it could, and records and beats until its input ends (test_store_locks)."""
+"""For test_store_locks: opens a run when told to, prints whether it could, and records until its input ends."""
 
 from __future__ import annotations
 
