@@ -199,3 +199,29 @@ def test_disabled_rules_and_capped_severities() -> None:
     assert {a.severity for a in replay(series, rules=[rule()])} == {"critical"}
     assert {a.severity for a in replay(series, rules=[rule(worst="info")])} == {"info"}
     assert AlertEngine([rule(enabled=False)]).rules == ()
+
+
+def test_shapes_are_told_and_never_alarm_by_default() -> None:
+    h1, h2 = line((0, 0.5), (40, 0.5), (80, 0.8)), np.full(100, 0.4)
+    (tails,) = firings(RULES["tail_noise"](), entropy=h1, renyi2=h2)
+    assert tails.severity == "info" and tails.threshold == pytest.approx(1.3 * 0.5)
+    assert firings(RULES["tail_noise"](), entropy=h1, renyi2=0.8 * h1) == []  # both rise: that is an explosion
+    (peaks,) = firings(
+        RULES["peak_sharpening"](), entropy=np.full(100, 0.5), renyi2=line((0, 0.4), (40, 0.4), (80, 0.1))
+    )
+    assert peaks.threshold == pytest.approx(0.6 * 0.4)
+    assert firings(RULES["peak_sharpening"](), entropy=1.2 * h1[::-1], renyi2=h1[::-1]) == []  # both fall: a collapse
+    flow = {"predicted_entropy_lowering_weighted": np.full(100, -0.01)}
+    (out,) = firings(RULES["entropy_flow"](), predicted_entropy_raising_weighted=np.full(100, 0.003), **flow)
+    assert "make up for 30% of" in out.message and out.step == 11  # ten rows, third in a row
+    assert firings(RULES["entropy_flow"](), predicted_entropy_raising_weighted=np.full(100, 0.006), **flow) == []
+
+
+def test_held_out_problems_that_are_left_behind() -> None:
+    heldout: list[float | None] = [None] * 100
+    heldout[::10] = [0.3, 0.4, 0.45, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]  # mean of the first four 0.4125
+    columns = {"eval__heldout__pass_at_1": heldout}
+    (alert,) = firings(RULES["generalization_gap"](), correct_share=line((0, 0.4), (20, 0.4), (60, 0.9)), **columns)
+    # the gap was 0.4 - 0.4125 and must reach 0.1875: a correct share of 0.6875, the mean of ten rows from step 50 on
+    assert alert.step == 50 and alert.value == 0.5
+    assert firings(RULES["generalization_gap"](), correct_share=line((0, 0.4), (99, 0.6)), **columns) == []

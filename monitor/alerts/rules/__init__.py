@@ -5,8 +5,9 @@ To add a rule: a class in the file of its subject, a row in RULES, a test. Nothi
 
 from monitor.alerts.rules.base import Finding, Rule
 from monitor.alerts.rules.entropy import EntropyCollapse, EntropyExplosion, NonfiniteEntropy
-from monitor.alerts.rules.outcome import DiversityLost, NoLearningSignal, RewardLost
+from monitor.alerts.rules.outcome import DiversityLost, GeneralizationGap, NoLearningSignal, RewardLost
 from monitor.alerts.rules.selection import BlindSelection
+from monitor.alerts.rules.shape import EntropyFlow, PeakSharpening, TailNoise
 from monitor.alerts.rules.text import Repetition, TruncationRunaway
 from monitor.alerts.rules.update import ClipSaturation, GradientSpikes, KlRunaway, NonfiniteLoss, SamplerMismatch
 
@@ -14,8 +15,8 @@ RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
         EntropyCollapse, EntropyExplosion, RewardLost, DiversityLost, NoLearningSignal, BlindSelection,
-        TruncationRunaway, Repetition, KlRunaway, SamplerMismatch, ClipSaturation, GradientSpikes,
-        NonfiniteEntropy, NonfiniteLoss,
+        GeneralizationGap, TailNoise, PeakSharpening, EntropyFlow, TruncationRunaway, Repetition, KlRunaway,
+        SamplerMismatch, ClipSaturation, GradientSpikes, NonfiniteEntropy, NonfiniteLoss,
     )
 }  # fmt: skip
 DEFAULT_RULES: tuple[Rule, ...] = tuple(rule() for rule in RULES.values())

@@ -138,6 +138,45 @@ class DiversityLost(Rule):
         )
 
 
+class GeneralizationGap(Rule):
+    """Training gets better and held-out problems do not: the policy learns its prompts by heart.
+
+    gap = mean correct_share (else reward) of the last 10 rows - mean held-out pass@1 of the last two evaluations.
+    first = baseline of correct_share - mean of the first four evaluations. Breached if gap >= first + margin. It takes
+    rewards in 0 to 1.
+    """
+
+    name: ClassVar[str] = "generalization_gap"
+    says: ClassVar[str] = "Training leaves the held-out problems behind"
+    cure: ClassVar[str] = "stop at the best evaluation, or train on more prompts"
+    watches: ClassVar[str] = "eval/heldout/pass@1"
+    needs: ClassVar[tuple[str, ...]] = ("eval/heldout/pass@1",)
+    uses: ClassVar[tuple[str, ...]] = ("correct_share", "reward")
+
+    for_rows: int = Field(1, ge=1, description="evaluations in a row before it fires, gets worse or resolves")
+    margin: float = Field(0.20, gt=0, lt=1, description="by which the gap has grown")
+
+    def check(self, window: Window) -> Finding | None:
+        key = "correct_share" if "correct_share" in window.series else "reward"
+        values = window.last("eval/heldout/pass@1", 10_000)[1]
+        now, begin = window.mean(key, 10), window.baseline(key)
+        if len(values) < 4 or not (begin >= 0 and now <= 1):
+            return None
+        heldout, first = float(values[-2:].mean()), float(values[:4].mean())
+        gap, first_gap = now - heldout, begin - first
+        return Finding(
+            breached=gap >= first_gap + self.margin,
+            held=gap >= first_gap + self.margin / 2,
+            severity="warning",
+            value=heldout,
+            baseline=now,
+            threshold=now - first_gap - self.margin,
+            message=f"{now:.0%} of the training rollouts are right and {heldout:.0%} of the held-out ones; the gap was "
+            f"{first_gap:+.0%} and is {gap:+.0%}.",
+            action="Go back to the checkpoint of the best evaluation; train on more prompts or for fewer steps.",
+        )
+
+
 _EXPLORE = (
     "Go back to a checkpoint from before the loss. Lower the learning rate or the epochs, raise the sampling "
     "temperature or the upper clip, or hold the entropy (loss.entropy_target)."
