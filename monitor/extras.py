@@ -13,6 +13,7 @@ EXTRAS = {  # extra: modules it brings, the telling one first; a test holds this
         "torch", "transformers", "accelerate", "datasets", "gguf", "math_verify", "peft",
         "reasoning_gym", "safetensors",
     ),
+    "notify": ("apprise",),
     "wandb": ("wandb",),
     "trl": ("trl",),
 }  # fmt: skip

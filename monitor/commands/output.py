@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_STORE = "runs"
 _PIPED_WIDTH = 240  # characters in a line of a table that goes to a file or a pipe, where no value may be cut off
 STATUS_STYLE = {"running": "green", "stalled": "yellow", "crashed": "red", "failed": "red"}
+SEVERITY_STYLE = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:

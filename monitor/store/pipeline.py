@@ -561,5 +561,6 @@ class Pipeline:
                 "lost_why": self._lost_why or None,
                 "queue": self.waiting,
                 "errors": self.errors,
+                "judged": self._engine is not None,  # its alerts are all there: `rlvr watch` need not judge it
             }
         self._writer.heartbeat({**fields, "median_step_s": self._median_step_s()})

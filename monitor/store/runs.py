@@ -55,6 +55,7 @@ _BEAT_TYPES: dict[str, type] = {
     "bytes": int,
     "queue": int,
     "errors": int,
+    "judged": bool,
 }
 _INFO_TYPES: dict[str, type] = {
     "schema_version": int,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from pydantic import create_model
 
+from monitor.alerts.settings import load_alerts
 from monitor.commands.parsing import parse_known
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
@@ -167,6 +168,7 @@ def main(argv: list[str]) -> int:
 
         try:
             _check_save(config)
+            _check_alerts(config, ranks.rank)
             parts = prepare(config, ranks)
             run = open_run(config, parts, console, resume=resumed is not None)
         except (ValueError, MonitorError, OSError) as error:  # OSError: a hub id that cannot be loaded
@@ -246,6 +248,14 @@ def _check_save(config: TrainConfig) -> None:
                 f"save is {config.save!r}, where nothing can be written: {error.strerror}. Expected a folder for the "
                 "final policy that can be made or written to; none: STORE/policies/RUN."
             ) from None
+
+
+def _check_alerts(config: TrainConfig, rank: int) -> None:
+    """Raises MonitorError for an alerts file, or an address that it names, that cannot be used; rank 0 delivers."""
+    if config.alerts:
+        routes = load_alerts(config.alerts).routes
+        for route in routes if rank == 0 else ():
+            route.address()
 
 
 def _policy_folder(config: TrainConfig, name: str) -> Path:

@@ -187,6 +187,10 @@ class TrainConfig(_Group):
     run: str | None = Field(None, description="name of the run; none: made from the weighting and the seed")
     comparison: str = Field("", description="runs with equal comparison and seed are paired on the Compare page")
     wandb: Literal["off", "offline", "online"] = Field("off", description="mirror scalars and alerts to wandb")
+    alerts: str | None = Field(
+        None, description="TOML file of alert rules and of routes to Slack, e-mail, ... (docs/notifications.md); none: "
+        "the default rules, told in the terminal"
+    )  # fmt: skip
     shard: bool = Field(False, description="FSDP2: spread parameters and optimizer over the processes of torchrun")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice")
     save: str | None = Field(None, description="folder for the final policy; none: STORE/policies/RUN")

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from monitor.alerts.engine import AlertEngine
-from monitor.errors import StoreError
-from monitor.recorder import Recorder
+from monitor.alerts.settings import AlertSettings, load_alerts
+from monitor.errors import MonitorError
+from monitor.recorder import Recorder, Sink
 from monitor.records import Alert
 from monitor.store.runs import get_run
 from trainer.config import ConfigError, TrainConfig
@@ -39,7 +40,8 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
     ranks = parts.ranks
     name = ranks.share(config.run or _free_name(config))
     folder = checkpoint.checkpoint_folder(config.store, name)
-    engine = AlertEngine(warmup_steps=config.weighting.warmup_steps, total_steps=config.steps)
+    settings = load_alerts(config.alerts) if config.alerts else AlertSettings()
+    engine = AlertEngine(settings.rules, config.weighting.warmup_steps, total_steps=config.steps)
     done = checkpoint.resume(folder, parts, engine) if resume else 0
     if done >= config.steps and get_run(config.store, name).status != "failed":  # a failed one may lack its policy
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
@@ -49,35 +51,45 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
 
         sink = WandbSink(mode=config.wandb, dir=config.store)  # on every rank, so that all fail without wandb
         sinks += [sink] if ranks.rank == 0 else []
-    open_recorder = partial(
-        Recorder,
-        config.store,
-        run_info(config, name, ranks.world),
-        rank=ranks.rank,
-        resume=resume,
-        engine=engine if ranks.rank == 0 else None,
-        sinks=sinks,
-        on_alert=partial(_print_alert, console, set()),
-        max_gb=config.record.max_gb,
-        tokens_every=config.record.tokens_every,
-    )
+
+    def open_recorder() -> Recorder:
+        routed = [_alert_sink(config, settings)] if settings.routes and ranks.rank == 0 else []
+        return Recorder(
+            config.store,
+            run_info(config, name, ranks.world),
+            rank=ranks.rank,
+            resume=resume,
+            engine=engine if ranks.rank == 0 else None,
+            sinks=[*sinks, *routed],
+            on_alert=partial(_print_alert, console, set()),
+            max_gb=config.record.max_gb,
+            tokens_every=config.record.tokens_every,
+        )
+
     recorder = _rank_0_first(ranks, open_recorder)
     return Run(
         name, recorder, engine, checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint), done + 1
     )
 
 
+def _alert_sink(config: TrainConfig, settings: AlertSettings) -> Sink:
+    """Imports apprise only where there is a route."""
+    from monitor.alerts.delivery import AlertSink
+
+    return AlertSink(config.store, settings.routes)
+
+
 def _rank_0_first(ranks: Ranks, open_recorder: Callable[[], Recorder]) -> Recorder:
-    """Rank 0 opens its recorder first. If the store refuses, no other rank starts. Raises StoreError on all."""
+    """Rank 0 opens its recorder first. If it cannot, no other rank starts. Raises MonitorError on all."""
     recorder, refused = None, None
     if ranks.rank == 0:
         try:
             recorder = open_recorder()
-        except StoreError as error:
+        except MonitorError as error:
             refused = error
     message = ranks.share(str(refused) if refused else None)
     if message:
-        raise refused or StoreError(message)
+        raise refused or MonitorError(message)
     return recorder or open_recorder()
 
 
