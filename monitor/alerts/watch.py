@@ -88,6 +88,16 @@ class Watcher:
         """(run, first transition) of every alert that has fired, ended ones too."""
         return [(run, e.first) for run, watched in self._runs.items() for e in episodes(watched.history())]
 
+    def verdict(self, run: str) -> str | None:
+        """What there is to say of a run, after its health: the newest that its own engine said, or the one here."""
+        engine = self._runs[run].engine
+        if engine is not None:
+            found = engine.verdict()
+            return f"{found.health}: {found.sentence}"
+        question = "SELECT arg_max(message, (attempt, ts)) FROM events WHERE run = ? AND kind = 'verdict'"
+        row = self._tail.cursor().execute(question, [run]).fetchone()
+        return row[0] if row else None
+
     def close(self) -> None:
         self._tail.close()
 

@@ -11,6 +11,7 @@ import tyro
 from monitor.alerts.judgement import Verdict
 from monitor.alerts.replay import fired, observe_all
 from monitor.alerts.rules import DEFAULT_RULES
+from monitor.alerts.settings import load_alerts
 from monitor.alerts.window import BASELINE_ROWS
 from monitor.commands.output import DEFAULT_STORE, print_json
 from monitor.commands.parsing import call
@@ -32,6 +33,7 @@ def check(
     map: str = "",
     store: str = DEFAULT_STORE,
     warmup: int | None = None,
+    alerts: str | None = None,
     json: bool = False,
 ) -> int:
     """Replay the alert rules on a series: a run of the store, or what another trainer or tracker has written.
@@ -46,19 +48,21 @@ def check(
         map: which columns to take: entropy=my/column,step=iteration
         store: folder of the store that holds RUN
         warmup: steps to leave out of the baseline; none: the run's
+        alerts: TOML file with thresholds of the rules (docs/notifications.md); none: the default rules
         json: print {"alerts": [...], "verdict": {...}, "mapping": {...}, "unmapped": [...]}
     """
     if warmup is not None and warmup < 0:
         raise MonitorError(f"--warmup is {warmup}, expected 0 or more steps.")
     series = read_series(source, store, _mapping(map))
     _print_columns(series)
-    if not any(all(key in series.columns for key in rule.needs) for rule in DEFAULT_RULES):
+    rules = load_alerts(alerts).rules if alerts else DEFAULT_RULES
+    if not any(all(key in series.columns for key in rule.needs) for rule in rules):
         raise MonitorError(
             f"{source!r} has no column that a rule can judge: expected entropy (nats) or reward, best both. Its other "
             f"columns: {shortened(list(series.unmapped)) or 'none'}. Say which it is: --map entropy=COLUMN"
         )
     warmup = series.warmup_steps if warmup is None else warmup
-    engine, transitions = observe_all(series.columns, warmup_steps=warmup)
+    engine, transitions = observe_all(series.columns, warmup_steps=warmup, rules=rules)
     found, verdict = fired(transitions), engine.verdict()
     usable = _finite_rows(series, warmup)
     if usable < BASELINE_ROWS + DEFAULT_RULES[0].for_rows:

@@ -93,11 +93,21 @@ def _look(watcher: Watcher, delivery: Delivery | None, console: Console, *, firs
         console.print(f"{len(statuses)} runs{': ' if counts else ''}{counts}; {len(firing)} alerts fire.")
         for run, alert in firing:
             _print(console, run, alert)
+        for run in dict.fromkeys(run for run, _ in firing):
+            _print_verdict(watcher, console, run)
         return
     fired = {(run, a.rule, a.first_step) for run, a in watcher.fired()}
     for change in changes:
         if change.alert.state != "pending" and (change.run, change.alert.rule, change.alert.first_step) in fired:
             _print(console, change.run, change.alert)
+    for run in dict.fromkeys(change.run for change in changes if change.alert.state != "pending"):
+        _print_verdict(watcher, console, run)
+
+
+def _print_verdict(watcher: Watcher, console: Console, run: str) -> None:
+    verdict = watcher.verdict(run)
+    if verdict:
+        console.print(Text.assemble((f"         {run}: ", "bold"), verdict))
 
 
 def _hand_over(

@@ -140,3 +140,11 @@ def test_replay_of_a_recorded_run_equals_its_live_alerts(tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out)["alerts"][0]["rule"] == "entropy_collapse"
     assert main(["fal", "--store", str(tmp_path)]) == 2
     assert "Did you mean 'fall'?" in capsys.readouterr().err
+
+
+def test_an_alerts_file_changes_the_thresholds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "alerts.toml").write_text("[rules.entropy_collapse]\nenabled = false\n")
+    series = write_csv(tmp_path / "fall.csv", FALL)
+    assert main([series]) == 1
+    assert main([series, "--alerts", str(tmp_path / "alerts.toml")]) == 0
+    assert "No alert fired." in capsys.readouterr().out

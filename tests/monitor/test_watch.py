@@ -16,6 +16,7 @@ from receivers import WebReceiver, wait_for
 from watched_child import entropies
 
 from monitor.alerts.engine import AlertEngine
+from monitor.alerts.outbox import NAME
 from monitor.alerts.watch import Watcher
 from monitor.cli import main
 from monitor.recorder import Recorder
@@ -62,6 +63,8 @@ def test_a_run_without_an_engine_is_judged_and_one_with_it_taken_as_it_is(tmp_pa
     by_run = {run: [one[1:] for one in found if one[0] == run] for run in ("judged", "theirs")}
     assert by_run["judged"] == by_run["theirs"] and by_run["judged"][0][:2] == ("entropy_collapse", "firing")
     assert told(watcher) == []
+    says = watcher.verdict("theirs")
+    assert says is not None and "Entropy is collapsing since step " in says and says == watcher.verdict("judged")
     watcher.close()
 
 
@@ -157,6 +160,7 @@ def test_a_real_watch_over_a_store_that_another_process_writes(
         wait_for(lambda: web.got)
         assert web.titles[0].startswith("CRITICAL: entropy_collapse in run theirs at step")
         wait_for(lambda: any("theirs: entropy_collapse at step" in line for line in lines))
+        wait_for(lambda: '"sent"' in (store / NAME).read_text())  # killed before, it would deliver it again
         watch.kill()
         end(watch)
         watch = start(store, alerts_file)
@@ -201,6 +205,7 @@ def test_once_exits_with_1_until_it_is_acknowledged(tmp_path: Path, capsys: Any)
     assert main(["watch", str(store), "--once"]) == 0
     out = capsys.readouterr().out
     assert "CRITICAL judged: entropy_collapse at step" in out
+    assert "theirs: critical: Entropy is collapsing since step " in out
 
 
 def test_wrong_use(tmp_path: Path, capsys: Any) -> None:
