@@ -24,4 +24,4 @@ lint: setup  ## formatting, lint and types
 	$(BIN)/mypy
 
 bench: setup  ## rewrites the rows of benchmarks/results
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/bench_*.py; do PYTHONPATH=. $(BIN)/python $$script || exit 1; done
