@@ -86,13 +86,13 @@ def test_a_reward_below_zero_is_judged_by_its_noise_alone() -> None:
 def test_diversity_by_the_rollouts_own_answers() -> None:
     same = line((0, 0.01), (40, 0.01), (90, 0.6))
     alerts = firings(DiversityLost(), reward=line((0, 0.3), (99, 0.9)), same_answer_share=same)
-    # the mean of six rows of a line is its value 2.5 rows before: 0.22 at step 40 + 0.21/0.0118 + 2.5 = 60.3, third row
-    assert (alerts[0].step, alerts[0].severity) == (63, "warning")
-    assert alerts[0].value == pytest.approx(same[58:64].mean()) and alerts[1].severity == "critical"
+    # the mean of six rows of a line is its value 2.5 rows before: 0.25 at step 40 + 0.24/0.0118 + 2.5 = 62.8, third row
+    assert (alerts[0].step, alerts[0].severity) == (65, "warning")
+    assert alerts[0].value == pytest.approx(same[60:66].mean()) and alerts[1].severity == "critical"
     assert (
         firings(DiversityLost(), reward=np.full(100, 0.5), same_answer_share=np.full(100, 0.3)) == []
     )  # always was so
-    assert firings(DiversityLost(), reward=np.full(100, 0.5), duplicate_share=same)[0].step == 63
+    assert firings(DiversityLost(), reward=np.full(100, 0.5), duplicate_share=same)[0].step == 65
 
 
 def test_diversity_by_evaluations() -> None:

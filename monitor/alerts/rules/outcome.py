@@ -41,7 +41,7 @@ class RewardLost(Rule):
     uses: ClassVar[tuple[str, ...]] = ("entropy",)
 
     recent_rows: int = Field(8, ge=2, le=40, description="rows whose mean is the reward now")
-    share: float = Field(0.70, gt=0, lt=1, description="of the best: lost")
+    share: float = Field(0.65, gt=0, lt=1, description="of the best: lost")
     release: float = Field(0.90, gt=0, le=1, description="of the best: recovered")
     critical_share: float = Field(0.50, gt=0, lt=1, description="of the best: critical")
     z_least: float = Field(5.0, gt=0, description="standard errors that the fall must exceed")
@@ -91,7 +91,7 @@ class DiversityLost(Rule):
     share: float = Field(0.70, gt=0, lt=1, description="of the peak of distinct answers in evaluations: lost")
     critical_share: float = Field(0.50, gt=0, lt=1, description="of that peak: critical")
     least_answers: float = Field(2.0, gt=0, description="a lower peak of distinct answers has nothing to lose")
-    same_share: float = Field(0.22, gt=0, lt=1, description="chance that two right rollouts of a group agree: lost")
+    same_share: float = Field(0.25, gt=0, lt=1, description="chance that two right rollouts of a group agree: lost")
 
     def check(self, window: Window) -> Finding | None:
         findings = [found for found in (self._rollouts(window), self._evaluations(window)) if found is not None]
