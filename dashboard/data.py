@@ -78,6 +78,14 @@ def spans(names: Sequence[str]) -> Frame:
     return alerts.alert_spans(_ask(alerts.alert_log, names, tuple(names)))
 
 
+def transitions(name: str) -> Frame:
+    return alerts.alert_transitions(_ask(alerts.alert_log, (name,), (name,)))
+
+
+def verdicts(names: Sequence[str]) -> Frame:
+    return _ask(alerts.verdicts, names, tuple(names))
+
+
 def events(names: Sequence[str]) -> Frame:
     return _ask(alerts.events, names, tuple(names))
 

@@ -17,7 +17,7 @@ def entropy_fan(
     renyi2: tuple[np.ndarray, np.ndarray],
     colour: str,
     *,
-    spans: Frame | None = None,
+    alerts: Frame | None = None,
     log: bool = False,
     height: int = 340,
 ) -> go.Figure:
@@ -50,8 +50,8 @@ def entropy_fan(
     if not log:
         fig.layout.yaxis.rangemode = "tozero"
     clip_steps(fig, x)
-    if spans is not None:
-        add_alerts(fig, spans, float(x[-1]) if len(x) else 0.0, theme)
+    if alerts is not None:
+        add_alerts(fig, alerts, float(x[-1]) if len(x) else 0.0, theme)
     return fig
 
 
@@ -89,7 +89,7 @@ def _step_borders(step: np.ndarray, last_step: np.ndarray | None = None) -> np.n
     return np.append(step.astype(np.float64), float(last) + 1.0) - 0.5
 
 
-def histogram_map(theme: Theme, matrix: Frame, key: str, *, spans: Frame | None = None, height: int = 300) -> go.Figure:
+def histogram_map(theme: Theme, matrix: Frame, key: str, *, height: int = 300) -> go.Figure:
     """Counts over steps on the metric's fixed logarithmic cells. The colour is log1p(count)."""
     name, unit, help_text = label(key)
     fig = figure(theme, f"{name} of tokens", unit=unit, help=help_text, height=height)
@@ -122,8 +122,6 @@ def histogram_map(theme: Theme, matrix: Frame, key: str, *, spans: Frame | None 
         )
     )
     fig.layout.hovermode, fig.layout.yaxis = "closest", _log_cells(borders, unit)
-    if spans is not None:
-        add_alerts(fig, spans, float(matrix["last_step"][-1]), theme, shade=False)
     return fig
 
 

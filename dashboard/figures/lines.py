@@ -36,12 +36,12 @@ def lines(
     series: Sequence[Line],
     *,
     title: str = "",
-    spans: Frame | None = None,
+    alerts: Frame | None = None,
     log: bool = False,
     zero: bool = False,
     height: int = 260,
 ) -> go.Figure:
-    """Lines of one metric over steps, with the alerts of `spans`. Labels, unit and help come from METRICS."""
+    """Lines of one metric over steps, with the `alerts` of a run. Labels, unit and help come from METRICS."""
     name, unit, help_text = label(key)
     fig = figure(theme, title or name, unit=unit, help=help_text, height=height)
     fig.add_traces([_trace(line, unit) for line in series])
@@ -51,8 +51,8 @@ def lines(
     clip_steps(fig, *(line.x for line in series))
     shown = [line for line in series if not line.faint]
     fig.layout.showlegend = len(shown) > 1
-    if spans is not None:
-        add_alerts(fig, spans, _last_step(series), theme)
+    if alerts is not None:
+        add_alerts(fig, alerts, _last_step(series), theme)
     return fig
 
 
@@ -137,7 +137,7 @@ def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0)
 
 
 def reward_and_pass(
-    theme: Theme, reward: Line, passes: Mapping[str, Line], *, spans: Frame | None = None, height: int = 280
+    theme: Theme, reward: Line, passes: Mapping[str, Line], *, alerts: Frame | None = None, height: int = 280
 ) -> go.Figure:
     """Training reward with held-out pass@k. If pass@1 rises while pass@k falls, diversity is being lost."""
     _, _, help_text = label("reward")
@@ -150,8 +150,8 @@ def reward_and_pass(
     fig.add_traces([_trace(reward, ""), *(_trace(line, "share") for line in passes.values())])
     clip_steps(fig, reward.x, *(line.x for line in passes.values()))
     fig.layout.showlegend = bool(passes)
-    if spans is not None:
-        add_alerts(fig, spans, _last_step([reward, *passes.values()]), theme)
+    if alerts is not None:
+        add_alerts(fig, alerts, _last_step([reward, *passes.values()]), theme)
     return fig
 
 

@@ -1,8 +1,9 @@
-"""Alerts on a chart: a line at the first breach, a shaded span while the alert fires, a mark where it resolved."""
+"""Alerts on a chart: a rule and a mark where one fires or gets worse, shade while it does, a ring where it resolved."""
 
 from __future__ import annotations
 
 import textwrap
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,59 +11,81 @@ import plotly.graph_objects as go
 from dashboard.escape import plotly
 from dashboard.figures.theme import Theme, faded
 from monitor.queries.frames import Frame, n_rows
+from monitor.records import SEVERITY_RANK
 
 
-def add_alerts(fig: go.Figure, spans: Frame, last_step: float, theme: Theme, *, shade: bool = True) -> go.Figure:
-    """Draws `monitor.queries.alerts.alert_spans` of one run onto `fig`. Hovering shows rule, value and baseline.
+def add_alerts(fig: go.Figure, alerts: Frame, last_step: float, theme: Theme) -> go.Figure:
+    """Draws `monitor.queries.alerts.alert_transitions` of one run onto `fig`.
 
-    Without `shade` the span is a bar along the top. Heatmaps need that, so that no cell changes its colour.
+    Each transition has its own colour, and its mark tells its own numbers: where an alert turns critical, the shade
+    changes its colour.
     """
-    if not n_rows(spans):
+    if not n_rows(alerts):
         return fig
     fig.layout.yaxis2 = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True, "type": "linear"}
-    shapes = []
-    for i in range(n_rows(spans)):
-        colour = theme.severity.get(str(spans["severity"][i]), theme.muted)
-        first, end = float(spans["first_step"][i]), float(spans["end_step"][i])
-        until = max(last_step, first) if np.isnan(end) else end
-        bottom, top, alpha = (0.0, 1.0, 0.10) if shade else (1.0, 1.03, 0.7)
-        shapes += [
-            {"type": "rect", "x0": first, "x1": until, "y0": bottom, "y1": top, "yref": "paper", "layer": "below",
-             "line": {"width": 0}, "fillcolor": faded(colour, alpha)},
-            {"type": "line", "x0": first, "x1": first, "y0": 0.0, "y1": 1.0, "yref": "paper",
-             "line": {"color": colour, "width": 1.5}},
-        ]  # fmt: skip
+    firing = np.flatnonzero(alerts["state"] == "firing")
+    upright = {"y0": 0.0, "y1": 1.0, "yref": "paper"}
+    shapes = [
+        {"type": "rect", "x0": first, "x1": last, "layer": "below", "line": {"width": 0},
+         "fillcolor": faded(_colour(severity, theme), 0.12)} | upright
+        for first, last, severity in _shades(alerts, firing, last_step)
+    ]  # fmt: skip
+    shapes += [
+        {"type": "line", "x0": float(alerts["step"][i]), "x1": float(alerts["step"][i]),
+         "line": {"color": _colour(alerts["severity"][i], theme), "width": 1.5}} | upright
+        for i in firing
+    ]  # fmt: skip
     fig.layout.shapes = shapes
-    _add_marks(fig, spans, theme)
+    _add_marks(fig, alerts, theme)
     return fig
 
 
-def _add_marks(fig: go.Figure, spans: Frame, theme: Theme) -> None:
-    colours = np.array([theme.severity.get(str(s), theme.muted) for s in spans["severity"]], object)
-    texts = np.array([alert_text(spans, i) for i in range(n_rows(spans))], object)
-    resolved = ~np.isnan(spans["end_step"])
+def _shades(alerts: Frame, firing: np.ndarray, last_step: float) -> list[tuple[float, float, str]]:
+    """(from, to, severity) wherever something fires: of alerts that fire together the worst, so that none adds up."""
+    ends = np.where(np.isnan(alerts["until"]), last_step, alerts["until"])
+    spans = [(float(alerts["step"][i]), float(ends[i]), str(alerts["severity"][i])) for i in firing]
+    found = []
+    for first, last in pairwise(sorted({edge for span in spans for edge in span[:2]})):
+        there = [severity for begin, end, severity in spans if begin <= first and last <= end]
+        if there:
+            found.append((first, last, max(there, key=lambda severity: SEVERITY_RANK.get(severity, 0))))
+    return found
+
+
+def _colour(severity: str, theme: Theme) -> str:
+    return theme.severity.get(str(severity), theme.muted)
+
+
+def _add_marks(fig: go.Figure, alerts: Frame, theme: Theme) -> None:
+    colours = np.array([_colour(severity, theme) for severity in alerts["severity"]], object)
+    texts = np.array([alert_text(alerts, i) for i in range(n_rows(alerts))], object)
+    firing, first = alerts["state"] == "firing", alerts["step"] == alerts["first_step"]
     marks = (
-        (spans["first_step"].astype(float), texts, colours, "triangle-down", "fires"),
-        (spans["end_step"][resolved], texts[resolved], colours[resolved], "circle-open", "resolved"),
+        (firing & first, "triangle-down", "fires"),
+        (firing & ~first, "triangle-down", "gets worse"),
+        (alerts["state"] == "resolved", "circle-open", "resolved"),
     )
-    for x, hover, colour, symbol, what in marks:
-        if len(x):
+    for which, symbol, what in marks:
+        if which.any():
+            x, colour = alerts["step"][which].astype(float), list(colours[which])
             fig.add_trace(
                 go.Scatter(
                     x=x, y=np.full(len(x), 0.97), yaxis="y2", mode="markers", name=f"alert {what}", showlegend=False,
-                    marker={"symbol": symbol, "size": 10, "color": list(colour),
-                            "line": {"width": 2, "color": list(colour)}},
-                    customdata=hover, hovertemplate=f"<b>{what}</b> %{{customdata}}<extra></extra>",
+                    marker={"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2, "color": colour}},
+                    customdata=texts[which],
+                    hovertemplate=f"<b>{what} at step %{{x}}</b> %{{customdata}}<extra></extra>",
                 )
             )  # fmt: skip
 
 
-def alert_text(spans: Frame, i: int) -> str:
-    """Hover text of one alert, wrapped and escaped."""
-    value, baseline = float(spans["value"][i]), float(spans["baseline"][i])
-    lines = [f"{plotly(spans['rule'][i])} ({plotly(spans['severity'][i])})"]
-    if not np.isnan(value):
-        lines.append(f"value {value:.4g}" + ("" if np.isnan(baseline) else f", baseline {baseline:.4g}"))
-    for text in (str(spans["message"][i]), str(spans["action"][i])):
-        lines += [plotly(line) for line in textwrap.wrap(text, 64)]
-    return "<br>".join(lines)
+def alert_text(alerts: Frame, i: int) -> str:
+    """Hover text of one transition, wrapped and escaped. What to do stands in the list of alerts: there is no room."""
+    lines = [f"{plotly(alerts['rule'][i])} ({plotly(alerts['severity'][i])})", alert_numbers(alerts, i)]
+    lines += [plotly(line) for line in textwrap.wrap(str(alerts["message"][i]), 64)]
+    return "<br>".join(line for line in lines if line)
+
+
+def alert_numbers(alerts: Frame, i: int) -> str:
+    """'value 0.2, threshold 0.3': what one transition measured. Its message says of what, and in which unit."""
+    told = {name: float(alerts[name][i]) for name in ("value", "baseline", "threshold")}
+    return ", ".join(f"{name} {number:.4g}" for name, number in told.items() if np.isfinite(number))

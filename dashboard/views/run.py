@@ -1,8 +1,9 @@
-"""Run: all of one run, from its reward at the top to its gradient at the bottom, with the alerts on the curves."""
+"""Run: what is to be said of one run, then its curves from the reward down to the gradient, with their alerts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import streamlit as st
@@ -12,7 +13,8 @@ from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, lines, reward_and_pass
 from dashboard.figures.theme import Theme, arm_colours, label
-from dashboard.views import shared
+from dashboard.views import shared, verdict
+from monitor.alerts import RULES
 from monitor.queries.frames import Frame, n_rows, select
 from monitor.queries.series import series_of, value_at
 from monitor.store.tail import RunEntry
@@ -56,13 +58,27 @@ def page() -> None:
             icon=":material/hourglass_empty:",
         )
         return
-    spans = data.spans([entry.name])
-    _learning(entry, spans)
-    _distributions(entry, spans, log)
+    alerts = RunAlerts(data.transitions(entry.name), frozenset(data.scalar_names([entry.name])))
+    _learning(entry, alerts)
+    _distributions(entry, alerts, log)
     _selection(entry)
-    _small_charts(entry, spans, SMALL)
-    _small_charts(entry, spans, DIAGNOSTICS, "Diagnostics")
-    _alerts_and_events(entry, spans)
+    _small_charts(entry, alerts, SMALL)
+    _small_charts(entry, alerts, DIAGNOSTICS, "Diagnostics")
+    _events(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class RunAlerts:
+    """Which alerts stand on which chart: those of a rule on the chart of the series that it watches."""
+
+    alerts: Frame
+    recorded: frozenset[str]
+
+    def on(self, *keys: str) -> Frame:
+        """The alerts for a chart of `keys`; those whose series has no chart here stand on that of entropy."""
+        charts = {"reward", *PASSES, *(key for of, _, _ in (*SMALL, *DIAGNOSTICS) for key in of)} & self.recorded
+        watched = [RULES[rule].watches if rule in RULES else "" for rule in self.alerts["rule"]]
+        return select(self.alerts, np.array([(key if key in charts else "entropy") in keys for key in watched], bool))
 
 
 def _colour(entry: RunEntry, theme: Theme) -> str:
@@ -74,7 +90,12 @@ def _header(entry: RunEntry) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         shared.status_badge(entry)
         st.caption(markdown("{}", shared.describe(entry)), width="content")
-        shared.alert_badges(data.spans([entry.name]), entry.name)
+    latest = data.latest([entry.name])
+    found = verdict.verdict_of(data.verdicts([entry.name]), entry.name)
+    if found is not None:
+        verdict.banner(found, float(np.max(latest["step"], initial=0)))
+    if n_rows(latest):
+        verdict.alert_list(data.transitions(entry.name))
     picked = st.session_state.get("picked_step")
     if picked is not None:
         shared.link(
@@ -83,7 +104,6 @@ def _header(entry: RunEntry) -> None:
             {"run": entry.name, "step": str(picked)},
             ":material/article:",
         )
-    latest = data.latest([entry.name])
     with st.container(horizontal=True, gap="medium"):
         for key in HEADLINE:
             name, unit, help_text = label(key)
@@ -99,7 +119,7 @@ def _series(entry: RunEntry, key: str, colour: str, rows: Frame, **style: object
     return Line(label(key)[0], steps, values, colour, **style)  # type: ignore[arg-type]
 
 
-def _learning(entry: RunEntry, spans: Frame) -> None:
+def _learning(entry: RunEntry, alerts: RunAlerts) -> None:
     theme = shared.theme()
     rows = data.scalars([entry.name], ("reward", *PASSES, "correct_share"))
     reward = _series(entry, "reward", _colour(entry, theme), rows)
@@ -108,10 +128,12 @@ def _learning(entry: RunEntry, spans: Frame) -> None:
         for key, colour, dash in zip(PASSES, (theme.second, theme.wheel[1]), ("solid", "dot"), strict=True)
         if len(series_of(rows, entry.name, key)[0])
     }
-    shared.chart(reward_and_pass(theme, reward, passes, spans=spans), f"reward-{entry.name}", pick=True)
+    shared.chart(
+        reward_and_pass(theme, reward, passes, alerts=alerts.on("reward", *PASSES)), f"reward-{entry.name}", pick=True
+    )
 
 
-def _distributions(entry: RunEntry, spans: Frame, log: bool) -> None:
+def _distributions(entry: RunEntry, alerts: RunAlerts, log: bool) -> None:
     theme, name = shared.theme(), entry.name
     colour = _colour(entry, theme)
     rows = data.scalars([name], ("entropy", "renyi2", "entropy_selected"))
@@ -131,7 +153,7 @@ def _distributions(entry: RunEntry, spans: Frame, log: bool) -> None:
             "entropy",
             [line for line in drawn if len(line.x)],
             title="Mean entropy",
-            spans=spans,
+            alerts=alerts.on("entropy"),
             log=log,
             height=320,
             zero=True,
@@ -141,15 +163,13 @@ def _distributions(entry: RunEntry, spans: Frame, log: bool) -> None:
         if len(fan["step"]):
             renyi2 = series_of(rows, name, "renyi2")
             shared.chart(
-                distributions.entropy_fan(theme, fan, renyi2, colour, spans=spans, log=log, height=320),
+                distributions.entropy_fan(theme, fan, renyi2, colour, alerts=alerts.on("entropy"), log=log, height=320),
                 f"fan-{name}",
                 pick=True,
             )
     matrix = data.counts(name, "deviation")
     if len(matrix["step"]):
-        shared.chart(
-            distributions.histogram_map(theme, matrix, "deviation", spans=spans), f"deviation-{name}", pick=True
-        )
+        shared.chart(distributions.histogram_map(theme, matrix, "deviation"), f"deviation-{name}", pick=True)
 
 
 def _selection(entry: RunEntry) -> None:
@@ -170,7 +190,7 @@ def _selection(entry: RunEntry) -> None:
 
 
 def _small_charts(
-    entry: RunEntry, spans: Frame, charts: Sequence[tuple[tuple[str, ...], str, bool]], heading: str = ""
+    entry: RunEntry, alerts: RunAlerts, charts: Sequence[tuple[tuple[str, ...], str, bool]], heading: str = ""
 ) -> None:
     """The charts for which the run has recorded something, in two columns."""
     theme = shared.theme()
@@ -188,7 +208,7 @@ def _small_charts(
             for key, colour in zip(keys, colours, strict=False)
         ]
         with columns[i % 2]:
-            fig = lines(theme, keys[0], drawn, title=title or _joined(keys), spans=spans, log=log)
+            fig = lines(theme, keys[0], drawn, title=title or _joined(keys), alerts=alerts.on(*keys), log=log)
             shared.chart(fig, f"{keys[0]}-{entry.name}", pick=True)
 
 
@@ -198,27 +218,7 @@ def _joined(keys: tuple[str, ...]) -> str:
     return ", ".join([first, *(text if text[1:2].isupper() else text[0].lower() + text[1:] for text in rest)])
 
 
-def _alerts_and_events(entry: RunEntry, spans: Frame) -> None:
-    mine = select(spans, spans["run"] == entry.name)
-    shared.small_heading("Alerts", "" if n_rows(mine) else "none fired")
-    for i in range(n_rows(mine)):
-        severity = str(mine["severity"][i])
-        end = mine["end_step"][i]
-        where = (
-            f"fires since step {mine['first_step'][i]}"
-            if np.isnan(end)
-            else (f"step {mine['first_step'][i]} to {end:.0f}, resolved")
-        )
-        rule, message, action = (mine[key][i] for key in ("rule", "message", "action"))
-        text = markdown("**{}** ({}), {}. {} {}", rule, severity, where, message, action)
-        if not np.isnan(end):
-            st.container(border=True).markdown(text)
-        elif severity == "critical":
-            st.error(text)
-        elif severity == "warning":
-            st.warning(text)
-        else:
-            st.info(text)
+def _events(entry: RunEntry) -> None:
     happened = data.events([entry.name])
     if n_rows(happened):
         shared.small_heading("Events")

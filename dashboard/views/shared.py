@@ -16,7 +16,6 @@ from dashboard.components.chart import live_chart
 from dashboard.escape import html, markdown
 from dashboard.figures.theme import DARK, LIGHT, Theme
 from monitor.errors import nearest
-from monitor.queries.frames import Frame, n_rows, select
 from monitor.store.runs import busy_with
 from monitor.store.tail import RunEntry
 
@@ -29,7 +28,6 @@ STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
 ENDED = ("finished", "stopped", "crashed", "failed")
-SEVERITY: dict[str, Any] = {"info": "gray", "warning": "orange", "critical": "red"}
 PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
 
 
@@ -89,18 +87,6 @@ def status_badge(entry: RunEntry) -> None:
     busy = busy_with(entry.heartbeats) if entry.status == "running" else None
     status = f"{entry.status}: {busy}" if busy else entry.status
     st.badge(markdown("{}", status), color=colour, icon=icon, help=markdown("{}", help_text))
-
-
-def alert_badges(spans: Frame, run: str) -> None:
-    """One badge for each rule that fired, in the severity's colour while it fires and grey once it is resolved."""
-    mine = select(spans, spans["run"] == run)
-    for i in range(n_rows(mine)):
-        firing = np.isnan(mine["end_step"][i])
-        severity = str(mine["severity"][i])
-        text = f"{mine['rule'][i]} · step {mine['first_step'][i]}" + ("" if firing else " · resolved")
-        colour: Any = SEVERITY.get(severity, "gray") if firing else "gray"
-        message = markdown("{}", mine["message"][i])
-        st.badge(markdown("{}", text), color=colour, icon=":material/notifications:", help=message)
 
 
 def describe(entry: RunEntry) -> str:

@@ -1,9 +1,9 @@
-"""Questions about alerts and events."""
+"""Questions about alerts, verdicts and events."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from monitor.alerts.episodes import episodes
+from monitor.alerts.episodes import Episode, episodes
 from monitor.alerts.marks import read_marks
 from monitor.queries.frames import Frame, frame, n_rows
 from monitor.records import Alert
@@ -29,19 +29,82 @@ def alert_log(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
 
 
 def alert_spans(log: Frame) -> Frame:
-    """One row for each alert that fired: run, rule, severity, first_step, end_step (nan while it fires), value, ...
+    """One row for each alert that fired: when it fired first, when it was worst, when it ended.
 
-    severity, value and message are those of the worst firing transition. Alerts that were only pending have no row.
+    run, rule, first_step; severity and worst_step: its highest severity and the step that it turned so; end_step: nan
+    while it fires. What was measured stands with each transition alone: `alert_transitions`.
     """
-    rows = [SimpleNamespace(**{name: column[i] for name, column in log.items()}) for i in range(n_rows(log))]
     spans = [
-        vars(episode.worst) | {"end_step": np.nan if episode.resolved_step is None else float(episode.resolved_step)}
-        for run in dict.fromkeys(row.run for row in rows)
-        for episode in episodes(row for row in rows if row.run == run)
+        {
+            "run": run,
+            "rule": episode.first.rule,
+            "severity": episode.worst.severity,
+            "first_step": episode.first.first_step,
+            "worst_step": episode.worst.step,
+            "end_step": np.nan if episode.resolved_step is None else episode.resolved_step,
+        }
+        for run, episode in _episodes(log)
     ]
-    names = ("run", "rule", "severity", "first_step", "end_step", "value", "baseline", "threshold", "message", "action")
-    kinds = {"first_step": int, "end_step": float, "value": float, "baseline": float, "threshold": float}
+    kinds = {"first_step": int, "worst_step": int, "end_step": float}
+    names = ("run", "rule", "severity", *kinds)
     return {name: np.array([span[name] for span in spans], kinds.get(name, object)) for name in names}
+
+
+def alert_transitions(log: Frame) -> Frame:
+    """One row for each transition of the alerts that fired, alert by alert, each with its own numbers.
+
+    The columns of `alert_log`, and until: the step of the same alert's next transition, nan after the last one.
+    first_step is the same in all transitions of an alert; pending ones never show.
+    """
+    rows = [
+        vars(transition) | {"until": np.nan if following is None else following.step}
+        for _, episode in _episodes(log)
+        for transition, following in zip(episode.transitions, [*episode.transitions[1:], None], strict=True)
+    ]
+    kinds = {name: column.dtype for name, column in log.items()} | {"until": np.dtype(float)}
+    return {name: np.array([row[name] for row in rows], kind) for name, kind in kinds.items()}
+
+
+def _episodes(log: Frame) -> Iterator[tuple[str, Episode[Any]]]:
+    of_run: dict[str, list[Any]] = {}
+    for i in range(n_rows(log)):
+        row = SimpleNamespace(**{name: column[i] for name, column in log.items()})
+        of_run.setdefault(row.run, []).append(row)
+    for run, rows in of_run.items():
+        for episode in episodes(rows):
+            yield run, episode
+
+
+def verdicts(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
+    """run, health, sentence, step (nan without one), ts: the newest word on each run that has one.
+
+    It is the newest event of kind "verdict", in which a run's alert engine notes "<health>: <sentence>" whenever an
+    alert fires or resolves and at the end; health: too early, healthy, info, warning or critical. Of a run without any
+    (of an older version, or of another engine) it is the newest alert that fires: its severity and message.
+    """
+    return frame(
+        con,
+        """
+        WITH asked AS (SELECT unnest(?) AS run), said AS (
+            SELECT run, told.health, told.sentence, step, ts
+            FROM (SELECT *, regexp_extract(message, '(?s)^(too early|healthy|info|warning|critical): (.+)$',
+                                           ['health', 'sentence']) AS told
+                  FROM events SEMI JOIN asked USING (run) WHERE kind = 'verdict')
+            WHERE told.health <> ''
+            QUALIFY row_number() OVER (PARTITION BY run ORDER BY attempt DESC, ts DESC) = 1
+        ), newest AS (
+            SELECT run, state, severity AS health, message AS sentence, step, ts
+            FROM alerts SEMI JOIN asked USING (run) ANTI JOIN said USING (run)
+            QUALIFY row_number() OVER (PARTITION BY run, rule ORDER BY step DESC, ts DESC) = 1
+        ), fires AS (
+            SELECT run, health, sentence, step, ts FROM newest WHERE state = 'firing'
+            QUALIFY row_number() OVER (PARTITION BY run ORDER BY step DESC, ts DESC) = 1
+        )
+        SELECT run, health, sentence, CAST(step AS DOUBLE) AS step, ts
+        FROM (FROM said UNION ALL FROM fires) ORDER BY run
+        """,
+        [list(runs)],
+    )
 
 
 def events(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:

@@ -130,19 +130,19 @@ def test_figures_hold_no_markup_of_a_run():
     """Titles and meta are plain text, which the page escapes; all else Plotly reads as HTML."""
     one = np.array([1.0])
     line = lines.Line(EVIL, one, one, "#123456", group=EVIL)
-    spans = {"severity": [EVIL], "first_step": [1], "end_step": one + 1, "value": one, "baseline": one,
-             "rule": [EVIL], "message": [EVIL], "action": [EVIL]}  # fmt: skip
-    spans = {key: np.array(column) for key, column in spans.items()}
+    alerts = {"severity": [EVIL], "state": ["firing"], "step": [1], "first_step": [1], "until": one + 1, "value": one,
+              "baseline": one, "threshold": one, "rule": [EVIL], "message": [EVIL], "action": [EVIL]}  # fmt: skip
+    alerts = {key: np.array(column) for key, column in alerts.items()}
     row = {"arm": EVIL, "difference": 0.1, "low": None, "high": None, "p": None, "pairs": 3}
     gap = {"step": np.array([1]), "difference": np.ones((1, 97))}
     drawn = [
-        lines.lines(LIGHT, "entropy", [line, line], spans=spans),
+        lines.lines(LIGHT, "entropy", [line, line], alerts=alerts),
         lines.lines(LIGHT, "entropy", lines.arm_lines(EVIL, [EVIL, "b"], "entropy", _rows(EVIL, "b"), "#123456")),
         lines.reward_and_pass(LIGHT, line, {EVIL: line}),
         lines.pass_against_distinct(LIGHT, [line]),
         intervals.difference_intervals(LIGHT, "entropy", [row], {EVIL: "#123456"}),
         distributions.difference_map(LIGHT, gap, "entropy", (EVIL, EVIL)),
-        marks.add_alerts(lines.lines(LIGHT, "entropy", [line]), spans, 3.0, LIGHT),
+        marks.add_alerts(lines.lines(LIGHT, "entropy", [line]), alerts, 3.0, LIGHT),
     ]
     for fig in drawn:
         fig.layout.title, fig.layout.meta = None, None

@@ -26,11 +26,19 @@ STEPS = np.arange(1, 11)
 THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 
 
-def spans(**changes):
-    columns = {"run": "a", "rule": "entropy_collapse", "severity": "critical", "first_step": 4, "end_step": np.nan,
-               "value": 0.2, "baseline": 1.0, "threshold": 0.3,
-               "message": "fell <b>far</b>", "action": "look"}  # fmt: skip
-    return {name: np.array([value]) for name, value in (columns | changes).items()}
+def alerts(*, resolved: int | None = None):
+    """A warning at step 4 that turned critical at 6, each with its own numbers, and may have ended."""
+    rows = [
+        ("warning", "firing", 4, 6.0, 0.28, 0.3, "fell <b>far</b>", "look"),
+        ("critical", "firing", 6, np.nan, 0.08, 0.1, "fell farther", "stop"),
+    ]
+    if resolved is not None:
+        rows[1] = (*rows[1][:3], float(resolved), *rows[1][4:])
+        rows.append(("critical", "resolved", resolved, np.nan, 0.5, 0.3, "it is back", ""))
+    names = ("severity", "state", "step", "until", "value", "threshold", "message", "action")
+    columns = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    same = {"run": "a", "rule": "entropy_collapse", "first_step": 4, "baseline": 1.0}
+    return columns | {name: np.array([value] * len(rows)) for name, value in same.items()}
 
 
 def fan():
@@ -66,26 +74,55 @@ def test_lines_carry_their_values_as_binary() -> None:
 @THEMES
 def test_an_alert_is_a_rule_a_span_and_marks(theme) -> None:
     line = [Line("a", STEPS, STEPS * 0.1, theme.accent)]
-    firing = lines(theme, "entropy", line, spans=spans())
-    box, rule = firing.layout.shapes
-    assert (box.x0, box.x1, rule.x0, rule.x1) == (4, 10, 4, 4)
-    assert rule.line.color == theme.severity["critical"]
-    assert [trace.name for trace in firing.data[1:]] == ["alert fires"]
-    resolved = lines(theme, "entropy", line, spans=spans(end_step=7.0))
-    assert resolved.layout.shapes[0].x1 == 7
-    assert [trace.name for trace in resolved.data[1:]] == ["alert fires", "alert resolved"]
-    hover = resolved.data[1].customdata[0]
-    assert "value 0.2, baseline 1" in hover and "&lt;b&gt;far" in hover and "look" in hover
+    firing = lines(theme, "entropy", line, alerts=alerts())
+    warned, turned, rule, second = firing.layout.shapes
+    assert (warned.x0, warned.x1, rule.x0, rule.x1) == (4, 6, 4, 4)
+    assert (turned.x0, turned.x1, second.x0, second.x1) == (6, 10, 6, 6)  # to the last step: it still fires
+    assert [rule.line.color, second.line.color] == [theme.severity["warning"], theme.severity["critical"]]
+    assert [trace.name for trace in firing.data[1:]] == ["alert fires", "alert gets worse"]
+    resolved = lines(theme, "entropy", line, alerts=alerts(resolved=8))
+    assert resolved.layout.shapes[1].x1 == 8
+    assert [trace.name for trace in resolved.data[1:]] == ["alert fires", "alert gets worse", "alert resolved"]
+
+
+def test_alerts_that_fire_together_are_shaded_once() -> None:
+    one, other = alerts(), alerts(resolved=8)  # critical from 6 on, and another alert: a warning from 2 to 5
+    other = {name: column[1:] for name, column in other.items()}
+    other |= {"step": np.array([2, 5]), "until": np.array([5, np.nan]), "severity": np.array(["warning", "warning"])}
+    both = {name: np.concatenate([one[name], other[name]]) for name in one}
+    fig = lines(LIGHT, "entropy", [Line("a", STEPS, STEPS * 0.1, LIGHT.accent)], alerts=both)
+    shades = [shape for shape in fig.layout.shapes if shape.type == "rect"]
+    assert [(shade.x0, shade.x1) for shade in shades] == [(2, 4), (4, 5), (5, 6), (6, 10)]
+    assert len({shade.fillcolor for shade in shades[:3]}) == 1
+    assert shades[3].fillcolor != shades[0].fillcolor
+
+
+def test_each_mark_tells_the_numbers_of_its_own_transition() -> None:
+    line = [Line("a", STEPS, STEPS * 0.1, LIGHT.accent)]
+    fires, worse, ends = lines(LIGHT, "entropy", line, alerts=alerts(resolved=8)).data[1:]
+    assert [list(mark.x) for mark in (fires, worse, ends)] == [[4], [6], [8]]
+    assert list(fires.customdata) == [
+        "entropy_collapse (warning)<br>value 0.28, baseline 1, threshold 0.3<br>fell &lt;b&gt;far&lt;/b&gt;"
+    ]
+    assert list(worse.customdata) == [
+        "entropy_collapse (critical)<br>value 0.08, baseline 1, threshold 0.1<br>fell farther"
+    ]
+    assert list(ends.customdata) == [
+        "entropy_collapse (critical)<br>value 0.5, baseline 1, threshold 0.3<br>it is back"
+    ]
+    assert worse.hovertemplate.startswith("<b>gets worse at step %{x}</b>")  # one of a near step shows beside it
+    colours = [mark.marker.color[0] for mark in (fires, worse)]
+    assert colours == [LIGHT.severity["warning"], LIGHT.severity["critical"]]
 
 
 def test_no_alert_leaves_the_figure_alone() -> None:
-    none = {name: column[:0] for name, column in spans().items()}
-    fig = lines(LIGHT, "entropy", [Line("a", STEPS, STEPS, LIGHT.accent)], spans=none)
+    none = {name: column[:0] for name, column in alerts().items()}
+    fig = lines(LIGHT, "entropy", [Line("a", STEPS, STEPS, LIGHT.accent)], alerts=none)
     assert not fig.layout.shapes and len(fig.data) == 1
 
 
 def test_the_fan_holds_quantiles_and_both_means() -> None:
-    fig = distributions.entropy_fan(LIGHT, fan(), (STEPS, np.full(10, 0.65)), LIGHT.accent, spans=spans())
+    fig = distributions.entropy_fan(LIGHT, fan(), (STEPS, np.full(10, 0.65)), LIGHT.accent, alerts=alerts())
     by_name = {trace.name: trace for trace in fig.data}
     np.testing.assert_allclose(by_name["mean H1"].y, 0.7)
     np.testing.assert_allclose(by_name["mean H2 (Renyi-2)"].y, 0.65)
@@ -98,7 +135,7 @@ def test_the_fan_holds_quantiles_and_both_means() -> None:
 
 @THEMES
 def test_the_heatmap_stands_on_the_fixed_cells(theme) -> None:
-    fig = distributions.histogram_map(theme, matrix(), "deviation", spans=spans())
+    fig = distributions.histogram_map(theme, matrix(), "deviation")
     heat = fig.data[0]
     assert heat.z.shape == (n_cells("deviation96"), 10) == (len(heat.y) - 1, len(heat.x) - 1)
     np.testing.assert_allclose(heat.z[3], np.log1p(np.arange(10)), rtol=1e-6)
@@ -137,7 +174,7 @@ def test_joint_counts_put_entropy_across() -> None:
 
 def test_reward_and_pass_share_a_panel() -> None:
     passes = {"k": Line("pass@1", STEPS[::5], STEPS[::5] / 10, LIGHT.second, points=True)}
-    fig = reward_and_pass(LIGHT, Line("Reward", STEPS, STEPS / 10, LIGHT.accent), passes, spans=spans())
+    fig = reward_and_pass(LIGHT, Line("Reward", STEPS, STEPS / 10, LIGHT.accent), passes, alerts=alerts())
     assert fig.data[1].mode == "lines+markers" and fig.layout.showlegend
 
 

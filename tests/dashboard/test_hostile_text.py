@@ -102,6 +102,7 @@ def _fill(hostile: Hostile) -> None:
                                   prompt_id=[text] * n)  # fmt: skip
                 recorder.record(record, tokens, samples)
             recorder.event("note", text, 3)
+            recorder.event("verdict", f"warning: {text}", 10)
     next((runs / hostile.name / "data/events").glob("*.parquet")).write_bytes(b"torn")  # so that the banner names it
     tail = Tail(hostile.store)
     tail.poll()
@@ -159,7 +160,7 @@ def hover_charts(page) -> None:
 
 PAGES = {  # page -> (what it is drawn with, how often at least the text stands on it)
     "": (".rlvr-chart", 4),
-    "run?run=plain": (".rlvr-chart", 4),
+    "run?run=plain": (".rlvr-chart", 10),  # task, model, verdict; of two alerts all names, messages and actions
     "compare": (".rlvr-chart", 1),
     "tokens?run=plain": (".rlvr-tokens", 2),
     "run?run={text}": (".stAlert", 1),  # an address that someone made up
@@ -172,6 +173,9 @@ def test_a_page_shows_what_runs_wrote_as_text(browser, hostile: Hostile, address
     literal = f"No run {hostile.text!r}" if drawn == ".stAlert" else hostile.text
     with opened(browser, f"{address}/{path.format(text=quote(hostile.text))}") as page:
         page.wait_for_selector(drawn, timeout=PATIENCE_S * 1000)
+        for box in page.locator("[data-testid=stExpander] summary").all():
+            box.click()
+            page.locator(".rlvr-alert").first.wait_for(timeout=PATIENCE_S * 1000)
         scroll_through(page)
         assert hostile.asked == []
         until(page, lambda: words(page).count(literal) >= times)

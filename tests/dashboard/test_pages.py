@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 import simulated
 from streamlit.testing.v1 import AppTest
 
 from dashboard import data
 from dashboard.shown_arms import Arm, default_arms, figures_table
-from dashboard.views import shared
+from dashboard.views import overview, shared, verdict
+from dashboard.views import run as run_view
+from monitor.alerts import AlertEngine
+from monitor.queries.alerts import alert_log
+from monitor.queries.frames import n_rows
 from monitor.recorder import Recorder
-from monitor.records import StepRecord
-from monitor.store.tail import RunEntry
+from monitor.records import RunInfo, StepRecord
+from monitor.store.tail import RunEntry, Tail
 
 PAGES = ("overview", "run", "compare", "tokens")
 SCRIPT = "from dashboard.app import main\nmain()\n"
@@ -145,8 +152,112 @@ def test_compare_picks_the_pair_by_itself(monkeypatch, store: Path) -> None:
 
 def test_alerts_stand_on_overview_and_run(monkeypatch, store: Path) -> None:
     assert "entropy_collapse · step 25" in words(open_page(monkeypatch, store, "overview"))
-    assert "fires since step 25" in words(open_page(monkeypatch, store, "run", run="uniform-s0"))
-    assert "step 12 to 20, resolved" in words(open_page(monkeypatch, store, "run", run="ict-s0"))
+    assert "entropy_collapse since step 25" in listed(open_page(monkeypatch, store, "run", run="uniform-s0"))
+    assert "entropy_collapse step 12 to 20, resolved" in listed(open_page(monkeypatch, store, "run", run="ict-s0"))
+
+
+def listed(app: AppTest) -> str:
+    """The list of a run's alerts as a reader sees it."""
+    (box,) = app.expander
+    return unescape(re.sub(r"<[^>]+>", "", " ".join(str(element.proto.body) for element in box.get("html"))))
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> Path:
+    """Three runs that our own engine judged: one collapses, one is sound, one is young."""
+    path = tmp_path_factory.mktemp("judged")
+    for name, steps, fall in (("collapses", 70, 0.06), ("sound", 30, 0.0), ("young", 5, 0.0)):
+        with Recorder(path, RunInfo(name=name), engine=AlertEngine()) as recorder:
+            for step in range(1, steps + 1):
+                entropy = 0.8 * math.exp(-fall * max(0, step - 25))  # a baseline of 20 steps first
+                recorder.record(StepRecord(step, {"entropy": entropy, "reward": 0.5}))
+    return path
+
+
+def test_a_run_begins_with_its_verdict(monkeypatch, judged: Path) -> None:
+    app = open_page(monkeypatch, judged, "run", run="collapses")
+    (banner,) = app.error
+    # 0.8 falls by 6 % a step from step 25 on. The median of the last 5 rows is the value of step 68:
+    # 0.8 exp(-0.06 * 43) = 0.0606. The floor is a tenth of 0.8.
+    assert told(banner).startswith("**Critical:** Entropy is collapsing since step ")
+    assert "(0.8 to 0.0606), it is at its floor of 0.08" in told(banner)
+    assert ":small[As of step 70 · just now]" in told(banner)
+    assert told(open_page(monkeypatch, judged, "run", run="sound").success[0]).startswith(
+        "**Healthy:** Nothing is wrong"
+    )
+    assert told(open_page(monkeypatch, judged, "run", run="young").info[0]).startswith("Too early to judge: 5 rows")
+
+
+def test_an_alert_lists_its_transitions_with_their_own_numbers(monkeypatch, judged: Path) -> None:
+    app = open_page(monkeypatch, judged, "run", run="collapses")
+    tail = Tail(judged)
+    tail.poll()
+    log = alert_log(tail.cursor(), ["collapses"])
+    tail.close()
+    fired = [i for i in range(n_rows(log)) if log["state"][i] == "firing"]
+    assert [log["severity"][i] for i in fired] == ["warning", "critical"]
+    assert app.expander[0].label.endswith("1 firing")
+    shown, places = listed(app), []
+    for i, what in zip(fired, ("warning", "turned critical"), strict=True):
+        numbers = f"value {log['value'][i]:.4g}, baseline 0.8, threshold {log['threshold'][i]:.4g}"
+        line = f"Step {log['step'][i]} · {what} · {numbers}{log['message'][i]}"
+        assert line in shown
+        places.append(shown.index(line))
+    assert places == sorted(places)
+
+
+def test_the_overview_says_which_runs_are_not_healthy(monkeypatch, judged: Path) -> None:
+    shown = words(open_page(monkeypatch, judged, "overview"))
+    assert "1 critical" in shown and "Entropy is collapsing since step" in shown
+    assert "healthy" in shown and "Nothing is wrong" not in shown
+    assert "too early" in shown and "Too early to judge" in shown
+
+
+def test_a_live_run_that_is_critical_comes_first() -> None:
+    def run(name: str, status: str) -> RunEntry:
+        return RunEntry(name, status=status)
+
+    healths = {"a": "healthy", "b": "warning", "c": "critical", "d": "healthy", "e": "critical"}
+    verdicts = {name: verdict.Verdict(health, "", 1.0, 0.0) for name, health in healths.items()}
+    entries = [run("n", "running"), run("a", "running"), run("b", "running"), run("c", "running"),
+               run("d", "finished"), run("e", "finished")]  # fmt: skip
+    found = overview._worst_first(entries, verdicts | {"n": None})
+    assert [entry.name for entry in found] == ["c", "b", "n", "a", "d", "e"]
+
+
+def test_a_run_of_which_nothing_was_said_has_no_banner(monkeypatch, tmp_path: Path, store: Path) -> None:
+    with Recorder(tmp_path, RunInfo(name="older")) as recorder:
+        recorder.record(StepRecord(1, {"entropy": 0.5, "reward": 0.5}))
+    app = open_page(monkeypatch, tmp_path, "run", run="older")
+    assert not (app.error or app.warning or app.info or app.success or app.expander)
+    assert "No alert has fired." in words(app)
+    # an older run's newest open alert speaks for it
+    app = open_page(monkeypatch, store, "run", run="uniform-s0")
+    assert told(app.error[0]).startswith("**Critical:** Entropy fell to 23 % of its baseline while the reward")
+    assert "As of step 25 · just now · the run is at step 40 now" in told(app.error[0])
+    assert not open_page(monkeypatch, store, "run", run="ict-s0").error  # its alert resolved
+
+
+def test_a_verdict_is_text(monkeypatch, tmp_path: Path) -> None:
+    evil = "<b>fat</b> [a](javascript:x) :red[r] **bold** `code`"
+    with Recorder(tmp_path, RunInfo(name="evil")) as recorder:
+        recorder.record(StepRecord(1, {"entropy": 0.5, "reward": 0.5}))
+        recorder.event("verdict", f"warning: {evil}", 1)
+    banner = open_page(monkeypatch, tmp_path, "run", run="evil").warning[0]
+    assert evil in told(banner) and not set("<[`") & set(str(banner.value).split("\n")[0])
+    overview = open_page(monkeypatch, tmp_path, "overview")
+    assert evil in words(overview) and evil not in "".join(str(element.value) for element in overview.markdown)
+
+
+def test_alerts_stand_on_the_chart_of_what_their_rule_watches() -> None:
+    names = np.array(["reward_lost", "blind_selection", "entropy_collapse", "diversity_lost", "of_another"], object)
+    alerts = run_view.RunAlerts({"rule": names}, frozenset({"reward", "entropy", "selected_decided_share"}))
+    assert list(alerts.on("reward")["rule"]) == ["reward_lost"]
+    assert list(alerts.on("selected_share", "selected_decided_share")["rule"]) == ["blind_selection"]
+    # same_answer_share has no chart, and nobody knows what a rule of another engine watches
+    assert list(alerts.on("entropy", "renyi2")["rule"]) == ["entropy_collapse", "diversity_lost", "of_another"]
+    unrecorded = run_view.RunAlerts({"rule": names}, frozenset({"entropy"}))
+    assert list(unrecorded.on("entropy")["rule"]) == list(names) and not len(unrecorded.on("reward")["rule"])
 
 
 def test_diagnostics_stand_on_the_run_page_of_runs_that_recorded_them(monkeypatch, store: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from store_data import histogram, samples, tokens
 
 from monitor.metrics import EDGES_IDS, inner_edges, n_cells
-from monitor.queries.alerts import alert_log, alert_spans, events
+from monitor.queries.alerts import alert_log, alert_spans, alert_transitions, events, verdicts
 from monitor.queries.differences import config_difference, difference_matrix, final_figures
 from monitor.queries.distributions import count_matrix, joint_counts, quantile_series
 from monitor.queries.frames import MAX_POINTS, n_rows, select
@@ -152,9 +152,46 @@ def test_alert_spans(tail: Tail) -> None:
     spans = alert_spans(log)
     assert n_rows(spans) == 1
     assert spans["first_step"][0] == 3 and spans["end_step"][0] == 8
-    assert spans["severity"][0] == "critical" and spans["message"][0] == "at 5"
+    assert spans["severity"][0] == "critical" and spans["worst_step"][0] == 5
     still = alert_spans(select(log, log["state"] != "resolved"))
     assert np.isnan(still["end_step"][0])
+
+
+def test_alert_transitions_keep_their_own_numbers(tail: Tail) -> None:
+    rows = alert_transitions(alert_log(tail.cursor(), ["uniform", "weighted"]))
+    assert list(rows["state"]) == ["firing", "firing", "resolved"]  # the pending one is none of them
+    assert list(rows["severity"]) == ["warning", "critical", "critical"]
+    assert list(rows["step"]) == [3, 5, 8] and list(rows["first_step"]) == [3, 3, 3]
+    np.testing.assert_array_equal(rows["until"], [5, 8, np.nan])
+    np.testing.assert_allclose(rows["value"], [0.3, 0.5, 0.8])  # 0.1 of the step
+    assert list(rows["message"]) == ["at 3", "at 5", "at 8"]
+    none = alert_transitions(alert_log(tail.cursor(), ["nobody"]))
+    assert n_rows(none) == 0 and set(none) == set(rows)
+
+
+def test_the_newest_verdict_of_a_run_is_the_one_to_show(tmp_path: Path) -> None:
+    with Recorder(tmp_path, RunInfo(name="told"), engine=Scripted()) as recorder:
+        for step in range(1, 7):
+            recorder.record(StepRecord(step, {"entropy": 0.5}))
+        recorder.event("verdict", "warning: It falls: act.", 3)
+        recorder.event("verdict", "too early: Wait:\nit is early.", 5)
+        recorder.event("verdict", "worse: no health of ours", 6)
+        recorder.event("note", "critical: no verdict", 6)
+    with Recorder(tmp_path, RunInfo(name="older"), engine=Scripted()) as recorder:  # which noted no verdicts
+        for step in range(1, 7):
+            recorder.record(StepRecord(step, {"entropy": 0.5}))
+    with Recorder(tmp_path, RunInfo(name="over"), engine=Scripted()) as recorder:  # its alert resolved at step 8
+        for step in range(1, 9):
+            recorder.record(StepRecord(step, {"entropy": 0.5}))
+    tail = Tail(tmp_path)
+    tail.poll()
+    rows = verdicts(tail.cursor(), ["told", "older", "over", "nobody"])
+    assert list(rows["run"]) == ["older", "told"]
+    assert list(rows["health"]) == ["critical", "too early"]
+    assert list(rows["sentence"]) == ["at 5", "Wait:\nit is early."]
+    assert list(rows["step"]) == [5, 5]
+    assert n_rows(verdicts(tail.cursor(), ["over"])) == 0
+    tail.close()
 
 
 def test_events(tail: Tail) -> None:

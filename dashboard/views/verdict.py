@@ -1,0 +1,139 @@
+"""What the alert engine says of a run: the verdict as a banner or a badge, and the alerts that it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from markupsafe import Markup
+
+from dashboard.escape import html, markdown
+from dashboard.figures.marks import alert_numbers
+from dashboard.views import shared
+from monitor.alerts import RULES
+from monitor.queries.frames import Frame, n_rows, select
+
+HEALTH: dict[str, tuple[Any, str]] = {  # worst first: colour and icon of its badge
+    "critical": ("red", ":material/error:"),
+    "warning": ("orange", ":material/warning:"),
+    "info": ("blue", ":material/info:"),
+    "too early": ("gray", ":material/hourglass_empty:"),
+    "healthy": ("green", ":material/check_circle:"),
+}
+STYLE = """<style>
+.rlvr-alert { margin: 0 0 .8rem; overflow-wrap: anywhere; font-size: .9rem; line-height: 1.45; }
+.rlvr-alert > p { margin: 0 0 .25rem; }
+.rlvr-alert > p > code { white-space: nowrap; font-size: .8rem; }
+.rlvr-alert ul { margin: 0; padding: 0; list-style: none; }
+.rlvr-alert li { margin: 0 0 .3rem .1rem; padding: 0 0 0 .65rem; border-left: 3px solid; }
+.rlvr-alert li b { font-weight: 600; }
+.rlvr-alert li i { display: block; font-style: normal; opacity: .85; }
+</style>"""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The newest word on a run, and when it was said; step is nan where it names none."""
+
+    health: str
+    sentence: str
+    step: float
+    ts: float
+
+
+def verdict_of(rows: Frame, run: str) -> Verdict | None:
+    """The row of one run in `monitor.queries.alerts.verdicts`; None for a run of which nothing was said."""
+    mine = select(rows, rows["run"] == run)
+    if not n_rows(mine):
+        return None
+    return Verdict(str(mine["health"][0]), str(mine["sentence"][0]), float(mine["step"][0]), float(mine["ts"][0]))
+
+
+def rank(found: Verdict | None) -> int:
+    """Place among health states, worst first; a run without a verdict comes with the healthy ones."""
+    known = list(HEALTH)
+    return known.index(found.health) if found is not None and found.health in known else len(known) - 1
+
+
+def health_badge(found: Verdict) -> None:
+    colour, icon = HEALTH.get(found.health, HEALTH["info"])
+    st.badge(markdown("{}", found.health), color=colour, icon=icon, help=markdown("{}", found.sentence))
+
+
+def banner(found: Verdict, newest_step: float) -> None:
+    """The verdict in its colour: sentence, the step it was said at, its age, and the run's step where that is later."""
+    when = [f"As of step {found.step:.0f}"] if np.isfinite(found.step) else []
+    when.append(shared.age(found.ts))
+    if newest_step > found.step:
+        when.append(f"the run is at step {newest_step:.0f} now")
+    _, icon = HEALTH.get(found.health, HEALTH["info"])
+    said, told = found.sentence, " · ".join(when)
+    if said.lower().startswith(found.health):  # "Too early to judge ..."
+        text = markdown("{}  \n:small[{}]", said, told)
+    else:
+        text = markdown("**{}:** {}  \n:small[{}]", found.health.capitalize(), said, told)
+    if found.health == "critical":
+        st.error(text, icon=icon)
+    elif found.health == "warning":
+        st.warning(text, icon=icon)
+    elif found.health == "healthy":
+        st.success(text, icon=icon)
+    else:
+        st.info(text, icon=icon)
+
+
+def alert_badges(spans: Frame, run: str) -> None:
+    """One badge for each alert that fired: filled with its colour while it fires, grey once resolved."""
+    mine = select(spans, spans["run"] == run)
+    for i in range(n_rows(mine)):
+        rule, severity = str(mine["rule"][i]), str(mine["severity"][i])
+        first, worst, firing = mine["first_step"][i], mine["worst_step"][i], np.isnan(mine["end_step"][i])
+        text = f"{rule} · step {first}" + (f", {severity} from {worst}" if worst > first else "")
+        colour: Any = HEALTH.get(severity, HEALTH["too early"])[0] if firing else "gray"
+        says = f"{RULES[rule].says}: {RULES[rule].cure}." if rule in RULES else severity
+        text += "" if firing else " · resolved"
+        st.badge(markdown("{}", text), color=colour, icon=":material/notifications:", help=markdown("{}", says))
+
+
+def alert_list(transitions: Frame) -> None:
+    """The alerts of one run behind a line that counts them: each with all its transitions and their own numbers."""
+    keys = list(zip(transitions["rule"], transitions["first_step"], strict=True))
+    alerts = [select(transitions, np.array([one == key for one in keys])) for key in dict.fromkeys(keys)]
+    if not alerts:
+        st.caption("No alert has fired.")
+        return
+    fires = sum(alert["state"][-1] == "firing" for alert in alerts)
+    told = [f"{fires} firing"] * (fires > 0) + [f"{len(alerts) - fires} resolved"] * (fires < len(alerts))
+    with st.expander(markdown("Alerts: {}", ", ".join(told)), icon=":material/notifications:", key="alerts"):
+        st.html(STYLE)
+        st.html(html("{}", Markup().join(map(_alert, alerts))))
+
+
+def _alert(rows: Frame) -> Markup:
+    """One alert: what its rule says, then a line for each transition."""
+    name, first, last = str(rows["rule"][0]), rows["first_step"][0], rows["step"][-1]
+    says = RULES[name].says if name in RULES else "An alert fired"
+    when = f"since step {first}" if rows["state"][-1] == "firing" else f"step {first} to {last}, resolved"
+    lines = Markup().join(_transition(rows, i) for i in range(n_rows(rows)))
+    return html('<div class="rlvr-alert"><p><b>{}</b> <code>{}</code> {}</p><ul>{}</ul></div>', says, name, when, lines)
+
+
+def _transition(rows: Frame, i: int) -> Markup:
+    theme, severity, numbers = shared.theme(), str(rows["severity"][i]), alert_numbers(rows, i)
+    colour, what = theme.severity.get(severity, theme.muted), severity
+    repeated = i > 0 and rows["action"][i] == rows["action"][i - 1]
+    if rows["state"][i] == "resolved":
+        colour, what = theme.muted, "resolved"
+    elif rows["step"][i] > rows["first_step"][i]:
+        what = f"turned {severity}"
+    return html(
+        '<li style="border-color:{}"><b>Step {} · {}</b>{}<i>{} {}</i></li>',
+        colour,
+        rows["step"][i],
+        what,
+        f" · {numbers}" if numbers else "",
+        rows["message"][i],
+        "" if repeated else rows["action"][i],
+    )
