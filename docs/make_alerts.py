@@ -158,6 +158,8 @@ def described(rule: type[Rule]) -> list[str]:
 
 def on_real_runs(name: str) -> list[str]:
     """A line for each outcome, a column for each part."""
+    if only_info(name):
+        return ["It announces info at most unless `worst` is raised, so it warns of no run: no rates on real runs."]
     found = {(row["part"], row["group"]): row for row in rows_of("detectors.csv") if row["detector"] == name}
     parts = [part for part in PARTS if any(part == judged for judged, _ in found)]
     if not parts:
@@ -178,6 +180,10 @@ def on_real_runs(name: str) -> list[str]:
     return table(("outcome", *(f"{part} part" for part in parts)), lines) + (["", harm] if known["fired"] else [])
 
 
+def only_info(name: str) -> bool:
+    return bool(RULES[name].model_fields["worst"].default == "info")
+
+
 def rate(row: Row) -> str:
     """What a detector did with the runs of one outcome: of damaged ones in time and late, of others warned at all."""
     if not row["in_time"]:
@@ -193,14 +199,14 @@ def on_simulated_series(name: str) -> str:
         return "On simulated series it was not measured yet."
     right = [row for row in rows if name in row["right"].split()]
     other = [row for row in rows if name not in row["right"].split()]
-    hits, false = (sum(fired(row).get(name, 0) for row in some) for some in (right, other))
-    text = (
-        f"On simulated series it fired in {of(hits, series(right))} of the {plural(len(right), 'shape')} where it is "
-    )
-    text += f"right, and in {of(false, series(other))} of the others"
+    column = "info" if only_info(name) else "by_rule"
+    hits = sum(fired(row, "by_rule").get(name, 0) for row in right)
+    false = sum(fired(row, column).get(name, 0) for row in other)
+    text = f"On simulated series: where it is right ({plural(len(right), 'shape')}) it fired in "
+    text += f"{of(hits, series(right))}; elsewhere in {of(false, series(other))}"
     if false:
-        worst = max(other, key=lambda row: fired(row).get(name, 0))
-        text += f', most often in "{worst["shape"]}" ({fired(worst)[name]} of {worst["series"]})'
+        worst = max(other, key=lambda row: fired(row, column).get(name, 0))
+        text += f', most often in "{worst["shape"]}" ({fired(worst, column)[name]} of {worst["series"]})'
     return text + "."
 
 
@@ -208,9 +214,9 @@ def series(rows: Sequence[Row]) -> int:
     return sum(int(row["series"]) for row in rows)
 
 
-def fired(row: Row) -> dict[str, int]:
-    """{rule: simulated series in which it fired}."""
-    return {rule: int(count) for rule, count in (entry.split(":") for entry in row["by_rule"].split())}
+def fired(row: Row, column: str) -> dict[str, int]:
+    """{rule: simulated series in which it fired}, of a column of bench_alerts: "by_rule" or "info"."""
+    return {rule: int(count) for rule, count in (entry.split(":") for entry in row[column].split())}
 
 
 # Real runs
@@ -332,8 +338,9 @@ def run_cells(row: Row) -> tuple[str, ...]:
 
 def unseen() -> list[str]:
     """The rules that no real run has tried."""
-    rows = [row for row in rows_of("detectors.csv") if row["detector"] in RULES]
-    quiet = [name for name in RULES if not any(int(row["warned"]) for row in rows if row["detector"] == name)]
+    rows = [row for row in rows_of("detectors.csv") if row["detector"] in RULES and not only_info(row["detector"])]
+    warned = {row["detector"] for row in rows if int(row["warned"])}
+    quiet = [name for name in dict.fromkeys(row["detector"] for row in rows) if name not in warned]
     if not quiet:
         return []
     return [f"In no real run of the corpus fired {code(quiet)}: what is known of them is of simulated series."]
@@ -372,9 +379,9 @@ def simulated() -> list[str]:
 
 
 def others(row: Row) -> str:
-    """The rules that fired without being right, with their numbers of series."""
+    """The rules that warned without being right, with their numbers of series."""
     right = row["right"].split()
-    return ", ".join(f"{rule} {count}" for rule, count in fired(row).items() if rule not in right)
+    return ", ".join(f"{rule} {count}" for rule, count in fired(row, "by_rule").items() if rule not in right)
 
 
 BLOCKS: dict[str, Callable[[], list[str]]] = {
