@@ -1,6 +1,6 @@
 """How the alert rules judge simulated runs: false alarms on healthy shapes, and recall and lead on damaged ones.
 
-    python -m benchmarks.bench_alerts [--seeds 30] [--tune] [--only TEXT] [--out benchmarks/results/alerts.csv]
+    python -m benchmarks.bench_alerts [--seeds 21] [--tune] [--only TEXT] [--out benchmarks/results/alerts.csv]
 
 A run is a few noiseless curves with noise on top: entropy times exp(AR(1) noise), reward plus normal noise, shares as
 draws of 64 rollouts, evaluations as draws of 16 samples of 12 prompts, other series times lognormal noise. Every run
@@ -370,7 +370,7 @@ def counts(by_rule: Counter[str]) -> str:
 def main() -> None:
     """Measure every shape, print a line for each and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=30, help="series per shape")
+    parser.add_argument("--seeds", type=int, default=21, help="series per shape")
     parser.add_argument("--tune", action="store_true", help="use the tuning seeds and write nothing")
     parser.add_argument("--only", default="", help="only the shapes with this text in their name, and write nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "alerts.csv")

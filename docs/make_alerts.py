@@ -18,6 +18,7 @@ from benchmarks.corpus.peers import CHOSEN, LIMITS
 from benchmarks.corpus.peers import RULES as PEER_RULES
 from monitor.alerts import verdict
 from monitor.alerts.judgement import measured_rates
+from monitor.alerts.replay import observe_all
 from monitor.alerts.rules import RULES, Rule
 from monitor.alerts.rules.entropy import FLOOR_SHARE, NOISE_WIDTH
 from monitor.alerts.trends import MIN_TREND_ROWS, TREND_T
@@ -92,7 +93,9 @@ def commands() -> list[str]:
 
 
 def least() -> list[str]:
-    able = [rule.name for rule in RULES.values() if set(rule.needs) <= {"entropy", "reward"}]
+    """The rules that judge a series with the least that a run has."""
+    window = observe_all(made_series())[0].window()
+    able = [name for name, rule in RULES.items() if set(rule.needs) <= set(window.series) and rule().check(window)]
     return [f"With step, entropy and reward alone {len(able)} of the {len(RULES)} rules judge: {code(able)}."]
 
 
@@ -108,12 +111,16 @@ def settings(rule: type[Rule] = Rule) -> list[str]:
     return table(("setting", "default", "meaning"), own) if own else ["It has no settings of its own."]
 
 
-def example() -> list[str]:
-    steps = list(range(60))
+def made_series() -> dict[str, list[float]]:
+    """Step, entropy that decays from a third of the run on, and a reward that stands still."""
+    steps = range(60)
     waver = [0.02 * math.sin(1.7 * step) for step in steps]
     entropy = [0.6 * math.exp(-0.04 * max(0, step - 20) + waver[step]) for step in steps]
-    series = {"step": steps, "entropy": entropy, "reward": [0.3 + wave for wave in waver]}
-    return ["> " + verdict(series, step_s=30.0).sentence]
+    return {"step": list(steps), "entropy": entropy, "reward": [0.3 + wave for wave in waver]}
+
+
+def example() -> list[str]:
+    return ["> " + verdict(made_series(), step_s=30.0).sentence]
 
 
 def computed() -> list[str]:
