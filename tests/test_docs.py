@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import rlvr_monitor
-from docs import make_api, make_install, make_integrations, make_performance, make_reliability
+from docs import make_alerts, make_api, make_install, make_integrations, make_performance, make_reliability
 from docs.make_method import page
 from docs.make_reproduction import page as reproduction_page
+from monitor.alerts.rules import RULES, Rule
 from monitor.store.reader import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,110 @@ def test_the_reliability_page_is_made_from_rows_without_faults():
     with (make_performance.RESULTS / "reliability.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 and {row["faults"] for row in rows} == {"0"}
+
+
+def test_the_alerts_page_is_what_the_rules_and_the_rows_say():
+    text = make_alerts.PAGE.read_text()
+    assert text == make_alerts.page(text), "Run: python -m docs.make_alerts"
+    assert sorted(re.findall(r"<!-- table ([\w-]+) -->", text)) == sorted(make_alerts.BLOCKS)
+    for name, rule in RULES.items():
+        assert f"\n### {name}\n" in text
+        for field in set(rule.model_fields) - set(Rule.model_fields):
+            assert f"| `{field}` |" in text.split(f"\n### {name}\n")[1].split("\n### ")[0]
+
+
+DETECTED = (
+    "detector,part,group,runs,warned,critical,in_time,late,silent,rate,low,high,median_lead,alerts_a_run,"
+    "machine,versions,commit"
+)
+
+
+def test_the_alerts_page_says_what_was_not_measured_and_shows_what_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_alerts, "RESULTS", tmp_path)
+    text = make_alerts.page(make_alerts.PAGE.read_text())
+    assert "The test part was not judged yet." in text and "The development part was not judged yet." in text
+    assert text.count("How often it is wrong on real runs was not measured yet.") == sum(
+        not make_alerts.only_info(name) for name in RULES
+    )
+    assert "No runs were judged yet." in text and "Judged are none yet." in text
+
+    def row(detector: str, group: str, *cells: object) -> str:
+        return ",".join(map(str, [f'"{detector}"', "test", group, *cells, "M", "V", "c1"]))
+
+    rows = [
+        row("ours", "healthy", 200, 2, 0, "", "", 198, 0.01, 0.003, 0.036, "", 0.1),
+        row("ours", "damaged", 20, 19, 12, 15, 4, 1, 0.75, 0.531, 0.888, 0.3, 1.5),
+        row("ours", "stall", 0, 0, 0, "", "", 0, "", "", "", "", ""),
+        row("rlwatch tuned, 1 %", "damaged", 20, 1, 0, 1, 0, 19, 0.05, 0.009, 0.236, 0.5, 0.0),
+        row("kl_runaway", "healthy", 200, 0, 0, "", "", 200, 0.0, 0.0, 0.019, "", 0.0),
+        row("kl_runaway", "damaged", 20, 3, 3, 1, 2, 17, 0.05, 0.009, 0.236, 0.15, 0.0),
+        row("repetition", "healthy", 200, 0, 0, "", "", 200, 0.0, 0.0, 0.019, "", 0.0),
+        row("repetition", "damaged", 20, 0, 0, 0, 0, 20, 0.0, 0.0, 0.161, "", 0.0),
+    ]
+    (tmp_path / "detectors.csv").write_text("\n".join([DETECTED, *rows]))
+    lines = make_alerts.part_table("test")
+    assert lines[2:8] == [
+        "| healthy | ours | 2 of 200: 1 % [0, 4] |  | 198 | 0 |  | 0.1 |",
+        "| all damaged | ours | 15 of 20: 75 % [53, 89] | 4 | 1 | 12 | 30 % | 1.5 |",
+        "| all damaged | rlwatch tuned, 1 % | 1 of 20: 5 % [1, 24] | 0 | 19 | 0 | 50 % |  |",
+        "",
+        "Not judged yet on this part: rldoctor.",
+        "",
+    ]
+    assert [line.rsplit("| ", 1)[1] for line in lines[10:14]] == ["met |", "met |", "missed |", "met |"]
+    assert make_alerts.on_real_runs("kl_runaway")[2:4] == [
+        "| healthy | 0 of 200: 0 % [0, 2] |",
+        "| all damaged | in time 1 of 20: 5 % [1, 24], late 2, median lead 15 % |",
+    ]
+    # rows of groups that overlap ("damaged" holds "reward_lost") are not counted twice: 200 healthy runs are left
+    assert make_alerts.on_real_runs("repetition") == [
+        "It fired in none of the 200 real runs (test part): its recall there is not known."
+    ]
+
+
+def test_simulated_rates_of_a_rule_are_of_the_shapes_where_it_is_right_and_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_alerts, "RESULTS", tmp_path)
+    head = "shape,right,series,fired,false_alarms,false_critical,by_rule,info,lead_median_steps,lead_p10_steps,"
+    rows = [
+        "flat,,40,,2,1,kl_runaway:2,tail_noise:3,,,,M,V,c1",
+        '"both, at once",kl_runaway reward_lost,40,39,1,0,kl_runaway:30 repetition:1 reward_lost:39,'
+        ",12.5,-2.0,0.95,M,V,c1",
+    ]
+    (tmp_path / "alerts.csv").write_text("\n".join([head + "before_damage_share,machine,versions,commit", *rows]))
+    assert make_alerts.on_simulated_series("kl_runaway") == (
+        "On simulated series: where it is right (1 shape) it fired in 30 of 40: 75 %; elsewhere in 2 of 40: 5 %, most "
+        'often in "flat" (2 of 40).'
+    )
+    assert "elsewhere in 3 of 80: 4 %" in make_alerts.on_simulated_series("tail_noise")  # info is all that it says
+    lines = make_alerts.simulated()
+    assert lines[0] == "Healthy shapes, false alarms in 2 of 40: 5 % of all series:"
+    assert "| flat | 2 of 40: 5 % | 1 | kl_runaway 2 |" in lines
+    assert (
+        "| both, at once | kl_runaway, reward_lost | 39 of 40: 98 % | 95 % | 12.5 | -2.0 | 1 | repetition 1 |" in lines
+    )
+
+
+def test_runs_that_were_judged_wrongly_are_listed_to_be_looked_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_alerts, "RESULTS", tmp_path)
+    head = "run,part,outcome,damage_step,first_warning,warned,model,task,weighting,lr,epochs,entropy_coef,temperature"
+    rest = "builtin,chain,ict,0.0002,2,0.0,0.8"
+    runs = [
+        f"c001,test,reward_lost,50,10,reward_lost@10,{rest}",  # in time
+        f"c003,test,reward_lost,50,50,kl_runaway@50 reward_lost@52,{rest}",  # late: not before the damage
+        f"c005,test,diversity_lost,60,,,{rest}",  # missed
+        f"c007,test,healthy,,30,repetition@30,{rest}",
+        f"c009,test,healthy,,,,{rest}",
+        f"c011,test,stall,,9,no_learning_signal@9,{rest}",  # counts on neither side
+    ]
+    (tmp_path / "detectors_runs.csv").write_text("\n".join([head, *runs]))
+    lines = make_alerts.wrong_runs()
+    assert lines[0] == "Of 3 damaged runs 1 were missed and 1 warned late; of 2 healthy runs 1 were warned."
+    settings = "builtin, chain, ict, lr 0.0002, epochs 2, entropy bonus 0.0, temperature 0.8"
+    assert lines[4:] == [
+        f"| c005 | test | diversity lost | 60 | none | {settings} |  |",
+        f"| c003 | test | reward lost | 50 | 50 | {settings} | kl_runaway@50, reward_lost@52 |",
+        f"| c007 | test | healthy |  | 30 | {settings} | repetition@30 |",
+    ]
 
 
 def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
