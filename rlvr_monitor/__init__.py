@@ -12,6 +12,7 @@ Recording
 Judging
     AlertEngine         the alert rules on a live run: give it to the Recorder
     evaluate_alerts     the alerts that the rules raise on a recorded series
+    verdict             one sentence on a series so far, with the evidence of each clause
 
 Asking
     open_store          opens a store for SQL queries, also while runs write into it
@@ -36,7 +37,7 @@ from rlvr_monitor.shadowing import require_own
 
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from monitor.alerts.engine import AlertEngine
-    from monitor.alerts.replay import evaluate_alerts
+    from monitor.alerts.replay import evaluate_alerts, verdict
     from monitor.metrics import METRICS
     from monitor.recorder import Recorder
     from monitor.records import Histogram, RunInfo, SampleTable, StepRecord, TokenTable
@@ -59,6 +60,7 @@ __all__ = [
     "signal_statistics",
     "step_record",
     "token_signals",
+    "verdict",
 ]
 _MODULES = {
     "METRICS": "monitor.metrics",
@@ -75,6 +77,7 @@ _MODULES = {
     "signal_statistics": "monitor.signals.stats",
     "step_record": "monitor.signals.stats",
     "token_signals": "monitor.signals",
+    "verdict": "monitor.alerts.replay",
 }
 
 require_own("monitor")
