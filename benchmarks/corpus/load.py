@@ -40,9 +40,16 @@ def working_runs(folder: Path, part: str) -> Iterator[Recorded]:
             yield Recorded(about, columns, counts)
 
 
+def packed_names() -> set[str]:
+    """Names of all packed runs."""
+    paths = PACKED.glob("*-series.parquet")
+    known = [path for path in paths if not path.name.startswith("histograms-")]
+    return {one["name"] for path in known for one in json.loads(pq.read_schema(path).metadata[b"runs"])}
+
+
 def packed_runs(part: str) -> Iterator[Recorded]:
     """The runs of `part` in sample_runs/corpus, by number."""
-    for path in sorted(PACKED.glob(f"{part}-*.parquet")):
+    for path in PACKED.glob(f"{part}-series.parquet"):
         table = pq.read_table(path)
         abouts = json.loads(table.schema.metadata[b"runs"])
         names = table["run"].to_numpy()

@@ -1,7 +1,7 @@
 """Trains the corpus of real runs: python -m benchmarks.corpus.make --work FOLDER [--first 0 --runs 320 --jobs 1]
 
 Every run is one of our own trainer (trainer/train.py) on a small built-in policy, about a minute of one core. A run
-that FOLDER already holds is not trained again, so the script can be stopped and started at will. Runs are taken in the
+that FOLDER or sample_runs/corpus already holds is not trained again, so the script can be stopped and started at will. Runs are taken in the
 order of their numbers, so that both parts grow together. `python -m benchmarks.corpus.pack` makes sample_runs/corpus.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from benchmarks.corpus.grid import RUNS, corpus_run
+from benchmarks.corpus.load import packed_names
 from benchmarks.harness import provenance
 from monitor.recorder import Recorder
 from monitor.records import StepRecord
@@ -104,7 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     numbers = range(options.first, options.first + options.runs)
-    missing = [(n, options.work) for n in numbers if not (options.work / f"{corpus_run(n).name}.npz").exists()]
+    there = packed_names() | {path.stem for path in options.work.glob("c*.npz")}
+    missing = [(n, options.work) for n in numbers if corpus_run(n).name not in there]
     print(f"{len(missing)} runs to train, {len(numbers) - len(missing)} are there.", flush=True)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=40) as pool:
         for line in pool.imap(_work, missing):
