@@ -57,9 +57,8 @@ def joined(path: Path, fresh: pa.Table, names: set[str]) -> pa.Table:
     table = pa.concat_tables(
         [part.set_column(0, "run", part["run"].cast(pa.string())) for part in (kept, fresh)], promote_options="default"
     )
-    table = table.set_column(0, "run", table["run"].dictionary_encode()).sort_by(
-        [("run", "ascending"), ("step", "ascending")]
-    )
+    table = table.sort_by([("run", "ascending"), ("step", "ascending")])
+    table = table.set_column(0, "run", table["run"].dictionary_encode())
     if b"runs" not in (fresh.schema.metadata or {}):
         return table.replace_schema_metadata()
     before, after = (json.loads(part.schema.metadata[b"runs"]) for part in (old, fresh))
