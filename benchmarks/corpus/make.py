@@ -1,9 +1,9 @@
 """Trains the corpus of real runs: python -m benchmarks.corpus.make --work FOLDER [--first 0 --runs 320 --jobs 1]
 
 Every run is one of our own trainer (trainer/train.py) on a small built-in policy, about a minute of one core. A run
-that FOLDER or sample_runs/corpus already holds is not trained again, so the script can be stopped and started at will. Runs
-are taken in the order of their numbers, so that both parts grow together. `python -m benchmarks.corpus.pack` adds the
-runs of FOLDER to sample_runs/corpus.
+that FOLDER or sample_runs/corpus already holds is not trained again, so the script can be stopped and started at will.
+Runs are taken in the order of their numbers, so that both parts grow together. `python -m benchmarks.corpus.pack` adds
+the runs of FOLDER to sample_runs/corpus.
 """
 
 from __future__ import annotations

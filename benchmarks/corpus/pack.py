@@ -1,7 +1,8 @@
 """Packs the finished runs of a working folder into sample_runs/corpus: python -m benchmarks.corpus.pack --work FOLDER
 
-Runs that were packed before and are not in FOLDER stay. For each part one wide table of series (development-series.parquet: run, step, a float32 column for each scalar) with
-who the runs are in its metadata, and one of histograms beside it. Looks at no outcome.
+Runs that were packed before and are not in FOLDER stay. For each part there is one wide table of series
+(development-series.parquet: run, step, a float32 column for each scalar) with who the runs are in its metadata, and
+one of histograms beside it. No outcome is looked at.
 """
 
 from __future__ import annotations
