@@ -6,7 +6,7 @@ Runs come from sample_runs/corpus (or, while it is being made, from FOLDER of be
 them says benchmarks/corpus/labels.py from held-out evaluations alone. A run is warned in time if its first alert of
 severity warning or worse comes before the step of damage. Rules are judged live: one step at a time, nothing of the
 future. "ours" has every recorded series, "ours, training only" no evaluations, "ours, entropy and reward" those two.
-PEERS: the folder with rows-PART.csv of benchmarks.corpus.peers.
+PEERS: the folder with rows-PART.csv of benchmarks.corpus.peers (benchmarks/results/peers).
 
 Writes benchmarks/results/detectors.csv, detectors_runs.csv (one row a run, to look a case up) and, for the development
 part, monitor/alerts/rates.json, which the verdict cites. The test part is for a rule set that is settled: docs/log.md
@@ -186,8 +186,8 @@ def run_rows(judged: Sequence[Judged], configs: Mapping[str, Any]) -> list[dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder of benchmarks.corpus.make; none: sample_runs/corpus")
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=["development"])
-    parser.add_argument("--peers", type=Path, help="folder with rows-PART.csv of benchmarks.corpus.peers")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--peers", type=Path, default=RESULTS / "peers", help="folder with rows-PART.csv")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     seen: list[dict[str, Any]] = []
@@ -208,7 +208,7 @@ def main() -> None:
                 seen += run_rows(judged, configs)
                 if part == "development":
                     RATES.write_text(json.dumps(rates(judged), indent=1) + "\n")
-        if options.peers:
+        if (options.peers / f"rows-{part}.csv").exists():
             for detector, found in peer_rows(options.peers, part).items():
                 judged = [Judged(name, part, outcomes[name], found.get(name, {})) for name in outcomes]
                 rows += [row_of(detector, part, group, some) for group, some in groups(judged)]
