@@ -16,7 +16,7 @@ class BlindSelection(Rule):
 
     Breached if the share of decided tokens (entropy under 0.05 nat) among the selected is at least `share`, at least
     `margin` above their share among all tokens, and at most `most_selected` of the tokens are selected. Reason: on the
-    built-in task every run with such a selection lost its reward, and the mean entropy hardly moved.
+    built-in task most runs with such a selection lost their reward, and the mean entropy hardly moved.
     """
 
     name: ClassVar[str] = "blind_selection"
