@@ -372,7 +372,7 @@ def simulated() -> list[str]:
     ]  # fmt: skip
     total = of(sum(int(row["false_alarms"]) for row in healthy), series(healthy))
     return [
-        f"Healthy shapes, false alarms in {total} of all series:",
+        f"Healthy shapes; false alarms in all their series together: {total}.",
         "",
         *table(("shape", "false alarms", "critical", "by (series)"), calm),
         "",

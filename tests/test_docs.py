@@ -151,7 +151,7 @@ def test_simulated_rates_of_a_rule_are_of_the_shapes_where_it_is_right_and_of_th
     )
     assert "elsewhere in 3 of 80: 4 %" in make_alerts.on_simulated_series("tail_noise")  # info is all that it says
     lines = make_alerts.simulated()
-    assert lines[0] == "Healthy shapes, false alarms in 2 of 40: 5 % of all series:"
+    assert lines[0] == "Healthy shapes; false alarms in all their series together: 2 of 40: 5 %."
     assert "| flat | 2 of 40: 5 % | 1 | kl_runaway 2 |" in lines
     assert (
         "| both, at once | kl_runaway, reward_lost | 39 of 40: 98 % | 95 % | 12.5 | -2.0 | 1 | repetition 1 |" in lines
