@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from monitor.alerts.marks import read_marks
@@ -103,7 +104,7 @@ class AlertSink:
     def __init__(self, store: str | Path, routes: Sequence[Route]) -> None:
         self._store, self._routes, self._to = Path(store).expanduser().absolute(), routes, receivers(routes)
         self._delivery: Delivery | None = None
-        self._run = ""
+        self._run = self._verdict = ""
 
     def start(self, info: RunInfo) -> None:
         """Open the outbox; a resumed run delivers what its last attempt could not."""
@@ -125,7 +126,13 @@ class AlertSink:
     def step(self, record: StepRecord, alerts: Sequence[Alert]) -> None:
         """Write the news down; delivery follows from another thread."""
         if alerts and self._delivery is not None:
+            if self._verdict:
+                alerts = [replace(alert, message=f"{alert.message}\n{self._verdict}") for alert in alerts]
             self._delivery.outbox.put(self._run, alerts, self._delivery.wanted)
+
+    def verdict(self, sentence: str) -> None:
+        """What there is to say of the run now; the messages of the next step carry it."""
+        self._verdict = f"The run is {sentence}"
 
     def close(self, status: str) -> None:
         """Wait a bounded time for what is under way."""

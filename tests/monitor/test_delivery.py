@@ -21,6 +21,7 @@ from receivers import WebReceiver, wait_for
 
 import monitor.alerts.delivery as delivery_module
 from monitor.alerts.delivery import AlertSink
+from monitor.alerts.engine import AlertEngine
 from monitor.alerts.marks import mute
 from monitor.alerts.settings import Route
 from monitor.errors import MonitorError
@@ -293,3 +294,11 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def test_a_message_carries_the_verdict_on_the_run(tmp_path: Path, web: WebReceiver) -> None:
+    sink = AlertSink(tmp_path, [Route(url_env="ALERTS_URL")])
+    with Recorder(tmp_path, "a", engine=AlertEngine(), sinks=[sink], flush_s=0.0) as recorder:
+        for step in range(60):
+            recorder.record(StepRecord(step, {"entropy": 1.0 if step < 25 else 0.9 ** (step - 24)}))
+    assert "\nThe run is critical: Entropy is collapsing since step 37 " in web.got[0]["message"]
