@@ -129,5 +129,8 @@ def _print(name: str, series: Series, found: list[dict[str, Any]], verdict: Verd
         head = Text(f"{alert['severity'].upper():8} ", style=colours[alert["severity"]])
         head.append(f"{alert['rule']} at step {alert['step']}, {until}", style="bold")
         console.print(head, soft_wrap=True)
-        console.print(Text(f"         {alert['message']}"), soft_wrap=True)
+        for told in alert["transitions"]:
+            if told["state"] == "firing":
+                said = f"         step {told['step']} ({told['severity']}): {told['message']}"
+                console.print(Text(said), soft_wrap=True)
         console.print(Text(f"         {alert['action']}", style="dim"), soft_wrap=True)
