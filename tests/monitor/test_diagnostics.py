@@ -199,3 +199,17 @@ def test_a_policy_that_did_not_move_has_no_correlation():
 def test_every_diagnostic_is_in_the_table_of_metrics():
     found, *_ = record_with_diagnostics(probe=(torch.arange(3.0), torch.arange(3.0)))
     assert set(found) <= set(METRICS)
+
+
+def test_the_entropy_flow_is_the_change_split_by_its_sign():
+    _, _, signals, mask, advantages = ragged()
+    weights = mask.float() * torch.rand(mask.shape, generator=torch.Generator().manual_seed(5))
+    found = diagnostic_scalars({k: float(v) for k, v in update_sums(signals, mask, weights, advantages).items()})
+    change = entropy_change(signals, advantages)[0].numpy()
+    lowering, raising = np.minimum(change, 0.0), np.maximum(change, 0.0)
+    n, w = float(mask.sum()), weights.double().numpy()
+    for side, part in (("lowering", lowering), ("raising", raising)):
+        assert found[f"predicted_entropy_{side}"] == pytest.approx(part.sum() / n)
+        assert found[f"predicted_entropy_{side}_weighted"] == pytest.approx((w * part).sum() / w.sum())
+    total = found["predicted_entropy_lowering"] + found["predicted_entropy_raising"]
+    assert total == pytest.approx(found["predicted_entropy_change"]) and lowering.any() and raising.any()
