@@ -59,8 +59,8 @@ class Engine(Protocol):
 class Sink(Protocol):
     """Gets every step of a run, for wandb or a terminal, say. `start` and `close` run in the caller's thread.
 
-    A sink may also have `verdict(sentence)`, which gets what there is to say of the run: when an alert fires or ends,
-    and when the recorder closes.
+    A sink may also have `verdict(sentence)`, which gets what there is to say of the run: as soon as it can be judged,
+    when an alert fires or ends, and when the recorder closes.
     """
 
     def start(self, info: RunInfo) -> None: ...

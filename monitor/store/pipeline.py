@@ -77,6 +77,7 @@ class Pipeline:
         self._light_files = 0  # segments of steps since the disk filled
         self._room = Room(writer.folder)
         self._tokens_in_budget: int | None = None  # bytes of raw tokens when max_bytes was reached
+        self._judged = False  # a verdict has been noted: the engine has seen enough
         self._concluded = False  # the last verdict has been noted
         self._started = time.time()
         self._heart = Heart(self._try_beat)
@@ -247,7 +248,7 @@ class Pipeline:
                 item.alerts = self._judge(item)
         if closing and self._engine is not None and not self._concluded:
             self._concluded = True
-            self._note_verdict()
+            self._note_verdict(even_early=True)
         earlier = [one for item in items if not item.again for one in self._choose(item) if one not in items]
         if items or events:
             try:
@@ -272,18 +273,22 @@ class Pipeline:
         except Exception as error:
             self.fault("engine_error", error, item.record.step)
             return []
-        if any(getattr(alert, "state", "pending") != "pending" for alert in alerts):
+        if not self._judged or any(getattr(alert, "state", "pending") != "pending" for alert in alerts):
             self._note_verdict()
         return alerts
 
-    def _note_verdict(self) -> None:
-        """The engine's sentence on the run as an event: the newest one is what `rlvr ls` and the dashboard show."""
+    def _note_verdict(self, *, even_early: bool = False) -> None:
+        """The engine's sentence on the run as an event: the newest one is what `rlvr ls` and the dashboard show.
+
+        It is noted as soon as the run can be judged, when an alert fires or ends, and when the recorder closes.
+        """
         judge = getattr(self._engine, "verdict", None)  # an engine of others may have none
         if judge is None:
             return
         try:
             found = judge(self._median_step_s())
-            if found.step is not None:
+            if found.step is not None and (even_early or found.health != "too early"):
+                self._judged = True
                 message = f"{found.health}: {found.sentence}"
                 self.note("verdict", message, found.step)
                 for sink in self.sinks:

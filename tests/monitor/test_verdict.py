@@ -74,7 +74,9 @@ def test_the_recorder_keeps_the_sentence_as_an_event(tmp_path: Path) -> None:
             recorder.record(StepRecord(step, {"entropy": float(FALL[step]), "reward": float(REWARD[step])}))
     with open_store(tmp_path) as opened:
         rows = opened.sql("SELECT step, message FROM events WHERE kind = 'verdict' ORDER BY ts").rows
-    assert rows[0][1].startswith("warning: Entropy is collapsing since step ")
+    # the first as soon as a baseline of 20 rows is complete, the second when the alert fires
+    assert rows[0][0] == 19 and rows[0][1].startswith("healthy: Nothing is wrong at step 19")
+    assert rows[1][1].startswith("warning: Entropy is collapsing since step ")
     assert rows[-1][0] == N - 1 and "at its floor of 0.1" in rows[-1][1]  # said again at the end
 
 
