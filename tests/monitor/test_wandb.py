@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,28 @@ def histogram(values: np.ndarray, metric: str = "entropy", split: str = "all") -
 
 
 def read_back(folder: Path) -> list[Any]:
-    """Records of the .wandb file: a 7-byte header, then LevelDB log blocks of 32 KiB."""
+    """Records of a finished run's .wandb file. wandb's own process writes it, and on a busy machine after `finish`."""
+    deadline = time.monotonic() + 60
+    while True:
+        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        records = records_of(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.05)
+
+
+def records_of(path: Path) -> list[Any]:
+    """Records of a .wandb file: a 7-byte header, then LevelDB log blocks of 32 KiB; one that is cut off is left out."""
     from wandb.proto import wandb_internal_pb2 as pb
 
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, offset, parts, records = path.read_bytes(), 7, b"", []
     while offset + 7 <= len(data):
         if 32768 - offset % 32768 < 7:
             offset += 32768 - offset % 32768
             continue
         length, kind = int.from_bytes(data[offset + 4 : offset + 6], "little"), data[offset + 6]
+        if offset + 7 + length > len(data):
+            break
         parts += data[offset + 7 : offset + 7 + length]
         offset += 7 + length
         if kind in (1, 4):  # full or last
