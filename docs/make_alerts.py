@@ -128,7 +128,7 @@ def computed() -> list[str]:
     early = "the run's `warmup_steps`, or `--warmup`; else from the first row"
     return table(("name", "definition"), [
         ("baseline", f"median of the first {BASELINE_ROWS} finite values of a series after warm-up ({early})"),
-        ("noise", "1.4826 x median absolute residual of these values around their line; log noise: of logarithms"),
+        ("log noise", "1.4826 x median absolute residual of the logarithms of these values around their line"),
         ("level", f"median of the last {LEVEL_ROWS} values: two outliers cannot move it"),
         ("mean", "of as many last values as the rule says: for shares of a few rollouts, whose medians jump"),
         ("best", f"highest (or lowest) mean of {BEST_ROWS} values in a row so far, and the step where it ended"),

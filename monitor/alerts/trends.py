@@ -59,16 +59,15 @@ def fit_trend(steps: np.ndarray, values: np.ndarray) -> Trend:
     return Trend(slope, slope / error if error > 0 else float(np.copysign(np.inf, slope)), n)
 
 
-def line_noise(values: np.ndarray) -> float:
-    """Robust standard deviation of values [n] around their line: 1.4826 * median |residual|."""
-    x = np.arange(len(values)) - (len(values) - 1) / 2
-    residual = values - values.mean() - (x @ values) / (x @ x) * x
-    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
-
-
 def log_noise(values: np.ndarray) -> float:
-    """`line_noise` of ln(values), the values clipped from below at TINY_NATS."""
-    return line_noise(np.log(np.maximum(values, TINY_NATS)))
+    """Robust standard deviation of ln(values) [n] around their line: 1.4826 * median |residual|.
+
+    The values are clipped from below at TINY_NATS.
+    """
+    y = np.log(np.maximum(values, TINY_NATS))
+    x = np.arange(len(y)) - (len(y) - 1) / 2
+    residual = y - y.mean() - (x @ y) / (x @ x) * x
+    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
 
 
 def steps_to(level: float, target: float, slope: float) -> float:

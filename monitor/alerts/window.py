@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from monitor.alerts.trends import MIN_TREND_ROWS, TINY_NATS, Direction, Trend, fit_trend, line_noise, log_noise
+from monitor.alerts.trends import MIN_TREND_ROWS, TINY_NATS, Direction, Trend, fit_trend, log_noise
 
 BASELINE_ROWS = 20  # values after warm-up whose median is the baseline
 BEST_ROWS = 10  # rows whose mean is the running level that the best one is taken of
@@ -24,17 +24,15 @@ _NOTHING: Series = (np.empty(0, np.int64), np.empty(0))
 class Baseline:
     """How a series began: of its first BASELINE_ROWS finite values after warm-up.
 
-    value: their median. noise: their robust standard deviation around their line, in the series' unit; log_noise: the
-    same of their logarithms.
+    value: their median. log_noise: the robust standard deviation of their logarithms around the logarithms' line.
     """
 
     value: float
-    noise: float
     log_noise: float
 
     @classmethod
     def of(cls, values: np.ndarray) -> Baseline:
-        return cls(float(np.median(values)), line_noise(values), log_noise(values))
+        return cls(float(np.median(values)), log_noise(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +79,6 @@ class Window:
         """Median of the first values of `key` after warm-up; nan until they are complete."""
         found = self.baselines.get(key)
         return math.nan if found is None else found.value
-
-    def noise(self, key: str) -> float:
-        """Robust standard deviation of a row of `key`, from its first values; nan until they are complete."""
-        found = self.baselines.get(key)
-        return math.nan if found is None else found.noise
 
     def jitter(self, key: str) -> float:
         """Standard deviation of a row of `key` around its moving mean, from the differences of the last rows in a row.

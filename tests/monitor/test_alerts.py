@@ -149,8 +149,8 @@ def test_jumpy_run_is_judged_by_wider_thresholds() -> None:
     for seed in range(5):
         assert run(noisy(np.full(300, 0.5), seed, 0.3)) == []
     series = {"entropy": (np.arange(40), np.full(40, 1.1))}
-    noisy_run = Window(series, {"entropy": Baseline(0.5, 0.15, 0.3)})
-    quiet_run = Window(series, {"entropy": Baseline(0.5, 0.0, 0.0)})
+    noisy_run = Window(series, {"entropy": Baseline(0.5, 0.3)})
+    quiet_run = Window(series, {"entropy": Baseline(0.5, 0.0)})
     rule = EntropyExplosion()
     assert not rule.check(noisy_run).breached and rule.check(quiet_run).breached  # type: ignore[union-attr]
 

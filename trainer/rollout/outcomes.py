@@ -53,9 +53,9 @@ def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tens
     if not task.has_forms:
         return {}
     answers: dict[int, Counter[str]] = {}
-    correct = batch.correct.tolist()
-    for row, (group, right) in enumerate(zip(batch.group_ids.tolist(), correct, strict=True)):
-        answer = task.canonical(scored.prompts[row], scored.completions[row]) if right else None
+    rollouts = zip(batch.group_ids.tolist(), scored.rewards, scored.prompts, scored.completions, strict=True)
+    for group, reward, prompt, completion in rollouts:  # all on the host: no wait for the device
+        answer = task.canonical(prompt, completion) if reward >= task.correct_at else None
         if answer is not None:
             answers.setdefault(group, Counter())[answer] += 1
     of_group = [list(counter.values()) for counter in answers.values()]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from monitor.alerts.window import TREND_ROWS, Window
+from monitor.alerts.window import Window
 from monitor.records import Severity
 
 
@@ -37,7 +37,7 @@ class Rule(BaseModel, ABC):
     few words; both stand in the verdict. watches: the series whose value the finding reports. floor: the share of the
     baseline that damage is projected to, where the watched series falls. needs: the rule is asked
     about the rows that have a value of all of these. uses: series that it looks at where they are known; without them
-    it judges with less power. rows: how far back it looks.
+    it judges with less power.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -49,7 +49,6 @@ class Rule(BaseModel, ABC):
     watches: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     uses: ClassVar[tuple[str, ...]] = ()
-    rows: ClassVar[int] = TREND_ROWS
     judges_broken: ClassVar[bool] = False  # asked about rows whose value is nan or inf too
 
     enabled: bool = Field(True, description="false switches the rule off")
