@@ -79,8 +79,9 @@ def verdicts(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     """run, health, sentence, step (nan without one), ts: the newest word on each run that has one.
 
     It is the newest event of kind "verdict", in which a run's alert engine notes "<health>: <sentence>" as soon as it
-    can judge the run, whenever an alert fires or resolves, and at the end; health: too early, healthy, info, warning or critical. Of a run without any
-    (of an older version, or of another engine) it is the newest alert that fires: its severity and message.
+    can judge the run, whenever an alert fires or resolves, and at the end. health is too early, healthy, info, warning
+    or critical. Of a run without any (of an older version, or of another engine) it is the newest alert that fires: its
+    severity and message.
     """
     return frame(
         con,
