@@ -42,12 +42,13 @@ def train(
     progress: Progress = lambda record: None,
     *,
     first: int = 1,
-    after: Sequence[Callable[[int], None]] = (),
+    after: Sequence[Callable[[StepRecord], None]] = (),
     stops: Stops = Stops(),  # noqa: B008, without handlers
 ) -> None:
     """Trains `parts.policy` up to step `config.steps`, from 1 or, resumed, from `first`, and records each step.
 
-    `after` are called at the end of each step with its number: checkpoints. A signal ends the run (Interrupted, see
+    `after` are called with the record of each step, and of the evaluation before the first: actions, checkpoints. What
+    they raise ends the run, with the weights and the record of a whole step. A signal ends the run (Interrupted, see
     `Stops`) with the weights and the record of a whole step.
 
     Raises NonFiniteError, naming the step, when logits, loss or gradient are not finite: the weights are untouched
@@ -56,7 +57,10 @@ def train(
     config, clock = parts.config, parts.clock
     if config.eval.every and first == 1:
         with recorder.busy("evaluation"):
-            recorder.record(StepRecord(0, evaluate(parts, 0, stops.check)))
+            before = StepRecord(0, evaluate(parts, 0, stops.check))
+        recorder.record(before)
+        for action in after:
+            action(before)
     for step in range(first, config.steps + 1):
         with _named(step):
             clock.start()
@@ -80,7 +84,7 @@ def train(
                 clock.lap("handover")
                 progress(record)
                 for action in after:
-                    action(step)
+                    action(record)
 
 
 @contextmanager
@@ -126,7 +130,7 @@ def describe(
     scalars: dict[str, float | Tensor] = rollout_scalars(batch, parts.ranks) | {
         "loss": update.loss,
         "grad_norm": update.grad_norm,
-        "lr": parts.config.optim.lr,
+        "lr": parts.updater.config.optim.lr,
         "temperature": parts.updater.control.temperature,
         "entropy_coef": parts.updater.control.coefficient,
     }

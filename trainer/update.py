@@ -61,6 +61,13 @@ class Updater:
         self.control = EntropyControl(config)
         self.weight_generator = torch.Generator().manual_seed(config.seed + 7_919 * ranks.rank)
 
+    def change(self, config: TrainConfig) -> None:
+        """Takes other settings of optim.lr, loss, weighting and rollout.temperature from the next step on."""
+        self.config = config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.optim.lr
+        self.control.change(config)
+
     def update(self, batch: TokenBatch, step: int) -> Update:
         """Trains on the batch. Raises NonFiniteError before a non-finite gradient touches the weights."""
         every = self.config.record.probe_every

@@ -1,4 +1,4 @@
-"""The alerts file: which rules judge a run, with which thresholds, and which routes tell of it.
+"""The alerts file: which rules judge a run, with which thresholds, which routes tell of it, and which actions follow.
 
 Addresses of receivers are secrets. The file names the environment variable or the file that holds one, never the
 address itself, so that it can be shared, committed and recorded with a run.
@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from monitor.alerts.actions import ACTIONS, DEFAULT_ACTIONS, Action, AlertFilter
 from monitor.alerts.rules import DEFAULT_RULES, RULES, Rule
 from monitor.errors import MonitorError, nearest
 from monitor.records import Alert, Severity
@@ -27,15 +28,11 @@ class AlertsError(MonitorError):
     """An alerts file, or an address that it names, that cannot be used."""
 
 
-class Route(BaseModel):
+class Route(AlertFilter):
     """One receiver and the alerts that it wants. Exactly one of url_env and url_file says where its address is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     url_env: str | None = Field(None, min_length=1, description="environment variable that holds the address")
     url_file: str | None = Field(None, min_length=1, description="file whose first line is the address")
-    severities: tuple[Severity, ...] = Field(("warning", "critical"), min_length=1, description="wanted severities")
-    rules: tuple[str, ...] = Field(("*",), min_length=1, description="names or patterns of wanted rules")
     runs: tuple[str, ...] = Field(("*",), min_length=1, description="names or patterns of wanted runs")
     states: tuple[Literal["firing", "resolved"], ...] = Field(
         ("firing", "resolved"), min_length=1, description="wanted transitions"
@@ -48,14 +45,9 @@ class Route(BaseModel):
             raise ValueError("it holds an address, expected the name of what holds it")
         return value
 
-    @field_validator("rules")
     @classmethod
-    def _known(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        known = [*RULES, *STATUS_RULES]
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in known):
-                raise ValueError(f"no rule is called {pattern!r}.{nearest(pattern, known)} Rules: {', '.join(known)}")
-        return patterns
+    def known_rules(cls) -> list[str]:
+        return [*RULES, *STATUS_RULES]
 
     @model_validator(mode="after")
     def _one_source(self) -> Route:
@@ -69,12 +61,8 @@ class Route(BaseModel):
         return f"${self.url_env}" if self.url_env else str(self.url_file)
 
     def wants(self, run: str, alert: Alert) -> bool:
-        return (
-            alert.severity in self.severities
-            and alert.state in self.states
-            and any(fnmatchcase(alert.rule, pattern) for pattern in self.rules)
-            and any(fnmatchcase(run, pattern) for pattern in self.runs)
-        )
+        named = any(fnmatchcase(run, pattern) for pattern in self.runs)
+        return named and alert.state in self.states and self.wants_rule(alert)
 
     def address(self) -> str:
         """The secret. Raises AlertsError if it is not there."""
@@ -96,10 +84,11 @@ class Route(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AlertSettings:
-    """What an alerts file says. Without a file: the default rules and no route."""
+    """What an alerts file says. Without a file: the default rules, no route, and a checkpoint when an alert fires."""
 
     rules: tuple[Rule, ...] = DEFAULT_RULES
     routes: tuple[Route, ...] = ()
+    actions: tuple[Action, ...] = DEFAULT_ACTIONS
 
 
 def load_alerts(path: str | Path) -> AlertSettings:
@@ -115,10 +104,12 @@ def load_alerts(path: str | Path) -> AlertSettings:
         raise AlertsError(f"Cannot read the alerts file {str(path)!r}: {why}. Expected a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise AlertsError(f"{str(path)!r} is not valid TOML: {error}.") from None
-    for name in found.keys() - {"rules", "routes"}:
-        raise AlertsError(f"{str(path)!r}: unknown section {name!r}.{nearest(name, ('rules', 'routes'))}")
+    sections = ("rules", "routes", "actions")
+    for name in found.keys() - set(sections):
+        raise AlertsError(f"{str(path)!r}: unknown section {name!r}.{nearest(name, sections)}")
     try:
-        return AlertSettings(_rules(found.get("rules", {})), _routes(found.get("routes", [])))
+        actions = _actions(found["actions"]) if "actions" in found else DEFAULT_ACTIONS
+        return AlertSettings(_rules(found.get("rules", {})), _routes(found.get("routes", [])), actions)
     except AlertsError as error:
         raise AlertsError(f"{str(path)!r}: {error}") from None
 
@@ -138,8 +129,7 @@ def _rules(sections: Any) -> tuple[Rule, ...]:
 
 
 def _routes(sections: Any) -> tuple[Route, ...]:
-    if not isinstance(sections, list) or not all(isinstance(section, Mapping) for section in sections):
-        raise AlertsError("routes must be sections, each under its own [[routes]].")
+    _check_list(sections, "routes")
     for number, section in enumerate(sections, 1):
         if "url" in section:
             raise AlertsError(
@@ -148,6 +138,23 @@ def _routes(sections: Any) -> tuple[Route, ...]:
                 "only you can read: url_file = '~/.config/rlvr/alerts.url'."
             )
     return tuple(_checked(Route, section, f"routes {number}") for number, section in enumerate(sections, 1))
+
+
+def _actions(sections: Any) -> tuple[Action, ...]:
+    _check_list(sections, "actions")
+    return tuple(_action(section, f"actions {number}") for number, section in enumerate(sections, 1))
+
+
+def _action(section: Mapping[str, Any], where: str) -> Action:
+    do = section.get("do")
+    if do not in ACTIONS:
+        raise AlertsError(f"{where}: do is {do!r}.{nearest(str(do), ACTIONS)} Expected one of {', '.join(ACTIONS)}.")
+    return cast(Action, _checked(ACTIONS[do], section, where))
+
+
+def _check_list(sections: Any, name: str) -> None:
+    if not isinstance(sections, list) or not all(isinstance(section, Mapping) for section in sections):
+        raise AlertsError(f"{name} must be sections, each under its own [[{name}]].")
 
 
 def _checked(model: type[Any], values: Mapping[str, Any], where: str) -> Any:

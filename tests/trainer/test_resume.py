@@ -25,6 +25,7 @@ from monitor.store.runs import get_run
 from monitor.store.segments import list_segments
 from trainer.commands.train import main, parse_config
 from trainer.runtime import checkpoint
+from trainer.runtime.action_state import ActionState
 from trainer.runtime.build import prepare
 from trainer.runtime.checkpoint import CheckpointError, checkpoints_of
 
@@ -121,7 +122,8 @@ def test_what_cannot_be_resumed_is_refused(whole, capsys):
 def saved(tmp_path):
     """Parts of a run and a folder with two checkpoints of it, 1 and 2."""
     parts = prepare(parse_config([*SMALL, "--steps", "4"]))
-    checkpoints = checkpoint.Checkpoints(tmp_path / "c", parts, None, AlertEngine(), parts.config.checkpoint)
+    config, actions = parts.config.checkpoint, ActionState()
+    checkpoints = checkpoint.Checkpoints(tmp_path / "c", parts, None, AlertEngine(), config, actions)
     for step in (1, 2):
         next(parts.stream)
         checkpoints.save(step)
@@ -132,12 +134,12 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(saved, caplog):
     parts, checkpoints = saved
     newest = checkpoints_of(checkpoints.folder)[-1] / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
-    assert checkpoint.resume(checkpoints.folder, parts, AlertEngine()) == 1
+    assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 1
     assert "step-00000002 cannot be used" in caplog.text
     for path in checkpoints_of(checkpoints.folder):
         (path / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="None of the 2 checkpoints"):
-        checkpoint.resume(checkpoints.folder, parts, AlertEngine())
+        checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState())
 
 
 @contextmanager
@@ -168,7 +170,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_event_and_the_next_is_tried(
         for step, limit in ((2, SMALL_FILES), (4, resource.RLIM_INFINITY)):
             checkpoints.recorder.record(StepRecord(step, {"reward": 0.5}))
             with file_size_limit(limit):
-                checkpoints.after(step)
+                checkpoints.after(StepRecord(step, {}))
     assert [path.name for path in checkpoints_of(checkpoints.folder)] == ["step-00000002", "step-00000004"]
     told = rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint_error'")
     assert [step for step, _ in told] == [2] and [record.message for record in caplog.records] == [told[0][1]]
@@ -241,4 +243,4 @@ def test_another_model_or_task_does_not_take_the_state(saved):
         state["stream"]["prompts"] += 1
         (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CheckpointError):
-        checkpoint.resume(checkpoints.folder, parts, AlertEngine())
+        checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.runtime.runs import Run
 
 PRESETS = Path(__file__).parents[1] / "presets"
+STOPPED_BY_ALERT = 3  # exit code
 VERDICT_STYLES = {"too early": "dim", "healthy": "green", "info": "cyan", "warning": "yellow", "critical": "bold red"}
 TOKEN_BYTES, SAMPLE_BYTES, STEP_BYTES = 20, 150, 15_000  # on disk, measured by benchmarks/bench_recorder.py
 
@@ -148,7 +149,7 @@ def resumed_config(argv: list[str]) -> TrainConfig | None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit codes: 0 trained to the end, 1 the run failed, 2 wrong use, 128 + n stopped by signal n."""
+    """Exit codes: 0 trained to the end, 1 the run failed, 2 wrong use, 3 an action stopped it, 128 + n signal n did."""
     try:
         resumed = resumed_config(argv)
         config = resumed or parse_config(argv)
@@ -207,13 +208,15 @@ def _saved(parts: Parts, run: Run, console: Console, status: str) -> bool:
 def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
     """(status, exit code) of the training; only unforeseen errors propagate, recorded like the foreseen ones."""
     from trainer.errors import NonFiniteError, RewardError
+    from trainer.runtime.actions import StoppedByAlert
     from trainer.runtime.stops import Interrupted, Stops
     from trainer.train import train
 
     recorder, stops = run.recorder, Stops(parts.ranks)
     try:
         with stops.installed(), _progress(console, parts.config, recorder) as progress:
-            train(parts, recorder, progress, first=run.first, after=(run.checkpoints.after,), stops=stops)
+            after = (run.actions.after, run.checkpoints.after)  # a checkpoint holds what the actions of its step did
+            train(parts, recorder, progress, first=run.first, after=after, stops=stops)
         return "finished", 0
     except Interrupted as stop:
         console.print(
@@ -221,6 +224,9 @@ def _guarded_run(parts: Parts, run: Run, console: Console) -> tuple[str, int]:
             f"Go on with: rlvr train --resume {run.name} --store {parts.config.store}"
         )
         return "stopped", 128 + stop.number
+    except StoppedByAlert as stop:
+        console.print(f"{stop} Go on with: rlvr train --resume {run.name} --store {parts.config.store}", style="yellow")
+        return "stopped", STOPPED_BY_ALERT
     except (NonFiniteError, RewardError) as error:
         recorder.event("failed", str(error))
         console.print(f"Run {run.name} failed. {error} What was recorded stays: rlvr show {run.name}", style="red")

@@ -191,6 +191,10 @@ class TrainConfig(_Group):
         None, description="TOML file of alert rules and of routes to Slack, e-mail, ... (docs/notifications.md); none: "
         "the default rules, told in the terminal"
     )  # fmt: skip
+    guard: bool = Field(
+        False, description="act on alerts with the recommended actions (docs/actions.md); false: those of the alerts "
+        "file, and without any a checkpoint when an alert fires"
+    )  # fmt: skip
     shard: bool = Field(False, description="FSDP2: spread parameters and optimizer over the processes of torchrun")
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice")
     save: str | None = Field(None, description="folder for the final policy; none: STORE/policies/RUN")

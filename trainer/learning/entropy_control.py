@@ -27,7 +27,7 @@ class EntropyControl:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self._loss = config.loss
+        self._loss, self._given = config.loss, config.rollout.temperature
         self._coefficient = config.loss.entropy_coef
         self._entropy: float | None = None  # the last step's
         self.temperature = config.rollout.temperature
@@ -39,6 +39,15 @@ class EntropyControl:
         if target is None or self._loss.entropy_actuator == "temperature":
             return self._coefficient
         return self._coefficient if self._entropy is not None and self._entropy <= target else 0.0
+
+    def change(self, config: TrainConfig) -> None:
+        """Takes other settings. A temperature or coefficient that the settings leave as it was stays as it is now."""
+        loss, before, given = config.loss, self._loss, config.rollout.temperature
+        if (loss.entropy_target, loss.entropy_coef) != (before.entropy_target, before.entropy_coef):
+            self._coefficient = loss.entropy_coef
+        if given != self._given:
+            self.temperature = given
+        self._loss, self._given = loss, given
 
     def observe(self, entropy: float) -> None:
         """Takes a finished step's mean token entropy and sets the next step's values."""

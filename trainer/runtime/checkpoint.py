@@ -4,7 +4,7 @@
       parameters.safetensors   trained parameters by name, float32
       optimizer.safetensors    AdamW moments, "<parameter>/<moment>"
       rng-r000.safetensors     states of a rank's generators: sampler, weighting, torch's own
-      state.json               step, prompt cursor, alert rules, entropy control, optimizer's parameter groups
+      state.json               step, prompt cursor, alert rules, actions, entropy control, optimizer's parameter groups
 
 A folder appears under its final name only when all of it is durable, and only after the store holds every step up to
 it. So a resumed run may repeat steps but never leaves a gap. On a CPU the resumed run is bit-identical to one that
@@ -35,8 +35,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from monitor.alerts.engine import AlertEngine
 from monitor.errors import MonitorError
 from monitor.recorder import Recorder
+from monitor.records import StepRecord
 from monitor.store.segments import fsync_folder
 from trainer.config import CheckpointConfig
+from trainer.runtime.action_state import ActionState
 from trainer.runtime.build import Parts
 from trainer.runtime.disk import attempt
 from trainer.runtime.ranks import whole
@@ -44,6 +46,7 @@ from trainer.runtime.ranks import whole
 _log = logging.getLogger("rlvr.trainer")
 _FORMAT = 1
 _WAIT_S = 30.0  # how long a checkpoint waits for the recorder
+_UNUSABLE = (OSError, ValueError, KeyError, SafetensorError)  # what reading a damaged checkpoint raises
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -63,37 +66,69 @@ def checkpoints_of(folder: Path) -> list[Path]:
 class Checkpoints:
     """Writes a run's checkpoints every `config.every` steps and at the last one, and keeps the newest `config.keep`.
 
-    All ranks call `after`. Rank 0 writes, the others add their generators. engine: the alert engine of rank 0.
+    The last one at which no alert was pending or firing is kept too. All ranks call `after`. Rank 0 writes, the others
+    add their generators. engine: the alert engine of rank 0. actions: what the run's actions have done.
     """
 
     def __init__(
-        self, folder: Path, parts: Parts, recorder: Recorder, engine: AlertEngine, config: CheckpointConfig
+        self,
+        folder: Path,
+        parts: Parts,
+        recorder: Recorder,
+        engine: AlertEngine,
+        config: CheckpointConfig,
+        actions: ActionState,
     ) -> None:
         self.folder, self.parts, self.recorder, self.engine, self.config = folder, parts, recorder, engine, config
+        self.actions = actions
+        self._newest = 0
 
-    def after(self, step: int) -> None:
-        """Saves if a checkpoint is due after this step. If the disk refuses, that is an event and training goes on."""
-        every = self.config.every
-        if not every or (step % every and step != self.parts.config.steps):
-            return
+    def after(self, record: StepRecord) -> None:
+        """Saves if a checkpoint is due after this step and there is none yet."""
+        every, step = self.config.every, record.step
+        due = every and step and (step % every == 0 or step == self.parts.config.steps)
+        if due and step != self._newest:
+            self.now(step)
+
+    def now(self, step: int) -> bool:
+        """Saves a checkpoint. If the disk refuses, that is an event, False is returned and training goes on."""
         late = not self.recorder.flush(_WAIT_S)
         try:
             if self.parts.ranks.any(late):
                 raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
             self.save(step)
+            self._newest = step
+            return True
         except OSError as error:
             message = f"No checkpoint at step {step} in {self.folder}: {error}. Training goes on, the next is tried."
             _log.error(message)
             self.recorder.event("checkpoint_error", message, step)
+            return False
+
+    def restore_policy(self, step: int) -> None:
+        """Takes weights, optimizer and entropy control from the checkpoint of `step`; nothing else goes back.
+
+        Raises OSError on all ranks if one of them cannot read it.
+        """
+        path, saved, reason = self.folder / f"step-{step:08d}", None, "another rank cannot read it"
+        try:
+            saved = _Saved.read(path, self.parts)
+        except _UNUSABLE as error:
+            reason = f"{type(error).__name__}: {error}"
+        if self.parts.ranks.any(saved is None) or saved is None:
+            raise OSError(f"the checkpoint {path} cannot be used: {reason}.")
+        saved.load_policy(self.parts)
 
     def save(self, step: int) -> Path:
         """Writes the checkpoint of `step`. Raises OSError, and then leaves no partial one under its final name."""
+        before = self.actions.good
+        self.actions.good = before if self.actions.amiss else step
         final = self.folder / f"step-{step:08d}"
         half = final.with_name(f"{final.name}.tmp")
         ranks, error = self.parts.ranks, None
         trained, optimizer = _gathered(self.parts)
         if ranks.rank == 0:
-            error = attempt(lambda: _write(half, step, self.parts, self.engine, trained, optimizer))
+            error = attempt(lambda: _write(half, step, self.parts, self.engine, self.actions, trained, optimizer))
         if not ranks.any(error is not None):
             rng = half / f"rng-r{ranks.rank:03d}.safetensors"
             error = attempt(lambda: _save(_rng_states(self.parts), rng))
@@ -102,6 +137,7 @@ class Checkpoints:
             error = attempt(lambda: self._publish(half, final))
         if ranks.any(error is not None) or failed:
             shutil.rmtree(half, ignore_errors=True)
+            self.actions.good = before
             raise error or OSError("another rank could not write its part")
         return final
 
@@ -111,11 +147,13 @@ class Checkpoints:
         os.replace(half, final)
         fsync_folder(self.folder)
         for old in checkpoints_of(self.folder)[: -self.config.keep]:
+            if old.name == f"step-{self.actions.good or 0:08d}":
+                continue
             gone = old.rename(old.with_name(f"{old.name}.tmp"))  # renamed first, so that nobody sees it half deleted
             shutil.rmtree(gone, ignore_errors=True)
 
 
-def resume(folder: Path, parts: Parts, engine: AlertEngine) -> int:
+def resume(folder: Path, parts: Parts, engine: AlertEngine, actions: ActionState) -> int:
     """Loads into the parts the newest checkpoint that all ranks can read; returns its step, or 0 without checkpoints.
 
     Raises CheckpointError if there are checkpoints and none can be used.
@@ -125,12 +163,12 @@ def resume(folder: Path, parts: Parts, engine: AlertEngine) -> int:
         saved = None
         try:
             saved = _Saved.read(path, parts)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except _UNUSABLE as error:
             _log.warning(
                 "Checkpoint %s cannot be used: %s: %s. Trying an older one.", path, type(error).__name__, error
             )
         if not parts.ranks.any(saved is None) and saved is not None:
-            return saved.load_into(parts, engine)
+            return saved.load_into(parts, engine, actions)
     if found:
         raise CheckpointError(
             f"None of the {len(found)} checkpoints in {str(folder)!r} can be used. Remove that folder to start the run "
@@ -147,7 +185,13 @@ def _gathered(parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _write(
-    folder: Path, step: int, parts: Parts, engine: AlertEngine, trained: dict[str, Tensor], optimizer: dict[str, Any]
+    folder: Path,
+    step: int,
+    parts: Parts,
+    engine: AlertEngine,
+    actions: ActionState,
+    trained: dict[str, Tensor],
+    optimizer: dict[str, Any],
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -157,6 +201,7 @@ def _write(
         "step": step,
         "stream": parts.stream.state_dict(),
         "alerts": engine.state_dict(),
+        "actions": actions.state_dict(),
         "control": parts.updater.control.state_dict(),
         "ranks": parts.ranks.world,
         "param_groups": optimizer["param_groups"],
@@ -202,8 +247,19 @@ class _Saved:
             moments.setdefault(name, {})[moment] = value
         return cls(state, trained, moments, load_file(folder / f"rng-r{parts.ranks.rank:03d}.safetensors"))
 
+    def load_into(self, parts: Parts, engine: AlertEngine, actions: ActionState) -> int:
+        self.load_policy(parts)
+        parts.stream.load_state_dict(self.state["stream"])
+        engine.load_state_dict(self.state["alerts"])
+        actions.load_state_dict(self.state.get("actions", {}))
+        for name, generator in _generators(parts).items():
+            generator.set_state(self.rng[name])
+        torch.set_rng_state(self.rng["torch"])
+        return int(self.state["step"])
+
     @torch.no_grad()
-    def load_into(self, parts: Parts, engine: AlertEngine) -> int:
+    def load_policy(self, parts: Parts) -> None:
+        """Weights, optimizer and entropy control."""
         for name, parameter in parts.policy.trained().items():
             value = self.trained[name].to(parameter.device)
             if isinstance(parameter, DTensor):
@@ -211,13 +267,7 @@ class _Saved:
             parameter.copy_(value)
         optimizer: dict[str, Any] = {"state": self.moments, "param_groups": self.state["param_groups"]}
         set_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, optimizer, options=_OPTIONS)
-        parts.stream.load_state_dict(self.state["stream"])
-        engine.load_state_dict(self.state["alerts"])
         parts.updater.control.load_state_dict(self.state["control"])
-        for name, generator in _generators(parts).items():
-            generator.set_state(self.rng[name])
-        torch.set_rng_state(self.rng["torch"])
-        return int(self.state["step"])
 
 
 def _generators(parts: Parts) -> dict[str, torch.Generator]:

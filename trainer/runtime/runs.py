@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from monitor.alerts.actions import DEFAULT_ACTIONS, RECOMMENDED_ACTIONS, Action, Checkpoint
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.settings import AlertSettings, load_alerts
 from monitor.errors import MonitorError
@@ -20,17 +21,20 @@ from monitor.records import Alert
 from monitor.store.runs import get_run
 from trainer.config import ConfigError, TrainConfig
 from trainer.runtime import checkpoint
+from trainer.runtime.action_state import ActionState
+from trainer.runtime.actions import Actions, check_actions
 from trainer.runtime.build import Parts, run_info
 from trainer.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An open run: its name, where it is recorded, judged and checkpointed, and its first step."""
+    """An open run: its name, where it is recorded, judged, acted on and checkpointed, and its first step."""
 
     name: str
     recorder: Recorder
     engine: AlertEngine
+    actions: Actions
     checkpoints: checkpoint.Checkpoints
     first: int
 
@@ -41,8 +45,14 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
     name = ranks.share(config.run or _free_name(config))
     folder = checkpoint.checkpoint_folder(config.store, name)
     settings = load_alerts(config.alerts) if config.alerts else AlertSettings()
-    engine = AlertEngine(settings.rules, config.weighting.warmup_steps, total_steps=config.steps)
-    done = checkpoint.resume(folder, parts, engine) if resume else 0
+    wanted = actions_of(config, settings)
+    engine, acting = (
+        AlertEngine(settings.rules, config.weighting.warmup_steps, total_steps=config.steps) for _ in range(2)
+    )
+    state = ActionState()
+    done = checkpoint.resume(folder, parts, engine, state) if resume else 0
+    if done:
+        acting.load_state_dict(engine.state_dict())
     if done >= config.steps and get_run(config.store, name).status != "failed":  # a failed one may lack its policy
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
     sinks: list[Any] = []
@@ -67,9 +77,25 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
         )
 
     recorder = _rank_0_first(ranks, open_recorder)
-    return Run(
-        name, recorder, engine, checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint), done + 1
-    )
+    checkpoints = checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint, state)
+    actions = Actions(wanted, state, acting, parts, recorder, checkpoints, partial(_print_action, console))
+    return Run(name, recorder, engine, actions, checkpoints, done + 1)
+
+
+def actions_of(config: TrainConfig, settings: AlertSettings) -> Sequence[Action]:
+    """The actions of a run: those of its alerts file, or with `guard` the recommended ones. Raises ConfigError.
+
+    Where checkpoint.every is 0, nothing saves a checkpoint.
+    """
+    if config.guard and settings.actions is not DEFAULT_ACTIONS:
+        raise ConfigError(
+            f"guard is true, and {config.alerts!r} has [[actions]] of its own. Leave out --guard, or the sections."
+        )
+    actions = RECOMMENDED_ACTIONS if config.guard else settings.actions
+    if not config.checkpoint.every:
+        actions = tuple(action for action in actions if not isinstance(action, Checkpoint))
+    check_actions(actions, config)
+    return actions
 
 
 def _alert_sink(config: TrainConfig, settings: AlertSettings) -> Sink:
@@ -98,6 +124,10 @@ def _free_name(config: TrainConfig) -> str:
     base = f"{config.weighting.kind}-s{config.seed}"
     taken = {path.name for path in (Path(config.store) / "runs").glob(f"{base}*")}
     return next(name for i in count(1) if (name := base if i == 1 else f"{base}-{i}") not in taken)
+
+
+def _print_action(console: Console, sentence: str) -> None:
+    console.print(Text.assemble(("ACTION", "magenta"), f" {sentence}"))
 
 
 def _print_alert(console: Console, fired: set[tuple[str, int]], alert: Alert) -> None:
