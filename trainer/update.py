@@ -195,7 +195,15 @@ class Updater:
         watched = weighting.kind == "attention" and active > 0
         attention = attention_received(self.policy, batch, self.config.optim.micro_batch) if watched else None
         mask, advantages = batch.loss_mask, batch.advantages
-        return WeightInputs(signals, mask, advantages, self.weight_generator, active, attention=attention)
+        return WeightInputs(
+            signals,
+            mask,
+            advantages,
+            self.weight_generator,
+            active,
+            attention=attention,
+            sum_over_ranks=self.ranks.sum,
+        )
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
         normalise, longest = self.config.weighting.normalise, self.config.rollout.max_new_tokens

@@ -55,6 +55,16 @@ class _Interval(WeightingConfig):
         return self
 
 
+class _Budget(WeightingConfig):
+    normalise: Literal["selected", "all"] = Field(
+        "all", description="what the loss's denominators sum. selected: the weights; all: all tokens"
+    )
+    share: float = Field(
+        0.3, ge=-1, le=1, description="share of the entropy loss of uniform weights that a step may have; below 0 it "
+        "gains entropy"
+    )  # fmt: skip
+
+
 class Uniform(WeightingConfig):
     kind: Literal["uniform"] = "uniform"
 
@@ -112,6 +122,18 @@ class AdvantageReweight(WeightingConfig):
     alpha: float = Field(0.3, ge=0, le=1, description="share of the probability in the weight: alpha p + 1 - alpha")
 
 
+class EntropyBudget(_Budget):
+    kind: Literal["entropy_budget"] = "entropy_budget"
+
+
+class IctBudget(_Budget):
+    kind: Literal["ict_budget"] = "ict_budget"
+
+
+class RandomBudget(_Budget):
+    kind: Literal["random_budget"] = "random_budget"
+
+
 class ClipCov(_Interval):
     kind: Literal["clip_cov"] = "clip_cov"
     share: float = Field(0.0002, gt=0, le=1, description="share of the batch's tokens that are held back")
@@ -131,7 +153,7 @@ class Attention(WeightingConfig):
 
 Weighting = Annotated[
     Uniform | Ict | IctFrequent | Random | TopEntropy | Stapo | IctSoft | Divergence | Rsi | Stare
-    | AdvantageReweight | ClipCov | KlCov | Attention,
+    | AdvantageReweight | EntropyBudget | IctBudget | RandomBudget | ClipCov | KlCov | Attention,
     Field(discriminator="kind"),
 ]  # fmt: skip
 WEIGHTINGS: dict[str, type[WeightingConfig]] = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.config import WeightingConfig
 from trainer.learning.weightings.attention import attention
 from trainer.learning.weightings.baselines import random, uniform
+from trainer.learning.weightings.budget import entropy_budget, ict_budget, random_budget
 from trainer.learning.weightings.covariance import clip_cov, kl_cov, kl_cov_penalty
 from trainer.learning.weightings.deviation import capped_deviation, ict, ict_frequent, ict_soft, ict_weights
 from trainer.learning.weightings.divergence import divergence
@@ -35,6 +36,9 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "rsi": rsi,
     "stare": stare,
     "advantage_reweight": advantage_reweight,
+    "entropy_budget": entropy_budget,
+    "ict_budget": ict_budget,
+    "random_budget": random_budget,
     "clip_cov": clip_cov,
     "kl_cov": kl_cov,
     "attention": attention,
