@@ -122,6 +122,19 @@ def test_the_recorded_flow_of_the_weighted_update_is_the_share(kind):
     assert told["predicted_entropy_raising_weighted"] * mean == pytest.approx(told["predicted_entropy_raising"])
 
 
+def test_opefo_is_a_plain_loop_and_leaves_no_net():
+    for seed in range(3):
+        given, logits, ids = sampled_inputs(seed)
+        places = given.mask.nonzero().tolist()
+        change = [plain_change(logits[i, j], int(ids[i, j]), float(given.advantages[i])) for i, j in places]
+        low, high = sum(dh for dh in change if dh < 0), sum(dh for dh in change if dh > 0)
+        expected = [2 * (high if dh < 0 else -low) / (high - low) for dh in change]
+        found = weights("opefo", given)[given.mask].double()
+        clear = [abs(dh) > 1e-6 for dh in change]  # of the others the sign is rounding
+        np.testing.assert_allclose(found[clear], np.array(expected)[clear], rtol=1e-4)
+        assert abs(float((found * torch.tensor(change)).sum())) < 1e-5 * (high - low)
+
+
 @pytest.mark.parametrize("kind", BUDGETS)
 def test_tokens_without_an_advantage_neither_raise_nor_lower(kind):
     given = replace(random_inputs(), advantages=torch.zeros(8))

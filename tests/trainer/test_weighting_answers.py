@@ -60,6 +60,36 @@ def test_known_answer_ict_frequent():
     assert found.tolist() == [[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]]
 
 
+# above 0.05 nat: 4 tokens of row 0, 1 of row 1 (0.05 itself is not above), none of row 2
+UNDECIDED = inputs_of(
+    signals_of(
+        deviation=[[0.5, 0.1, 0.3, 0.2, 0.0], [0.4, 0.0, 0.6, 0.0, 0.0], [0.1, 0.2, 0.3, 0.0, 0.0]],
+        entropy=[[0.01, 0.9, 0.8, 0.7, 0.06], [0.05, 0.3, 0.0, 9.0, 9.0], [0.04, 0.0, 0.01, 9.0, 9.0]],
+    ),
+    mask_of(5, 3, 3),
+)
+
+
+def test_known_answer_ict_undecided():
+    # ceil(0.3 * 4) = 2 of the deviations 0.1, 0.3, 0.2, 0: positions 2 and 3, and not the 0.5 of a decided token;
+    # row 1: its one undecided token, of deviation 0; row 2: none
+    found = weights("ict_undecided", UNDECIDED, keep=0.3)
+    assert found.tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
+    # above 0.75 nat: positions 1 and 2 of row 0, of which ceil(0.1 * 2) = 1
+    assert weights("ict_undecided", UNDECIDED, min_entropy=0.75)[0].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_known_answer_random_undecided():
+    # ceil(0.3 * 4) = 2 of positions 1 to 4, 1 of 1, 0 of 0; over 80 draws each of the four expects 40, sd 4.5
+    draws = [
+        weights("random_undecided", replace(UNDECIDED, generator=torch.Generator().manual_seed(s)), keep=0.3)
+        for s in range(80)
+    ]
+    assert all(w.sum(1).tolist() == [2, 1, 0] and w[1, 1] == 1 for w in draws)
+    counts = torch.stack([w[0] for w in draws]).sum(0)
+    assert counts[0] == 0 and (counts[1:] - 40).abs().max() <= 18
+
+
 def test_frequent_is_the_complement_of_ict():
     deviation, mask = torch.rand(5, 20, generator=torch.Generator().manual_seed(0)), mask_of(20, 11, 10, 9, 1)
     kept = weights("ict_frequent", inputs_of(signals_of(deviation=deviation), mask))  # 90 % kept
@@ -197,6 +227,18 @@ def test_known_answer_random_budget():
         assert drawn[0, 1] == drawn[1, 1] == 1 and drawn[1, 2] == 0
         found.add(tuple(round(float(w), 4) for w in (drawn[0, 0], drawn[0, 2], drawn[1, 0])))
     assert found == possible
+
+
+def test_known_answer_opefo():
+    # U - L = 10: lowering 2 * 2 / 10 = 0.4, raising 2 * 8 / 10 = 1.6; -8 * 0.4 + 2 * 1.6 = 0; with the advantages
+    # turned, the raising flow is the larger one, and is the one that gets 0.4
+    expected = torch.tensor([[0.4, 1.6, 0.4], [0.4, 1.6, 0]])
+    assert torch.allclose(weights("opefo", BRAKED), expected)
+    assert torch.allclose(weights("opefo", replace(BRAKED, advantages=-BRAKED.advantages)), expected)
+    # of a group without advantages nothing moves, and its weights are 1; without raising tokens none is left
+    assert torch.allclose(weights("opefo", replace(BRAKED, advantages=torch.tensor([0.0, 1.0])))[0], torch.ones(3))
+    alone = inputs_of(signals_of_changes([[-1.0, -2.0]]), mask_of(2), [1.0])
+    assert weights("opefo", alone).tolist() == [[0, 0]]
 
 
 # tokens: row 0 (A = 2) logprob -1, -3; row 1 (A = -1) logprob -2, -6, of 4 tokens: mean logprob -3, mean A 0.5

@@ -1,4 +1,4 @@
-"""Weightings that brake the loss of entropy: a step may lose a share of the entropy that it would lose unweighted.
+"""Weightings by what a token's step does to the entropy: budgets let a step lose a share of it, opefo none.
 
 How each token's own policy-gradient step changes the entropy, dH1, follows from its signals
 (`monitor.signals.diagnostics.entropy_change`). L is the sum of dH1 over the tokens whose step lowers the entropy
@@ -61,6 +61,25 @@ def random_budget(inputs: WeightInputs, *, share: float) -> Tensor:
     Source: ours; the control that tells the effect of the budget from that of the ranking.
     """
     return _without_lowest(inputs, random_scores(inputs), share)
+
+
+def opefo(inputs: WeightInputs) -> Tensor:
+    """More weight for the smaller of the two flows of entropy, and less for the larger, so that they cancel.
+
+    Formula: w = 2 U / (U - L) on tokens with dH1 < 0 and w = -2 L / (U - L) on tokens with dH1 > 0, so that
+    sum(w dH1) = 0, and each side keeps -2 U L / (U - L), the harmonic mean of U and -L; w = 1 where dH1 = 0.
+    Scope: the batch, as in `entropy_budget`.
+    Denominator: all tokens (normalise = "all", here the default).
+    Source: OPEFO, arXiv 2605.11491, as its abstract and summaries of it describe it: entropy-raising and
+    entropy-lowering updates are rescaled by their contributions to the entropy change, with a coefficient in closed
+    form from each batch, on-policy. The formula is ours, because theirs (its eqs. 7 to 9) was not at hand; so is the
+    exact dH1, for which they take an approximation.
+    """
+    change, _ = _flow(inputs, 1.0)
+    low, high = inputs.sum_over_ranks(torch.stack([change.clamp(max=0).sum(), change.clamp(min=0).sum()]))
+    both = (high - low).clamp(min=1e-300)
+    weights = torch.where(change < 0, 2 * high / both, -2 * low / both)
+    return torch.where(change != 0, weights, inputs.mask.double()).float()
 
 
 def _flow(inputs: WeightInputs, share: float) -> tuple[Tensor, Tensor]:

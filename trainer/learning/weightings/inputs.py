@@ -40,6 +40,10 @@ class WeightInputs:
         """bool [N, T]: response tokens of responses with a positive advantage."""
         return self.mask & (self.advantages > 0).unsqueeze(1)
 
+    def undecided(self, min_entropy: float) -> Tensor:
+        """bool [N, T]: response tokens of more entropy than `min_entropy`, nats."""
+        return self.mask & (self.signals.entropy > min_entropy)
+
     def rows(self, start: int, stop: int) -> WeightInputs:
         """The inputs of some rows, in whole groups, without `attention` and `current_logprobs`."""
         signals, mask, advantages = self.signals.rows(start, stop), self.mask[start:stop], self.advantages[start:stop]
