@@ -206,6 +206,9 @@ METRICS: dict[str, Metric] = _table(
            "Temperature of the step's sampler, signals and loss; it moves only under loss.entropy_target."),
     Metric("entropy_coef", "Entropy coefficient", "",
            "Coefficient of the entropy bonus in the step's loss; it moves only under loss.entropy_target."),
+    Metric("budget_share", "Budget share", "",
+           "Share of the entropy loss of uniform weights that a budget weighting allows the step, once its warm-up is "
+           "over; it moves only under loss.entropy_target."),
     Metric("nonfinite", "Non-finite values", "values", "Number of non-finite signals in the step.", "down"),
     Metric("tokens", "Response tokens", "tokens", "Number of response tokens in the step."),
     # machine-dependent

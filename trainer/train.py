@@ -134,6 +134,8 @@ def describe(
         "temperature": parts.updater.control.temperature,
         "entropy_coef": parts.updater.control.coefficient,
     }
+    if (share := parts.updater.control.share) is not None:
+        scalars["budget_share"] = share
     return step_record(
         step,
         update.signals,

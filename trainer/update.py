@@ -84,7 +84,7 @@ class Updater:
         signals = self._whole_signals(batch)
         inputs = self._inputs(signals, batch, step)
         moving = self.config.weighting.kind == "divergence" and inputs.steps_active > 0
-        weights = None if moving else token_weights(inputs, self.config.weighting)
+        weights = None if moving else token_weights(inputs, self.control.weighting)
         group = self.config.rollout.group_size
         parts = [
             (first * group, end * group) for first, end in mini_batch_groups(len(batch) // group, optim.mini_batches)
@@ -107,7 +107,7 @@ class Updater:
         """One forward with gradient feeds the signals, then the weights, then the loss: no extra pass."""
         hidden = self.policy.hidden(batch)
         signals = self._signals(hidden.detach(), batch)
-        weights = token_weights(self._inputs(signals, batch, step), self.config.weighting)
+        weights = token_weights(self._inputs(signals, batch, step), self.control.weighting)
         terms = self._terms(hidden, batch, signals.logprob, weights, self._totals(batch, weights))
         terms.loss.backward()
         loss, norm = self._optimizer_step(terms.loss)
@@ -202,7 +202,15 @@ class Updater:
         watched = weighting.kind == "attention" and active > 0
         attention = attention_received(self.policy, batch, self.config.optim.micro_batch) if watched else None
         mask, advantages = batch.loss_mask, batch.advantages
-        return WeightInputs(signals, mask, advantages, self.weight_generator, active, attention=attention)
+        return WeightInputs(
+            signals,
+            mask,
+            advantages,
+            self.weight_generator,
+            active,
+            attention=attention,
+            sum_over_ranks=self.ranks.sum,
+        )
 
     def _totals(self, batch: TokenBatch, weights: Tensor) -> LossTotals:
         normalise, longest = self.config.weighting.normalise, self.config.rollout.max_new_tokens

@@ -1,6 +1,6 @@
 """One rank of test_parallel: replays its groups of a saved batch through five SGD updates and saves what it saw.
 
-torchrun ... parallel_child.py BATCH.pt OUT LOSS MICRO_BATCH replicate|shard
+torchrun ... parallel_child.py BATCH.pt OUT LOSS MICRO_BATCH replicate|shard WEIGHTING
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Recording(torch.optim.SGD):
         return super().step(closure)
 
 
-def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded: bool) -> dict[str, object]:
-    """Gradients of the first update, parameters after five, the record of the last step."""
+def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded: bool, kind: str) -> dict[str, object]:
+    """Weights and gradients of the first update, parameters after five, the record of the last step."""
     config = TrainConfig(
         rollout={"prompts": 4, "group_size": GROUP},
-        weighting={"kind": "ict", "keep": 0.3, "warmup_steps": 0},
+        weighting={"kind": kind, "warmup_steps": 0} | ({"keep": 0.3} if kind == "ict" else {}),
         loss={"kind": loss, "kl_coef": 0.01},
         optim={"grad_clip": 1e9, "micro_batch": micro_batch},
     )
@@ -45,8 +45,8 @@ def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded
         reference.shard(ranks)
     updater = Updater(policy, reference, config, ranks)
     updater.optimizer = Recording(updater.trained, lr=0.05)
-    for step in range(1, STEPS + 1):
-        update = updater.update(batch, step)
+    updates = [updater.update(batch, step) for step in range(1, STEPS + 1)]
+    update = updates[-1]
     statistics = signal_statistics(update.signals, batch.mask, update.weights, batch.correct)
     add = ranks.sum if ranks.world > 1 else None
     record, tokens = step_record(
@@ -54,6 +54,7 @@ def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded
         scalars={"loss": update.loss}, sum_over_ranks=add,
     )  # fmt: skip
     return {
+        "weights": updates[0].weights,
         "gradients": updater.optimizer.first,
         "parameters": [whole(p.detach()) for p in policy.trained().values()],
         "record": record,
@@ -62,14 +63,14 @@ def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded
 
 
 def main() -> None:
-    batch_file, out, loss, micro_batch, mode = sys.argv[1:]
+    batch_file, out, loss, micro_batch, mode, kind = sys.argv[1:]
     torch.set_num_threads(1)
     ranks = join_ranks()
     columns = torch.load(batch_file)
     half = len(columns["rewards"]) // ranks.world
     rows = slice(ranks.rank * half, (ranks.rank + 1) * half)
     batch = TokenBatch(*(columns[spec.name][rows] for spec in fields(TokenBatch)))
-    found = replay(batch, ranks, loss, int(micro_batch), mode == "shard")
+    found = replay(batch, ranks, loss, int(micro_batch), mode == "shard", kind)
     torch.save(found, f"{out}.{ranks.rank}")
     leave_ranks()
 

@@ -54,6 +54,18 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
             {"loss": {"entropy_target": 0.3, "entropy_actuator": "temperature"}, "rollout": {"temperature": 2.0}},
             "rollout.temperature is 2.0, but the entropy control starts there: expected loss.temperature_min",
         ),
+        (
+            {"loss": {"entropy_target": 0.3, "entropy_actuator": "budget"}},
+            "loss.entropy_actuator is 'budget', but weighting.kind is 'ict', which has no budget. Set "
+            "weighting.kind to entropy_budget or ict_budget or random_budget,",
+        ),
+        (
+            {
+                "loss": {"entropy_target": 0.3, "entropy_actuator": "budget", "budget_min": 0.5},
+                "weighting": {"kind": "ict_budget"},
+            },
+            "weighting.share is 0.3, but the entropy control starts there: expected loss.budget_min to",
+        ),
         ({"stepps": 1}, "Unknown setting 'stepps'. Did you mean 'steps'?"),
     ],
 )

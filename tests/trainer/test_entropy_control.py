@@ -8,13 +8,16 @@ import math
 import pytest
 import torch
 
+from monitor.signals import token_signals
 from trainer.config import LossConfig, TrainConfig
+from trainer.learning import entropy_control
 from trainer.learning.entropy_control import EntropyControl
 from trainer.learning.loss import policy_loss
+from trainer.learning.weightings import WeightInputs, token_weights
 
 
-def control_of(**loss) -> EntropyControl:
-    return EntropyControl(TrainConfig(loss=loss))
+def control_of(kind: str = "entropy_budget", **loss) -> EntropyControl:
+    return EntropyControl(TrainConfig(loss=loss, weighting={"kind": kind}))
 
 
 def test_without_a_target_both_values_are_the_configured_ones_for_ever():
@@ -49,6 +52,36 @@ def test_the_temperature_moves_with_the_error_and_within_its_bounds():
     assert control.temperature == 0.5
 
 
+def test_the_budget_follows_the_distance_and_its_change_within_bounds():
+    control = control_of(entropy_target=0.4, entropy_actuator="budget", budget_step=0.1, budget_min=-0.2)
+    shares = [control.share]
+    # e: 0.1, 0.05, -0.25, -0.25, -0.15. s: 0.3 + 0.01; + 0.005 - 5 * 0.05; - 0.025 - 5 * 0.3 cut to -0.2; -0.2 again;
+    # - 0.015 + 5 * 0.1
+    for entropy in (0.44, 0.42, 0.3, 0.3, 0.34):
+        control.observe(entropy)
+        shares.append(control.share)
+    assert shares == pytest.approx([0.3, 0.31, 0.065, -0.2, -0.2, 0.285])
+    assert control.weighting == TrainConfig(weighting={"kind": "entropy_budget"}).weighting.model_copy(
+        update={"share": control.share}
+    )
+    assert (control.coefficient, control.temperature) == (0.0, 1.0)
+    control.observe(9.0)  # e cut to 1
+    assert control.share == 1.0
+
+
+def test_other_controls_and_other_kinds_leave_the_weighting_as_configured():
+    control = control_of(entropy_target=0.4, entropy_actuator="temperature")
+    control.observe(0.1)
+    assert control.share == control.weighting.share == 0.3
+    assert control_of("stare").share is None and control_of("stare").weighting.share == 0.1
+
+
+def test_a_checkpoint_from_before_budgets_is_read():
+    control = control_of(entropy_target=0.4, entropy_actuator="budget")
+    control.load_state_dict({"coefficient": 0.0, "entropy": 0.3, "temperature": 1.0})
+    assert control.share == 0.3
+
+
 @pytest.mark.parametrize("entropy", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_entropy_changes_nothing(entropy):
     control = control_of(entropy_target=0.4, entropy_actuator="temperature")
@@ -58,14 +91,14 @@ def test_a_non_finite_entropy_changes_nothing(entropy):
     assert control.state_dict() == before
 
 
-@pytest.mark.parametrize("actuator", ["coefficient", "temperature"])
+@pytest.mark.parametrize("actuator", ["coefficient", "temperature", "budget"])
 def test_a_control_goes_on_from_its_state(actuator):
     one, other = (control_of(entropy_target=0.4, entropy_actuator=actuator) for _ in range(2))
     for entropy in (0.3, 0.2, 0.5, 0.1):
         one.observe(entropy)
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     for entropy in (0.39, 0.41, 0.2):
-        assert (one.coefficient, one.temperature) == (other.coefficient, other.temperature)
+        assert one.state_dict() == other.state_dict() and one.weighting == other.weighting
         one.observe(entropy)
         other.observe(entropy)
     assert one.state_dict() == other.state_dict()
@@ -80,10 +113,16 @@ def learned_entropy(control: EntropyControl, steps: int = 300) -> list[float]:
     for _ in range(steps):
         logp = torch.log_softmax(logits / control.temperature, 1)
         tokens = torch.multinomial(logp.detach().exp(), 32, replacement=True)
+        weights = mask.float()
         logprobs, entropy = logp.gather(1, tokens), -(logp.exp() * logp).sum(1)
         reward = (tokens.float().mean(1) * -1).detach()
+        if control.share is not None:
+            each = (logits.detach() / control.temperature).unsqueeze(1).expand(16, 32, 8)
+            signals = token_signals(each, tokens, mask, torch.arange(16), moments=True)
+            inputs = WeightInputs(signals, mask, reward - reward.mean(), torch.Generator())
+            weights = token_weights(inputs, control.weighting)
         loss = policy_loss(
-            logprobs, logprobs.detach(), reward - reward.mean(), mask, mask.float(), LossConfig(),
+            logprobs, logprobs.detach(), reward - reward.mean(), mask, weights, LossConfig(), normalise="all",
             entropies=entropy.unsqueeze(1).expand_as(logprobs), entropy_coef=control.coefficient,
         ).loss  # fmt: skip
         optimizer.zero_grad()
@@ -94,11 +133,20 @@ def learned_entropy(control: EntropyControl, steps: int = 300) -> list[float]:
     return seen
 
 
+def test_a_budget_holds_a_learning_policy_near_its_target(monkeypatch):
+    """A constant share of 0.3 ends at 1.5 nats after 300 steps; the control goes to each target and stays."""
+    for target in (1.0, 1.5):
+        late = learned_entropy(control_of(entropy_target=target, entropy_actuator="budget"))[-100:]
+        assert sum(late) / 100 == pytest.approx(target, rel=0.05) and max(late) - min(late) < 0.1
+    monkeypatch.setattr(entropy_control, "DAMPING", 0.0)  # the entropy sums up shares: an integral alone swings
+    assert min(learned_entropy(control_of(entropy_target=1.0, entropy_actuator="budget"))) < 0.8
+
+
 def test_either_actuator_holds_a_learning_policy_near_its_target():
     """Left alone the entropy falls from ln 8 = 2.08 to below 0.6 nats; held it stays at 1.0."""
     coefficient = {"entropy_step": 0.01, "entropy_coef_max": 1.0}
     temperature = {"entropy_actuator": "temperature", "temperature_step": 0.1, "temperature_max": 8.0}
-    assert max(learned_entropy(control_of())[-100:]) < 0.6
+    assert max(learned_entropy(control_of("uniform"))[-100:]) < 0.6
     for settings in (coefficient, temperature):
-        late = learned_entropy(control_of(entropy_target=1.0, **settings))[-100:]
+        late = learned_entropy(control_of("uniform", entropy_target=1.0, **settings))[-100:]
         assert sum(late) / 100 == pytest.approx(1.0, abs=0.05) and max(late) - min(late) < 0.2

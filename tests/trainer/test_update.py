@@ -13,6 +13,7 @@ from tiny import tiny_policy
 from weighting_inputs import REQUIRED
 
 from monitor.signals import deviation_cap
+from monitor.signals.diagnostics import entropy_change
 from trainer.config import OFF_POLICY, WEIGHTINGS, ConfigError, LossConfig, TrainConfig, changed_weighting
 from trainer.errors import NonFiniteError
 from trainer.flow import Scored
@@ -157,6 +158,21 @@ def test_a_step_whose_responses_are_all_left_out_has_gradient_0():
     update = Updater(policy, tiny_policy(seed=1), config).update(batch, step=1)
     assert not batch.loss_mask.any() and float(update.loss) == float(update.grad_norm) == 0.0
     assert float(update.loss_stats.sums["update_tokens"]) == 0
+
+
+@pytest.mark.parametrize("optim", [{}, {"mini_batches": 2, "epochs": 2}])
+def test_the_controlled_share_is_the_one_that_weights_use(optim):
+    """After `observe` the net entropy change of the weighted update is the new share of the unweighted one."""
+    loss = {"entropy_target": 1.0, "entropy_actuator": "budget"}
+    config = config_of(weighting={"kind": "ict_budget"}, loss=loss, optim=optim)
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    batch = replace(batch, advantages=-batch.advantages)  # with these the unweighted update lowers the entropy
+    updater.control.observe(0.0)  # e = -1: 0.3 - 0.1
+    update = updater.update(batch, step=1)
+    change = entropy_change(update.signals, batch.advantages)[0]
+    assert change.sum() < -1e-3
+    assert float((update.weights * change).sum()) == pytest.approx(0.2 * float(change.sum()), rel=1e-5)
 
 
 def test_kl_to_the_old_policy_acts_once_the_policy_has_moved():

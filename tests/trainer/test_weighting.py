@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import test_weighting_answers
@@ -22,8 +22,12 @@ from trainer.config import (
 )
 from trainer.learning.weightings import WEIGHT_FUNCTIONS, capped_deviation, token_penalty
 
-PER_RESPONSE = ("uniform", "ict", "ict_frequent", "ict_soft", "rsi", "advantage_reweight", "divergence", "attention")
-BINARY = ("uniform", "ict", "ict_frequent", "random", "top_entropy", "stapo", "rsi", "clip_cov", "kl_cov")
+PER_RESPONSE = ("uniform", "ict", "ict_frequent", "ict_soft", "rsi", "advantage_reweight", "divergence", "attention",
+                "ict_undecided")  # fmt: skip
+BINARY = (
+    "uniform", "ict", "ict_frequent", "random", "ict_undecided", "random_undecided", "top_entropy", "stapo", "rsi",
+    "clip_cov", "kl_cov",
+)  # fmt: skip
 
 
 COMMON = WeightingConfig.model_fields.keys()
@@ -75,15 +79,17 @@ def test_weights_carry_no_gradient(kind):
 
 
 def rows_of(given, order):
-    names = ("logprob", "entropy", "renyi2", "deviation", "alive")
-    signals = TokenSignals(*(getattr(given.signals, name)[order] for name in names))
+    signals = TokenSignals(*(getattr(given.signals, spec.name)[order] for spec in fields(TokenSignals)))
     return replace(
         given, signals=signals, mask=given.mask[order], advantages=given.advantages[order],
         current_logprobs=given.current_logprobs[order], attention=given.attention[order],
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"random", "clip_cov"}))  # these two draw by position in the batch
+BY_POSITION = {"random", "random_undecided", "random_budget", "clip_cov"}  # these draw a number for each position
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - BY_POSITION))
 def test_permuting_rollouts_permutes_weights(kind):
     given, order = random_inputs(), torch.tensor([3, 1, 0, 2, 7, 4, 6, 5])
     assert torch.allclose(weights(kind, rows_of(given, order)), weights(kind, given)[order], atol=1e-6)

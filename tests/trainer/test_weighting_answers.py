@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from weighting_inputs import config_of, inputs_of, mask_of, signals_of, weights
+from weighting_inputs import config_of, inputs_of, mask_of, signals_of, signals_of_changes, weights
 
 from trainer.config import LossConfig
 from trainer.learning.loss import policy_loss
@@ -56,6 +58,36 @@ def test_known_answer_ict_frequent():
     deviation = [[0.0, 0.2, 0.1, 0.4, 0.05], [0.3, 0.2, 0.1, 9.0, 9.0]]
     found = weights("ict_frequent", inputs_of(signals_of(deviation=deviation), mask_of(5, 3)), keep=0.7)
     assert found.tolist() == [[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]]
+
+
+# above 0.05 nat: 4 tokens of row 0, 1 of row 1 (0.05 itself is not above), none of row 2
+UNDECIDED = inputs_of(
+    signals_of(
+        deviation=[[0.5, 0.1, 0.3, 0.2, 0.0], [0.4, 0.0, 0.6, 0.0, 0.0], [0.1, 0.2, 0.3, 0.0, 0.0]],
+        entropy=[[0.01, 0.9, 0.8, 0.7, 0.06], [0.05, 0.3, 0.0, 9.0, 9.0], [0.04, 0.0, 0.01, 9.0, 9.0]],
+    ),
+    mask_of(5, 3, 3),
+)
+
+
+def test_known_answer_ict_undecided():
+    # ceil(0.3 * 4) = 2 of the deviations 0.1, 0.3, 0.2, 0: positions 2 and 3, and not the 0.5 of a decided token;
+    # row 1: its one undecided token, of deviation 0; row 2: none
+    found = weights("ict_undecided", UNDECIDED, keep=0.3)
+    assert found.tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
+    # above 0.75 nat: positions 1 and 2 of row 0, of which ceil(0.1 * 2) = 1
+    assert weights("ict_undecided", UNDECIDED, min_entropy=0.75)[0].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_known_answer_random_undecided():
+    # ceil(0.3 * 4) = 2 of positions 1 to 4, 1 of 1, 0 of 0; over 80 draws each of the four expects 40, sd 4.5
+    draws = [
+        weights("random_undecided", replace(UNDECIDED, generator=torch.Generator().manual_seed(s)), keep=0.3)
+        for s in range(80)
+    ]
+    assert all(w.sum(1).tolist() == [2, 1, 0] and w[1, 1] == 1 for w in draws)
+    counts = torch.stack([w[0] for w in draws]).sum(0)
+    assert counts[0] == 0 and (counts[1:] - 40).abs().max() <= 18
 
 
 def test_frequent_is_the_complement_of_ict():
@@ -154,6 +186,59 @@ def test_known_answer_divergence():
     assert weights("divergence", half)[0, 0].item() == pytest.approx(1.039199, abs=1e-5)
     # the low-divergence form is its mirror image
     assert weights("divergence", full, sharpness=-50.0)[0, 0].item() == pytest.approx(1 - 0.073387, abs=1e-5)
+
+
+# dH1 of 6 tokens: L = -1 - 4 - 3 = -8, U = 1.5 + 0.5 = 2, net -6; the -9 lies outside the mask
+CHANGES = [[-1.0, 1.5, -4.0], [-3.0, 0.5, -9.0]]
+BRAKED = inputs_of(signals_of_changes(CHANGES, [[0.1, 0.0, 0.3], [0.2, 0.0, 0.0]]), mask_of(3, 2), [1.0, 1.0])
+
+
+def test_known_answer_entropy_budget():
+    # share 0.3: (0.3 * -6 - 2) / -8 = -3.8 / -8 = 0.475; share 0: -2 / -8 = 0.25; share -0.2: (1.2 - 2) / -8 = 0.1;
+    # share -0.5: (3 - 2) / -8 < 0, cut to 0; share 1: -8 / -8 = 1
+    for share, a in ((0.3, 0.475), (0.0, 0.25), (-0.2, 0.1), (-0.5, 0.0), (1.0, 1.0)):
+        found = weights("entropy_budget", BRAKED, share=share)
+        assert torch.allclose(found, torch.tensor([[a, 1, a], [a, 1, 0]])), share
+    # at advantage -1 every sign turns: L = -2, U = 8, a net of 6 is left alone
+    assert torch.equal(weights("entropy_budget", replace(BRAKED, advantages=-BRAKED.advantages)), BRAKED.mask.float())
+
+
+def test_known_answer_ict_budget():
+    # share 0.3 takes 0.7 * 6 = 4.2 back: the tokens of deviation 0.1 (1) and 0.2 (3), and 0.2 of the 4 at 0.3: 0.95
+    assert torch.allclose(weights("ict_budget", BRAKED), torch.tensor([[0, 1, 0.95], [0, 1, 0]]))
+    # share 0.5 takes 3: the 1, and 2 of the 3 at 0.2: 1/3; share 1 takes nothing
+    assert torch.allclose(weights("ict_budget", BRAKED, share=0.5), torch.tensor([[0, 1, 1], [1 / 3, 1, 0]]))
+    assert torch.equal(weights("ict_budget", BRAKED, share=1.0), BRAKED.mask.float())
+    # share -0.5 asks for 9 of the 8 that are lost: all go
+    assert weights("ict_budget", BRAKED, share=-0.5).tolist() == [[0, 1, 0], [0, 1, 0]]
+    # equal deviations share one weight: of the 8 at 0.2, 4.2 go: 3.8 / 8 = 0.475, as in entropy_budget
+    tied = replace(BRAKED, signals=signals_of_changes(CHANGES, torch.full((2, 3), 0.2)))
+    assert torch.allclose(weights("ict_budget", tied), weights("entropy_budget", tied))
+    assert torch.equal(weights("ict_budget", replace(BRAKED, advantages=-BRAKED.advantages)), BRAKED.mask.float())
+
+
+def test_known_answer_random_budget():
+    # 4.2 of the loss is taken back in one of six orders of the tokens 1, 4 and 3; the last taken keeps a part:
+    # 1 4: 0.8 of 4; 1 3 4 and 3 1 4: 0.95 of 4; 4 1: 0.8 of 1; 4 3: 14/15 of 3; 3 4: 0.7 of 4
+    possible = {(0, 0.2, 1), (0, 0.95, 0), (0.8, 0, 1), (1, 0, 0.9333), (1, 0.7, 0)}
+    found = set()
+    for seed in range(60):
+        drawn = weights("random_budget", replace(BRAKED, generator=torch.Generator().manual_seed(seed)))
+        assert drawn[0, 1] == drawn[1, 1] == 1 and drawn[1, 2] == 0
+        found.add(tuple(round(float(w), 4) for w in (drawn[0, 0], drawn[0, 2], drawn[1, 0])))
+    assert found == possible
+
+
+def test_known_answer_opefo():
+    # U - L = 10: lowering 2 * 2 / 10 = 0.4, raising 2 * 8 / 10 = 1.6; -8 * 0.4 + 2 * 1.6 = 0; with the advantages
+    # turned, the raising flow is the larger one, and is the one that gets 0.4
+    expected = torch.tensor([[0.4, 1.6, 0.4], [0.4, 1.6, 0]])
+    assert torch.allclose(weights("opefo", BRAKED), expected)
+    assert torch.allclose(weights("opefo", replace(BRAKED, advantages=-BRAKED.advantages)), expected)
+    # of a group without advantages nothing moves, and its weights are 1; without raising tokens none is left
+    assert torch.allclose(weights("opefo", replace(BRAKED, advantages=torch.tensor([0.0, 1.0])))[0], torch.ones(3))
+    alone = inputs_of(signals_of_changes([[-1.0, -2.0]]), mask_of(2), [1.0])
+    assert weights("opefo", alone).tolist() == [[0, 0]]
 
 
 # tokens: row 0 (A = 2) logprob -1, -3; row 1 (A = -1) logprob -2, -6, of 4 tokens: mean logprob -3, mean A 0.5

@@ -9,7 +9,7 @@ from weighting_inputs import KINDS, inputs_of, signals_of
 
 from monitor.store.reader import open_store
 from trainer.commands.train import main
-from trainer.config import WEIGHTINGS, make_weighting
+from trainer.config import WEIGHTINGS, Budget, make_weighting
 from trainer.learning.weightings import WeightInputs, token_weights
 
 SMALL = (
@@ -45,9 +45,22 @@ def recorded(opened, run: str, step: int) -> tuple[WeightInputs, torch.Tensor, d
     return inputs, weight, dict(rows("SELECT name, value FROM steps"))
 
 
-def follows_its_rule(kind: str, inputs: WeightInputs, weight: torch.Tensor) -> bool:
+def follows_its_rule(kind: str, inputs: WeightInputs, weight: torch.Tensor, scalars: dict[str, float]) -> bool:
     """The weights that the record gives again; of kinds that need more than the record, what is known of them."""
     mask = inputs.mask
+    if (
+        kind.endswith("_budget") or kind == "opefo"
+    ):  # the recorded flow is that of the weights, whose mean it is divided by
+        net, kept = (
+            sum(scalars[f"predicted_entropy_{side}{how}"] for side in ("lowering", "raising"))
+            for how in ("", "_weighted")
+        )
+        expected = 0.0 if kind == "opefo" else net if net >= 0 else 0.3 * net
+        return kept * scalars["weight_mean"] == pytest.approx(expected, rel=1e-4, abs=1e-8)
+    if kind == "random_undecided":
+        undecided = inputs.undecided(0.05)
+        expected = torch.ceil(undecided.sum(1) * 0.1 - 1e-6)
+        return torch.equal(weight.sum(1), expected) and bool((weight[~undecided] == 0).all())
     if kind == "random":
         return torch.equal(weight.sum(1), torch.ceil(mask.sum(1) * 0.1 - 1e-6))
     if kind == "clip_cov":
@@ -68,7 +81,8 @@ def test_a_run_of_each_kind_records_its_weights(tmp_path, kind):
     with open_store(tmp_path) as opened:
         steps = [recorded(opened, kind, step) for step in (1, 2, 3)]
     for inputs, weight, scalars in steps:
-        assert follows_its_rule(kind, inputs, weight)
+        assert follows_its_rule(kind, inputs, weight, scalars)
+        assert scalars.get("budget_share") == (0.3 if issubclass(WEIGHTINGS[kind], Budget) else None)
         used = weight[inputs.mask].double()
         effective = float(used.sum() ** 2 / (len(used) * (used**2).sum()))
         assert scalars["weight_mean"] == pytest.approx(float(used.mean()), rel=1e-5)

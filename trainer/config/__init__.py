@@ -5,6 +5,7 @@ from trainer.config.settings import CheckpointConfig, LoraConfig, LossConfig, Tr
 from trainer.config.weighting import (
     OFF_POLICY,
     WEIGHTINGS,
+    Budget,
     WeightingConfig,
     changed_weighting,
     make_weighting,
@@ -14,6 +15,7 @@ from trainer.config.weighting import (
 __all__ = [
     "OFF_POLICY",
     "WEIGHTINGS",
+    "Budget",
     "CheckpointConfig",
     "ConfigError",
     "LoraConfig",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trainer.config.base import SettingsGroup as _Group
-from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, Ict, Weighting, make_weighting
+from trainer.config.weighting import OFF_POLICY, WEIGHTINGS, Budget, Ict, Weighting, make_weighting
 
 
 class RolloutConfig(_Group):
@@ -62,16 +62,21 @@ class LossConfig(_Group):
     entropy_target: float | None = Field(
         None, gt=0, description="mean token entropy, nats, to hold by changing what entropy_actuator names; none: off"
     )
-    entropy_actuator: Literal["coefficient", "temperature"] = Field(
+    entropy_actuator: Literal["coefficient", "temperature", "budget"] = Field(
         "coefficient", description="what the entropy control changes. coefficient: the entropy bonus, starting at "
         "entropy_coef, between 0 and entropy_coef_max; temperature: the sampling temperature, between temperature_min "
-        "and temperature_max"
+        "and temperature_max; budget: weighting.share of a budget weighting, between budget_min and budget_max"
     )  # fmt: skip
     entropy_step: float = Field(5e-3, gt=0, description="change of entropy_coef in a step")
     entropy_coef_max: float = Field(0.2, gt=0, description="largest controlled entropy_coef")
     temperature_step: float = Field(0.1, gt=0, lt=1, description="largest relative change of temperature in a step")
     temperature_min: float = Field(0.5, gt=0, description="lowest controlled temperature")
     temperature_max: float = Field(1.5, gt=0, description="highest controlled temperature")
+    budget_step: float = Field(
+        0.1, gt=0, lt=1, description="change of the share in a step for each 100 % of distance from entropy_target"
+    )
+    budget_min: float = Field(-1.0, ge=-1, le=1, description="lowest controlled share; below 0 it raises entropy")
+    budget_max: float = Field(1.0, ge=-1, le=1, description="highest controlled share")
     mask_truncated: bool = Field(False, description="leave truncated responses out of loss and denominators")
     drop_zero_variance: bool = Field(
         False, description="leave groups of equal rewards out of loss and denominators (KL and bonus included)"
@@ -276,5 +281,23 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"rollout.temperature is {tau}, but the entropy control starts there: expected loss.temperature_min to "
                 f"loss.temperature_max, now {loss.temperature_min} to {loss.temperature_max}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _budget_can_move(self) -> TrainConfig:
+        loss, weighting = self.loss, self.weighting
+        if loss.entropy_target is None or loss.entropy_actuator != "budget":
+            return self
+        if not isinstance(weighting, Budget):
+            kinds = [kind for kind, model in WEIGHTINGS.items() if issubclass(model, Budget)]
+            raise ValueError(
+                f"loss.entropy_actuator is 'budget', but weighting.kind is {weighting.kind!r}, which has no budget. "
+                f"Set weighting.kind to {' or '.join(kinds)}, or loss.entropy_actuator to coefficient or temperature."
+            )
+        if not loss.budget_min <= weighting.share <= loss.budget_max:
+            raise ValueError(
+                f"weighting.share is {weighting.share}, but the entropy control starts there: expected loss.budget_min "
+                f"to loss.budget_max, now {loss.budget_min} to {loss.budget_max}."
             )
         return self

@@ -55,6 +55,21 @@ class _Interval(WeightingConfig):
         return self
 
 
+class _OverAllTokens(WeightingConfig):
+    normalise: Literal["selected", "all"] = Field(
+        "all", description="what the loss's denominators sum. selected: the weights; all: all tokens"
+    )
+
+
+class Budget(_OverAllTokens):
+    """What kinds have that allow a step a share of the entropy loss; loss.entropy_actuator budget moves it."""
+
+    share: float = Field(
+        0.3, ge=-1, le=1, description="share of the entropy loss of uniform weights that a step may have; below 0 it "
+        "gains entropy"
+    )  # fmt: skip
+
+
 class Uniform(WeightingConfig):
     kind: Literal["uniform"] = "uniform"
 
@@ -70,6 +85,19 @@ class IctFrequent(_KeptShare):
 
 class Random(_KeptShare):
     kind: Literal["random"] = "random"
+
+
+class _KeptUndecided(_KeptShare):
+    keep: float = Field(0.1, description="share of the undecided tokens kept, in (0, 1]")
+    min_entropy: float = Field(0.05, ge=0, description="tokens of more entropy than this are undecided, nats")
+
+
+class IctUndecided(_KeptUndecided):
+    kind: Literal["ict_undecided"] = "ict_undecided"
+
+
+class RandomUndecided(_KeptUndecided):
+    kind: Literal["random_undecided"] = "random_undecided"
 
 
 class TopEntropy(_KeptShare):
@@ -112,6 +140,22 @@ class AdvantageReweight(WeightingConfig):
     alpha: float = Field(0.3, ge=0, le=1, description="share of the probability in the weight: alpha p + 1 - alpha")
 
 
+class EntropyBudget(Budget):
+    kind: Literal["entropy_budget"] = "entropy_budget"
+
+
+class IctBudget(Budget):
+    kind: Literal["ict_budget"] = "ict_budget"
+
+
+class RandomBudget(Budget):
+    kind: Literal["random_budget"] = "random_budget"
+
+
+class Opefo(_OverAllTokens):
+    kind: Literal["opefo"] = "opefo"
+
+
 class ClipCov(_Interval):
     kind: Literal["clip_cov"] = "clip_cov"
     share: float = Field(0.0002, gt=0, le=1, description="share of the batch's tokens that are held back")
@@ -130,8 +174,8 @@ class Attention(WeightingConfig):
 
 
 Weighting = Annotated[
-    Uniform | Ict | IctFrequent | Random | TopEntropy | Stapo | IctSoft | Divergence | Rsi | Stare
-    | AdvantageReweight | ClipCov | KlCov | Attention,
+    Uniform | Ict | IctFrequent | Random | IctUndecided | RandomUndecided | TopEntropy | Stapo | IctSoft | Divergence
+    | Rsi | Stare | AdvantageReweight | EntropyBudget | IctBudget | RandomBudget | Opefo | ClipCov | KlCov | Attention,
     Field(discriminator="kind"),
 ]  # fmt: skip
 WEIGHTINGS: dict[str, type[WeightingConfig]] = {

@@ -13,9 +13,17 @@ from torch import Tensor
 
 from trainer.config import WeightingConfig
 from trainer.learning.weightings.attention import attention
-from trainer.learning.weightings.baselines import random, uniform
+from trainer.learning.weightings.baselines import random, random_undecided, uniform
+from trainer.learning.weightings.budget import entropy_budget, ict_budget, opefo, random_budget
 from trainer.learning.weightings.covariance import clip_cov, kl_cov, kl_cov_penalty
-from trainer.learning.weightings.deviation import capped_deviation, ict, ict_frequent, ict_soft, ict_weights
+from trainer.learning.weightings.deviation import (
+    capped_deviation,
+    ict,
+    ict_frequent,
+    ict_soft,
+    ict_undecided,
+    ict_weights,
+)
 from trainer.learning.weightings.divergence import divergence
 from trainer.learning.weightings.entropy import stapo, top_entropy
 from trainer.learning.weightings.inputs import WeightInputs
@@ -28,6 +36,8 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "ict": ict,
     "ict_frequent": ict_frequent,
     "random": random,
+    "ict_undecided": ict_undecided,
+    "random_undecided": random_undecided,
     "top_entropy": top_entropy,
     "stapo": stapo,
     "ict_soft": ict_soft,
@@ -35,6 +45,10 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "rsi": rsi,
     "stare": stare,
     "advantage_reweight": advantage_reweight,
+    "entropy_budget": entropy_budget,
+    "ict_budget": ict_budget,
+    "random_budget": random_budget,
+    "opefo": opefo,
     "clip_cov": clip_cov,
     "kl_cov": kl_cov,
     "attention": attention,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from monitor.signals import TokenSignals
+
+
+def _of_one_rank(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,6 +23,7 @@ class WeightInputs:
     generator: for random choices, on the CPU. steps_active: steps since the warm-up, 1 in the first weighted step.
     current_logprobs: float [N, T], nats, of the policy about to be updated; given to `divergence` only, else None.
     attention: float [N, T], see `policy.attention.attention_received`; given to `attention` only, else None.
+    sum_over_ranks: adds a tensor over the processes of the run, each of which holds N rollouts of its own.
     """
 
     signals: TokenSignals
@@ -27,11 +33,16 @@ class WeightInputs:
     steps_active: int = 1
     current_logprobs: Tensor | None = None
     attention: Tensor | None = None
+    sum_over_ranks: Callable[[Tensor], Tensor] = _of_one_rank
 
     @property
     def positive(self) -> Tensor:
         """bool [N, T]: response tokens of responses with a positive advantage."""
         return self.mask & (self.advantages > 0).unsqueeze(1)
+
+    def undecided(self, min_entropy: float) -> Tensor:
+        """bool [N, T]: response tokens of more entropy than `min_entropy`, nats."""
+        return self.mask & (self.signals.entropy > min_entropy)
 
     def rows(self, start: int, stop: int) -> WeightInputs:
         """The inputs of some rows, in whole groups, without `attention` and `current_logprobs`."""
