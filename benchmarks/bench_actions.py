@@ -11,7 +11,7 @@ random numbers, so that the arms of a pair differ in the action alone. A run wit
 The action may act again at later alerts, up to its `times`.
 
 Measured at the last step, or for "stop" at the alert's: held-out and out-of-distribution pass@1, pass@8 and the number
-of distinct correct answers, on 40 prompts x 16 samples a split, at the temperature of the start.
+of distinct correct answers, on 24 prompts x 16 samples a split, at the temperature of the start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,19 +50,21 @@ from monitor.records import Alert, StepRecord
 from monitor.stats.paired import paired_difference
 from trainer.config import ConfigError, TrainConfig
 
-ARMS: dict[str, tuple[Action, ...]] = {
-    "nothing": (),
+NOTHING = "nothing"
+ARMS: dict[str, tuple[Action, ...]] = {  # in the order in which they are trained
+    NOTHING: (),
     "stop": (Stop(),),
-    "lower_lr": (LowerLr(),),
     "go_back, lower_lr": (GoBack(), LowerLr()),
-    "go_back": (GoBack(),),
+    "lower_lr": (LowerLr(),),
     "hold_entropy": (HoldEntropy(),),
-    "raise_temperature": (RaiseTemperature(),),
     "switch_weighting": (SwitchWeighting(weighting="entropy_budget"),),
     "clip_higher": (ClipHigher(),),
+    "raise_temperature": (RaiseTemperature(),),
+    "go_back": (GoBack(),),
 }
 MEASURES = tuple(f"{split}/{name}" for split in ("heldout", "ood") for name in ("pass@1", "pass@8", "distinct"))
 ANOTHER_SEED = 10_000
+STEPS = 90
 TIME_LEFT = 20  # steps that the first alert must leave, so that an action can do something
 
 
@@ -94,7 +96,7 @@ def chosen(prone: int, healthy: int) -> list[tuple[int, str]]:
         elif seen.damaged:
             warned, _, _ = judge(run, OURS["ours"])
             first = min((step for _, step in warned.values()), default=None)
-            if first is not None and first + TIME_LEFT <= run.about["config"]["steps"]:
+            if first is not None and first + TIME_LEFT <= STEPS:
                 found["prone"].append(number)
     settings = [(n, "prone") for n in found["prone"][:prone]] + [(n, "healthy") for n in found["healthy"][:healthy]]
     return sorted(settings)
@@ -104,44 +106,46 @@ def settings_of(number: int) -> TrainConfig:
     config = corpus_run(number).config
     evaluation = config.eval.model_copy(update={"every": 20, "splits": ("heldout",)})
     checkpoint = config.checkpoint.model_copy(update={"every": 10, "keep": 1})
-    return config.model_copy(update={"seed": number + ANOTHER_SEED, "eval": evaluation, "checkpoint": checkpoint})
+    return config.model_copy(
+        update={"steps": STEPS, "seed": number + ANOTHER_SEED, "eval": evaluation, "checkpoint": checkpoint}
+    )
 
 
-def study(number: int, part: str, work: Path) -> str:
-    """Trains one setting in all arms and writes FOLDER/<number>.json."""
+def study(number: int, part: str, arm: str, work: Path) -> str:
+    """Trains one setting in one arm and writes FOLDER/<number>/<arm>.json; the arms need the one that does nothing."""
     from trainer.runtime.actions import check_actions
 
-    config, began, folder = settings_of(number), time.perf_counter(), work / f"{number:03d}.tmp"
-    shutil.rmtree(folder, ignore_errors=True)
-    branch, last, at_alert, alerts = _until_the_end(config, folder)
-    rows = [{"arm": "nothing", "took": [], **last}]
-    for arm, actions in ARMS.items():
-        if arm == "nothing":
-            continue
+    config, began, folder = settings_of(number), time.perf_counter(), work / f"{number:03d}"
+    row: dict[str, Any] = {"arm": arm, "took": []}
+    if arm == NOTHING:
+        shutil.rmtree(folder, ignore_errors=True)
+        branched, last, at_alert, alerts = _until_the_end(config, folder)
+        firing = next((alert for alert in alerts if _counts(alert)), None)
+        row |= last | {
+            "number": number, "part": part, "steps": config.steps, "seed": config.seed, "at_alert": at_alert,
+            "alert_step": firing and firing.step, "rule": firing and firing.rule,
+            "severity": firing and firing.severity, "alerts": [asdict(alert) for alert in alerts],
+        }  # fmt: skip
+    else:
+        whole = json.loads((folder / f"{NOTHING}.json").read_text())
+        last = {name: whole[name] for name in MEASURES if name in whole}
+        alerts = [Alert(**alert) for alert in whole["alerts"]]
         try:
-            check_actions(actions, config)
+            check_actions(ARMS[arm], config)
         except ConfigError as refused:
-            rows.append({"arm": arm, "took": [], "refused": str(refused)})
-            continue
-        if branch is None:
-            rows.append({"arm": arm, "took": [], **last})
-        elif arm == "stop":
-            rows.append({"arm": arm, "took": [f"{alerts[0].step}: stop"], **at_alert})
+            row["refused"] = str(refused)
         else:
-            rows.append({"arm": arm, **_from_the_alert(config, branch, folder / "arm", actions, alerts)})
-    firing = next((alert for alert in alerts if _counts(alert)), None)
-    about = {
-        "number": number, "part": part, "alert_step": firing and firing.step, "rule": firing and firing.rule,
-        "severity": firing and firing.severity, "steps": config.steps, "seed": config.seed,
-        "config": config.model_dump(mode="json"), "seconds": round(time.perf_counter() - began),
-        **provenance(("torch", "transformers")), "rows": rows,
-    }  # fmt: skip
-    partial = work / f"{number:03d}.partial"
-    partial.write_text(json.dumps(about))
-    partial.rename(work / f"{number:03d}.json")
-    shutil.rmtree(folder, ignore_errors=True)
-    told = {row["arm"]: row.get("heldout/pass@1") for row in rows}
-    return f"{number} {part} {about['rule']} at {about['alert_step']}, {about['seconds']} s, pass@1 {told}"
+            if not alerts:
+                row |= last
+            elif arm == "stop":
+                row |= {"took": [f"{whole['alert_step']}: stop"], **whole["at_alert"]}
+            else:
+                row |= _from_the_alert(config, folder / "branch", folder / "arm", ARMS[arm], alerts)
+    row |= {"seconds": round(time.perf_counter() - began), **provenance(("torch", "transformers"))}
+    partial = folder / f"{arm}.partial"
+    partial.write_text(json.dumps(row))
+    partial.rename(folder / f"{arm}.json")
+    return f"{number} {part} {arm}, {row['seconds']} s, pass@1 {row.get('heldout/pass@1')}, {row['took']}"
 
 
 def _counts(alert: Alert) -> bool:
@@ -218,7 +222,7 @@ def measures(parts: Any) -> dict[str, float]:
     """The measures of the policy as it is now."""
     from trainer.evaluate import evaluate
 
-    wide = {"prompts": 40, "samples": 16, "k": 8, "splits": ("heldout", "ood")}
+    wide = {"prompts": 24, "samples": 16, "k": 8, "splits": ("heldout", "ood")}
     config = parts.config.model_copy(update={"eval": parts.config.eval.model_copy(update=wide)})
     found = evaluate(replace(parts, config=config), 1_000_000)
     return {name: found[f"eval/{name}"] for name in MEASURES if f"eval/{name}" in found}
@@ -226,14 +230,17 @@ def measures(parts: Any) -> dict[str, float]:
 
 def report(work: Path) -> None:
     """benchmarks/results/actions.csv: a row for each part, arm and measure, with the paired difference to nothing."""
-    studies = [json.loads(path.read_text()) for path in sorted(work.glob("*.json"))]
+    studies = [
+        {arm: json.loads(path.read_text()) for arm in ARMS if (path := folder / f"{arm}.json").exists()}
+        for folder in sorted(work.iterdir())
+        if (folder / f"{NOTHING}.json").exists()
+    ]
     write_runs(studies)
     rows = []
     for part in ("prone", "healthy"):
-        own = [one for one in studies if one["part"] == part]
-        alerted = sum(one["alert_step"] is not None for one in own)
+        own = [one for one in studies if one[NOTHING]["part"] == part]
         for arm in ARMS:
-            pairs = [pair for one in own if (pair := _pair(one, arm)) is not None]
+            pairs = [(one[NOTHING], one[arm]) for one in own if arm in one and "refused" not in one[arm]]
             for measure in MEASURES:
                 known = [(old[measure], new[measure]) for old, new in pairs if measure in old and measure in new]
                 if not known:
@@ -241,7 +248,8 @@ def report(work: Path) -> None:
                 nothing, other = (np.array(values) for values in zip(*known, strict=True))
                 gap = paired_difference(nothing, other)
                 rows.append({
-                    "part": part, "arm": arm, "measure": measure, "pairs": gap.n, "alerted": alerted,
+                    "part": part, "arm": arm, "measure": measure, "pairs": gap.n,
+                    "alerted": sum(old["alert_step"] is not None for old, _ in pairs),
                     "acted": sum(bool(new["took"]) for _, new in pairs),
                     "nothing": f"{nothing.mean():.4f}", "mean": f"{other.mean():.4f}", "difference": f"{gap.mean:.4f}",
                     "low": f"{gap.low:.4f}", "high": f"{gap.high:.4f}", "p": f"{gap.p_exact:.4f}",
@@ -249,26 +257,21 @@ def report(work: Path) -> None:
     write_rows(RESULTS / "actions.csv", rows, ("torch", "transformers", "scipy"))
 
 
-def _pair(one: Mapping[str, Any], arm: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(the run that did nothing, the one that took the arm's action), None where the configuration refuses it."""
-    by_arm = {row["arm"]: row for row in one["rows"]}
-    return None if arm not in by_arm or "refused" in by_arm[arm] else (by_arm["nothing"], by_arm[arm])
-
-
 def write_runs(studies: Sequence[Mapping[str, Any]]) -> None:
     """benchmarks/results/actions_runs.csv: one row for each run and arm, to look a case up."""
     keys = ("number", "part", "seed", "steps", "rule", "severity", "alert_step")
     with (RESULTS / "actions_runs.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*keys, "arm", *MEASURES, "took", "commit"])
+        writer.writerow([*keys, "arm", *MEASURES, "took", "seconds", "commit"])
         for one in studies:
-            for row in one["rows"]:
+            for arm, row in one.items():
                 took = row.get("refused") or "; ".join(row["took"])
                 values = [f"{row[name]:.4f}" if name in row else "" for name in MEASURES]
-                writer.writerow([*(one[key] for key in keys), row["arm"], *values, took, one["commit"]])
+                about = [one[NOTHING][key] for key in keys]
+                writer.writerow([*about, arm, *values, took, row["seconds"], row["commit"]])
 
 
-def _work(job: tuple[int, str, Path]) -> str:
+def _work(job: tuple[int, str, str, Path]) -> str:
     import torch
 
     torch.set_num_threads(1)
@@ -288,8 +291,9 @@ def main() -> None:
         return
     options.work.mkdir(parents=True, exist_ok=True)
     settings = chosen(options.prone, options.healthy)
-    jobs = [(n, part, options.work) for n, part in settings if not (options.work / f"{n:03d}.json").exists()]
-    print(f"{len(settings)} settings, {len(jobs)} to train.", flush=True)
+    jobs = [(n, part, arm, options.work) for arm in ARMS for n, part in settings]
+    jobs = [job for job in jobs if not (options.work / f"{job[0]:03d}" / f"{job[2]}.json").exists()]
+    print(f"{len(settings)} settings, {len(jobs)} runs to train.", flush=True)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=10) as pool:
         for line in pool.imap(_work, jobs):
             print(line, flush=True)

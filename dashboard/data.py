@@ -86,6 +86,10 @@ def verdicts(names: Sequence[str]) -> Frame:
     return _ask(alerts.verdicts, names, tuple(names))
 
 
+def actions(name: str) -> Frame:
+    return _ask(alerts.actions, (name,), (name,))
+
+
 def events(names: Sequence[str]) -> Frame:
     return _ask(alerts.events, names, tuple(names))
 

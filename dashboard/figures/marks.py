@@ -1,4 +1,7 @@
-"""Alerts on a chart: a rule and a mark where one fires or gets worse, shade while it does, a ring where it resolved."""
+"""Marks on a chart. Alerts: a line and a mark where one fires or gets worse, shade while it does, a ring at its end.
+
+Actions: a dotted line and a diamond where the trainer acted on an alert or took a change back.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from dashboard.figures.theme import Theme, faded
 from monitor.queries.frames import Frame, n_rows
 from monitor.records import SEVERITY_RANK
 
+MARKS_AXIS = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True, "type": "linear"}
+UPRIGHT = {"y0": 0.0, "y1": 1.0, "yref": "paper"}  # from the bottom to the top of the chart
+
 
 def add_alerts(fig: go.Figure, alerts: Frame, last_step: float, theme: Theme) -> go.Figure:
     """Draws `monitor.queries.alerts.alert_transitions` of one run onto `fig`.
@@ -22,21 +28,43 @@ def add_alerts(fig: go.Figure, alerts: Frame, last_step: float, theme: Theme) ->
     """
     if not n_rows(alerts):
         return fig
-    fig.layout.yaxis2 = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True, "type": "linear"}
+    fig.layout.yaxis2 = MARKS_AXIS
     firing = np.flatnonzero(alerts["state"] == "firing")
-    upright = {"y0": 0.0, "y1": 1.0, "yref": "paper"}
     shapes = [
         {"type": "rect", "x0": first, "x1": last, "layer": "below", "line": {"width": 0},
-         "fillcolor": faded(_colour(severity, theme), 0.12)} | upright
+         "fillcolor": faded(_colour(severity, theme), 0.12)} | UPRIGHT
         for first, last, severity in _shades(alerts, firing, last_step)
     ]  # fmt: skip
     shapes += [
         {"type": "line", "x0": float(alerts["step"][i]), "x1": float(alerts["step"][i]),
-         "line": {"color": _colour(alerts["severity"][i], theme), "width": 1.5}} | upright
+         "line": {"color": _colour(alerts["severity"][i], theme), "width": 1.5}} | UPRIGHT
         for i in firing
     ]  # fmt: skip
     fig.layout.shapes = shapes
     _add_marks(fig, alerts, theme)
+    return fig
+
+
+def add_actions(fig: go.Figure, actions: Frame, theme: Theme) -> go.Figure:
+    """Draws `monitor.queries.alerts.actions` of one run onto `fig`."""
+    if not n_rows(actions):
+        return fig
+    fig.layout.yaxis2 = MARKS_AXIS
+    steps = actions["step"].astype(float)
+    line = {"color": theme.muted, "width": 1.5, "dash": "dot"}
+    fig.layout.shapes = [
+        *(fig.layout.shapes or ()),
+        *({"type": "line", "x0": step, "x1": step, "line": line} | UPRIGHT for step in dict.fromkeys(steps)),
+    ]
+    texts = ["<br>".join(plotly(line) for line in textwrap.wrap(str(text), 64)) for text in actions["message"]]
+    together = [float(np.sum(steps[:i] == step)) for i, step in enumerate(steps)]  # of one step: below each other
+    fig.add_trace(
+        go.Scatter(
+            x=steps, y=0.88 - 0.09 * np.array(together), yaxis="y2", mode="markers", name="action", showlegend=False,
+            marker={"symbol": "diamond", "size": 10, "color": theme.text},
+            customdata=texts, hovertemplate="<b>action after step %{x}</b><br>%{customdata}<extra></extra>",
+        )
+    )  # fmt: skip
     return fig
 
 

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard import data
 from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, lines, reward_and_pass
+from dashboard.figures.marks import add_actions
 from dashboard.figures.theme import Theme, arm_colours, label
 from dashboard.views import shared, verdict
 from monitor.alerts import RULES
@@ -58,7 +60,8 @@ def page() -> None:
             icon=":material/hourglass_empty:",
         )
         return
-    alerts = RunAlerts(data.transitions(entry.name), frozenset(data.scalar_names([entry.name])))
+    recorded = frozenset(data.scalar_names([entry.name]))
+    alerts = RunAlerts(data.transitions(entry.name), data.actions(entry.name), recorded)
     _learning(entry, alerts)
     _distributions(entry, alerts, log)
     _selection(entry)
@@ -69,9 +72,13 @@ def page() -> None:
 
 @dataclass(frozen=True, slots=True)
 class RunAlerts:
-    """Which alerts stand on which chart: those of a rule on the chart of the series that it watches."""
+    """Which alerts stand on which chart: those of a rule on the chart of the series that it watches.
+
+    Actions stand on all charts, because they change all series.
+    """
 
     alerts: Frame
+    actions: Frame
     recorded: frozenset[str]
 
     def on(self, *keys: str) -> Frame:
@@ -79,6 +86,10 @@ class RunAlerts:
         charts = {"reward", *PASSES, *(key for of, _, _ in (*SMALL, *DIAGNOSTICS) for key in of)} & self.recorded
         watched = [RULES[rule].watches if rule in RULES else "" for rule in self.alerts["rule"]]
         return select(self.alerts, np.array([(key if key in charts else "entropy") in keys for key in watched], bool))
+
+
+def _chart(fig: go.Figure, key: str, alerts: RunAlerts) -> None:
+    shared.chart(add_actions(fig, alerts.actions, shared.theme()), key, pick=True)
 
 
 def _colour(entry: RunEntry, theme: Theme) -> str:
@@ -128,9 +139,7 @@ def _learning(entry: RunEntry, alerts: RunAlerts) -> None:
         for key, colour, dash in zip(PASSES, (theme.second, theme.wheel[1]), ("solid", "dot"), strict=True)
         if len(series_of(rows, entry.name, key)[0])
     }
-    shared.chart(
-        reward_and_pass(theme, reward, passes, alerts=alerts.on("reward", *PASSES)), f"reward-{entry.name}", pick=True
-    )
+    _chart(reward_and_pass(theme, reward, passes, alerts=alerts.on("reward", *PASSES)), f"reward-{entry.name}", alerts)
 
 
 def _distributions(entry: RunEntry, alerts: RunAlerts, log: bool) -> None:
@@ -158,14 +167,14 @@ def _distributions(entry: RunEntry, alerts: RunAlerts, log: bool) -> None:
             height=320,
             zero=True,
         )
-        shared.chart(means, f"entropy-{name}", pick=True)
+        _chart(means, f"entropy-{name}", alerts)
     with right:
         if len(fan["step"]):
             renyi2 = series_of(rows, name, "renyi2")
-            shared.chart(
+            _chart(
                 distributions.entropy_fan(theme, fan, renyi2, colour, alerts=alerts.on("entropy"), log=log, height=320),
                 f"fan-{name}",
-                pick=True,
+                alerts,
             )
     matrix = data.counts(name, "deviation")
     if len(matrix["step"]):
@@ -209,7 +218,7 @@ def _small_charts(
         ]
         with columns[i % 2]:
             fig = lines(theme, keys[0], drawn, title=title or _joined(keys), alerts=alerts.on(*keys), log=log)
-            shared.chart(fig, f"{keys[0]}-{entry.name}", pick=True)
+            _chart(fig, f"{keys[0]}-{entry.name}", alerts)
 
 
 def _joined(keys: tuple[str, ...]) -> str:

@@ -108,6 +108,16 @@ def verdicts(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     )
 
 
+def actions(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
+    """run, step, message of what the trainer did because of an alert, and of what it took back; oldest first."""
+    return frame(
+        con,
+        "SELECT run, step, message FROM events WHERE run IN (SELECT unnest(?)) AND step IS NOT NULL "
+        "AND kind IN ('action', 'action_undone') ORDER BY run, step, ts",
+        [list(runs)],
+    )
+
+
 def events(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     """run, step (nan for an event outside of steps), ts, kind, message; newest first."""
     return frame(

@@ -252,12 +252,12 @@ def test_a_verdict_is_text(monkeypatch, tmp_path: Path) -> None:
 
 def test_alerts_stand_on_the_chart_of_what_their_rule_watches() -> None:
     names = np.array(["reward_lost", "blind_selection", "entropy_collapse", "diversity_lost", "of_another"], object)
-    alerts = run_view.RunAlerts({"rule": names}, frozenset({"reward", "entropy", "selected_decided_share"}))
+    alerts = run_view.RunAlerts({"rule": names}, {}, frozenset({"reward", "entropy", "selected_decided_share"}))
     assert list(alerts.on("reward")["rule"]) == ["reward_lost"]
     assert list(alerts.on("selected_share", "selected_decided_share")["rule"]) == ["blind_selection"]
     # same_answer_share has no chart, and nobody knows what a rule of another engine watches
     assert list(alerts.on("entropy", "renyi2")["rule"]) == ["entropy_collapse", "diversity_lost", "of_another"]
-    unrecorded = run_view.RunAlerts({"rule": names}, frozenset({"entropy"}))
+    unrecorded = run_view.RunAlerts({"rule": names}, {}, frozenset({"entropy"}))
     assert list(unrecorded.on("entropy")["rule"]) == list(names) and not len(unrecorded.on("reward")["rule"])
 
 
