@@ -119,7 +119,7 @@ def study(number: int, part: str, arm: str, work: Path) -> str:
     row: dict[str, Any] = {"arm": arm, "took": []}
     if arm == NOTHING:
         shutil.rmtree(folder, ignore_errors=True)
-        branched, last, at_alert, alerts = _until_the_end(config, folder)
+        last, at_alert, alerts = _until_the_end(config, folder)
         firing = next((alert for alert in alerts if _counts(alert)), None)
         row |= last | {
             "number": number, "part": part, "steps": config.steps, "seed": config.seed, "at_alert": at_alert,
@@ -152,10 +152,8 @@ def _counts(alert: Alert) -> bool:
     return alert.state == "firing" and alert.severity != "info"
 
 
-def _until_the_end(
-    config: TrainConfig, folder: Path
-) -> tuple[Path | None, dict[str, float], dict[str, float], Sequence[Alert]]:
-    """The arm that does nothing: (checkpoints at the alert, last measures, measures at the alert, its transitions)."""
+def _until_the_end(config: TrainConfig, folder: Path) -> tuple[dict[str, float], dict[str, float], Sequence[Alert]]:
+    """The arm that does nothing: (last measures, measures at the alert, its transitions); FOLDER/branch: the run then."""
     from trainer.runtime.actions import Actions
     from trainer.runtime.build import prepare
 
@@ -173,8 +171,7 @@ def _until_the_end(
                 found.update(alerts=list(alerts), at=measures(parts))
 
     _train(config, parts, folder / "whole", (), Watching)
-    branch = folder / "branch" if found else None
-    return branch, measures(parts), found.get("at", {}), found.get("alerts", ())
+    return measures(parts), found.get("at", {}), found.get("alerts", ())
 
 
 def _from_the_alert(

@@ -19,6 +19,7 @@ from dashboard.figures.lines import (
     seed_band,
     sparkline,
 )
+from dashboard.figures.marks import add_actions
 from dashboard.figures.theme import DARK, LIGHT, arm_colours, number_format
 from monitor.metrics import METRICS, inner_edges, n_cells
 
@@ -119,6 +120,21 @@ def test_no_alert_leaves_the_figure_alone() -> None:
     none = {name: column[:0] for name, column in alerts().items()}
     fig = lines(LIGHT, "entropy", [Line("a", STEPS, STEPS, LIGHT.accent)], alerts=none)
     assert not fig.layout.shapes and len(fig.data) == 1
+
+
+def test_an_action_is_a_dotted_line_and_a_diamond_that_tells_it() -> None:
+    """Two actions of one step share a line, and their marks stand below each other; alerts stay."""
+    acted = {
+        "step": np.array([4, 4, 7]),
+        "message": np.array(["lower_lr for <b>x</b>: optim.lr 3 -> 1.", "checkpoint", "stop"], object),
+    }
+    fig = add_actions(lines(LIGHT, "entropy", [Line("a", STEPS, STEPS, LIGHT.accent)], alerts=alerts()), acted, LIGHT)
+    dotted = [shape for shape in fig.layout.shapes if shape.line.dash == "dot"]
+    assert [shape.x0 for shape in dotted] == [4, 7] and len(fig.layout.shapes) > 2
+    marks = fig.data[-1]
+    np.testing.assert_allclose(marks.x, [4, 4, 7])
+    np.testing.assert_allclose(marks.y, [0.88, 0.79, 0.88])
+    assert marks.customdata[0] == "lower_lr for &lt;b&gt;x&lt;/b&gt;: optim.lr 3 -&gt; 1."
 
 
 def test_the_fan_holds_quantiles_and_both_means() -> None:
