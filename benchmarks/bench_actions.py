@@ -153,7 +153,7 @@ def _counts(alert: Alert) -> bool:
 
 
 def _until_the_end(config: TrainConfig, folder: Path) -> tuple[dict[str, float], dict[str, float], Sequence[Alert]]:
-    """The arm that does nothing: (last measures, measures at the alert, its transitions); FOLDER/branch: the run then."""
+    """Does nothing: (last measures, measures at the alert, its transitions). FOLDER/branch: the run then."""
     from trainer.runtime.actions import Actions
     from trainer.runtime.build import prepare
 
