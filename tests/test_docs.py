@@ -9,9 +9,18 @@ import sys
 from pathlib import Path
 
 import rlvr_monitor
-from docs import make_alerts, make_api, make_install, make_integrations, make_performance, make_reliability
+from docs import (
+    make_actions,
+    make_alerts,
+    make_api,
+    make_install,
+    make_integrations,
+    make_performance,
+    make_reliability,
+)
 from docs.make_method import page
 from docs.make_reproduction import page as reproduction_page
+from monitor.alerts.actions import ACTIONS
 from monitor.alerts.rules import RULES, Rule
 from monitor.store.reader import open_store
 
@@ -85,6 +94,14 @@ def test_the_alerts_page_is_what_the_rules_and_the_rows_say():
         assert f"\n### {name}\n" in text
         for field in set(rule.model_fields) - set(Rule.model_fields):
             assert f"| `{field}` |" in text.split(f"\n### {name}\n")[1].split("\n### ")[0]
+
+
+def test_the_page_on_actions_is_what_the_actions_and_the_rows_of_their_study_say():
+    text = make_actions.PAGE.read_text()
+    assert text == make_actions.page(text), "Run: python -m docs.make_actions"
+    assert sorted(re.findall(r"<!-- table ([\w-]+) -->", text)) == sorted(make_actions.BLOCKS)
+    for do in ACTIONS:
+        assert f"| `{do}` |" in text
 
 
 DETECTED = (
