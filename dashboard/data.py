@@ -12,6 +12,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard.data_path import STORE_VARIABLE
+from monitor.alerts.marks import Marks, read_marks
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
 from monitor.queries.frames import Frame
 from monitor.store.tail import RunEntry, Tail
@@ -80,6 +81,11 @@ def spans(names: Sequence[str]) -> Frame:
 
 def transitions(name: str) -> Frame:
     return alerts.alert_transitions(_ask(alerts.alert_log, (name,), (name,)))
+
+
+def marks(name: str) -> Marks:
+    """What people said of a run's alerts: read anew each time, because no version of the run changes with it."""
+    return read_marks(store_path(), name)
 
 
 def verdicts(names: Sequence[str]) -> Frame:

@@ -106,7 +106,7 @@ def _header(entry: RunEntry) -> None:
     if found is not None:
         verdict.banner(found, float(np.max(latest["step"], initial=0)))
     if n_rows(latest):
-        verdict.alert_list(data.transitions(entry.name))
+        verdict.alert_list(data.transitions(entry.name), data.marks(entry.name))
     picked = st.session_state.get("picked_step")
     if picked is not None:
         shared.link(

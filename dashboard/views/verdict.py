@@ -9,10 +9,12 @@ import numpy as np
 import streamlit as st
 from markupsafe import Markup
 
+from dashboard import data
 from dashboard.escape import html, markdown
 from dashboard.figures.marks import alert_numbers
 from dashboard.views import shared
 from monitor.alerts import RULES
+from monitor.alerts.marks import Marks
 from monitor.queries.frames import Frame, n_rows, select
 
 HEALTH: dict[str, tuple[Any, str]] = {  # worst first: colour and icon of its badge
@@ -22,6 +24,7 @@ HEALTH: dict[str, tuple[Any, str]] = {  # worst first: colour and icon of its ba
     "too early": ("gray", ":material/hourglass_empty:"),
     "healthy": ("green", ":material/check_circle:"),
 }
+NO_MARKS = Marks({}, {})
 STYLE = """<style>
 .rlvr-alert { margin: 0 0 .8rem; overflow-wrap: anywhere; font-size: .9rem; line-height: 1.45; }
 .rlvr-alert > p { margin: 0 0 .25rem; }
@@ -87,6 +90,7 @@ def banner(found: Verdict, newest_step: float) -> None:
 def alert_badges(spans: Frame, run: str) -> None:
     """One badge for each alert that fired: filled with its colour while it fires, grey once resolved."""
     mine = select(spans, spans["run"] == run)
+    marks = data.marks(run) if n_rows(mine) else NO_MARKS
     for i in range(n_rows(mine)):
         rule, severity = str(mine["rule"][i]), str(mine["severity"][i])
         first, worst, firing = mine["first_step"][i], mine["worst_step"][i], np.isnan(mine["end_step"][i])
@@ -94,10 +98,17 @@ def alert_badges(spans: Frame, run: str) -> None:
         colour: Any = HEALTH.get(severity, HEALTH["too early"])[0] if firing else "gray"
         says = f"{RULES[rule].says}: {RULES[rule].cure}." if rule in RULES else severity
         text += "" if firing else " · resolved"
+        text += _marked(marks, rule, int(first), int(worst))
         st.badge(markdown("{}", text), color=colour, icon=":material/notifications:", help=markdown("{}", says))
 
 
-def alert_list(transitions: Frame) -> None:
+def _marked(marks: Marks, rule: str, first_step: int, step: int) -> str:
+    """ " · seen" of an acknowledged alert, " · muted" of a rule that is not delivered."""
+    seen, muted = marks.has_seen(rule, first_step), marks.is_muted(rule, step)
+    return " · seen" * seen + " · muted" * muted
+
+
+def alert_list(transitions: Frame, marks: Marks) -> None:
     """The alerts of one run behind a line that counts them: each with all its transitions and their own numbers."""
     keys = list(zip(transitions["rule"], transitions["first_step"], strict=True))
     alerts = [select(transitions, np.array([one == key for one in keys])) for key in dict.fromkeys(keys)]
@@ -108,14 +119,15 @@ def alert_list(transitions: Frame) -> None:
     told = [f"{fires} firing"] * (fires > 0) + [f"{len(alerts) - fires} resolved"] * (fires < len(alerts))
     with st.expander(markdown("Alerts: {}", ", ".join(told)), icon=":material/notifications:", key="alerts"):
         st.html(STYLE)
-        st.html(html("{}", Markup().join(map(_alert, alerts))))
+        st.html(html("{}", Markup().join(_alert(alert, marks) for alert in alerts)))
 
 
-def _alert(rows: Frame) -> Markup:
+def _alert(rows: Frame, marks: Marks) -> Markup:
     """One alert: what its rule says, then a line for each transition."""
     name, first, last = str(rows["rule"][0]), rows["first_step"][0], rows["step"][-1]
     says = RULES[name].says if name in RULES else "An alert fired"
     when = f"since step {first}" if rows["state"][-1] == "firing" else f"step {first} to {last}, resolved"
+    when += _marked(marks, name, int(first), int(last))
     lines = Markup().join(_transition(rows, i) for i in range(n_rows(rows)))
     return html('<div class="rlvr-alert"><p><b>{}</b> <code>{}</code> {}</p><ul>{}</ul></div>', says, name, when, lines)
 

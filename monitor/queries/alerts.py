@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +12,6 @@ import duckdb
 import numpy as np
 
 from monitor.alerts.episodes import Episode, episodes
-from monitor.alerts.marks import read_marks
 from monitor.queries.frames import Frame, frame, n_rows
 from monitor.records import Alert
 
@@ -126,25 +124,6 @@ def events(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
         "WHERE run IN (SELECT unnest(?)) ORDER BY ts DESC, step DESC",
         [list(runs)],
     )
-
-
-def acknowledgements(store: str | Path, run: str) -> Frame:
-    """run, rule, kind (acknowledged or muted), step, ts; step: of the seen episode's start, or the last muted one.
-
-    step is nan for a rule that is muted until it is unmuted. Reads alerts.json of the run; none if there is none.
-    """
-    marks = read_marks(store, run)
-    rows: list[tuple[str, str, float, float]] = [
-        *((rule, "acknowledged", float(one.first_step), one.ts) for rule, one in marks.acknowledged.items()),
-        *(
-            (rule, "muted", math.nan if one.until_step is None else float(one.until_step), one.ts)
-            for rule, one in marks.muted.items()
-        ),
-    ]
-    columns: dict[str, Any] = {"run": [run] * len(rows)}
-    columns |= {name: [row[i] for row in rows] for i, name in enumerate(("rule", "kind", "step", "ts"))}
-    kinds = {"step": float, "ts": float}
-    return {name: np.array(column, kinds.get(name, object)) for name, column in columns.items()}
 
 
 def to_alert(row: Mapping[str, Any]) -> Alert:

@@ -18,6 +18,7 @@ from dashboard.shown_arms import Arm, default_arms, figures_table
 from dashboard.views import overview, shared, verdict
 from dashboard.views import run as run_view
 from monitor.alerts import AlertEngine
+from monitor.alerts.marks import acknowledge, mute
 from monitor.queries.alerts import alert_log
 from monitor.queries.frames import n_rows
 from monitor.recorder import Recorder
@@ -204,6 +205,16 @@ def test_an_alert_lists_its_transitions_with_their_own_numbers(monkeypatch, judg
         assert line in shown
         places.append(shown.index(line))
     assert places == sorted(places)
+
+
+def test_pages_say_which_alerts_were_seen_and_which_rules_are_muted(monkeypatch, judged: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(judged, tmp_path / "marked"))
+    assert "seen" not in listed(open_page(monkeypatch, store, "run", run="collapses"))
+    (first,) = map(int, re.findall(r"since step (\d+)", listed(open_page(monkeypatch, store, "run", run="collapses"))))
+    acknowledge(store, "collapses", "entropy_collapse", first)
+    mute(store, "collapses", "entropy_collapse", None)
+    assert f"since step {first} · seen · muted" in listed(open_page(monkeypatch, store, "run", run="collapses"))
+    assert " · seen · muted" in words(open_page(monkeypatch, store, "overview"))
 
 
 def test_the_overview_says_which_runs_are_not_healthy(monkeypatch, judged: Path) -> None:

@@ -13,7 +13,6 @@ from watched_child import entropies
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.marks import Marks, Muted, read_marks
 from monitor.cli import main
-from monitor.queries.alerts import acknowledgements
 from monitor.recorder import Recorder
 from monitor.records import StepRecord
 from monitor.store.check import check_store
@@ -43,8 +42,6 @@ def test_ack_and_mute_are_listed_and_disturb_nobody(store: Path, capsys: Any) ->
     assert main(["alerts", "mute", "a", "entropy_collapse", "--store", str(store), "--until-step", "90"]) == 0
     row = listed(store, capsys)
     assert row["acknowledged"] > 1e9 and (row["muted"], row["muted_until_step"]) == (True, 90)
-    frame = acknowledgements(store, "a")
-    assert frame["kind"].tolist() == ["acknowledged", "muted"] and frame["step"].tolist() == [first, 90.0]
     marks = read_marks(store, "a")
     assert marks.has_seen("entropy_collapse", first) and not marks.has_seen("entropy_collapse", first + 1)
     assert marks.is_muted("entropy_collapse", 90) and not marks.is_muted("entropy_collapse", 91)
