@@ -73,7 +73,7 @@ class LossConfig(_Group):
     temperature_min: float = Field(0.5, gt=0, description="lowest controlled temperature")
     temperature_max: float = Field(1.5, gt=0, description="highest controlled temperature")
     budget_step: float = Field(
-        0.1, gt=0, lt=1, description="change of the share in a step for each 100 % of distance from entropy_target"
+        0.1, gt=0, lt=1, description="what a step at 100 % of distance from entropy_target adds to the share for good"
     )
     budget_min: float = Field(-1.0, ge=-1, le=1, description="lowest controlled share; below 0 it raises entropy")
     budget_max: float = Field(1.0, ge=-1, le=1, description="highest controlled share")

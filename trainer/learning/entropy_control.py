@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.config import Budget, TrainConfig, WeightingConfig
 
-DAMPING = 5.0  # change of the budget's share for each 100 % by which the distance from the target changes
+GAIN = 5.0  # of a budget: what 100 % of distance from the target adds to the share
 
 
 class EntropyControl:
@@ -23,9 +23,10 @@ class EntropyControl:
         temperature: ln tau <- ln tau + temperature_step * clip((target - H) / target, -1, 1), tau kept between
             temperature_min and temperature_max. Source: none, this law is ours. H is the entropy at tau, so a falling
             entropy of the model itself shows as a rising tau: read the two together.
-        budget: s <- clip(s + budget_step e + 5 (e - previous e), budget_min, budget_max), s the weighting's share and
-            e = clip((H - target) / target, -1, 1). Source: none, this law is ours: a proportional-integral one, since H
-            itself sums up the shares and an integral alone would make it swing. s moves in the weighting's warm-up too.
+        budget: with e = clip((H - target) / target, -1, 1), i <- i + budget_step e where i + 5 e is within the bounds,
+            then the share is clip(i + 5 e, budget_min, budget_max). i starts at weighting.share, the first step's.
+            Source: none, this law is ours. It is a proportional-integral one, since H itself sums up the shares, and an
+            integral alone would make it swing. The share moves in the weighting's warm-up too.
     The control is deterministic, and a non-finite H changes nothing. With several ranks, every rank must `observe` the
     mean over all ranks.
     Example, target 0.3, entropy_step 5e-3, first H 0.25: `coefficient` is 5e-3 in the second step.
@@ -37,7 +38,7 @@ class EntropyControl:
         self._entropy: float | None = None  # the last step's
         self.temperature = config.rollout.temperature
         self._weighting = config.weighting
-        self.share = config.weighting.share if isinstance(config.weighting, Budget) else None
+        self._integral = config.weighting.share if isinstance(config.weighting, Budget) else None
 
     @property
     def coefficient(self) -> float:
@@ -46,6 +47,15 @@ class EntropyControl:
         if target is None or self._loss.entropy_actuator != "coefficient":
             return self._coefficient
         return self._coefficient if self._entropy is not None and self._entropy <= target else 0.0
+
+    @property
+    def share(self) -> float | None:
+        """The share of the coming step's budget; None for a weighting without one."""
+        loss, target = self._loss, self._loss.entropy_target
+        if target is None or loss.entropy_actuator != "budget" or self._integral is None or self._entropy is None:
+            return self._integral
+        share = self._integral + GAIN * _distance(self._entropy, target)
+        return min(max(share, loss.budget_min), loss.budget_max)
 
     @property
     def weighting(self) -> WeightingConfig:
@@ -68,18 +78,15 @@ class EntropyControl:
         loss, target = self._loss, self._loss.entropy_target
         if target is None or not math.isfinite(entropy):
             return
-        previous, self._entropy = self._entropy, entropy
+        self._entropy = entropy
         if loss.entropy_actuator == "coefficient":
             change = loss.entropy_step if entropy <= target else -loss.entropy_step
             self._coefficient = min(max(self._coefficient + change, 0.0), loss.entropy_coef_max)
         elif loss.entropy_actuator == "temperature":
             tau = self.temperature * math.exp(-loss.temperature_step * _distance(entropy, target))
             self.temperature = min(max(tau, loss.temperature_min), loss.temperature_max)
-        elif self.share is not None:
-            error = _distance(entropy, target)
-            change = 0.0 if previous is None else error - _distance(previous, target)
-            share = self.share + loss.budget_step * error + DAMPING * change
-            self.share = min(max(share, loss.budget_min), loss.budget_max)
+        elif self.share is not None and self._integral is not None and loss.budget_min < self.share < loss.budget_max:
+            self._integral += loss.budget_step * _distance(entropy, target)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes between steps, as JSON values."""
@@ -87,13 +94,13 @@ class EntropyControl:
             "coefficient": self._coefficient,
             "entropy": self._entropy,
             "temperature": self.temperature,
-            "share": self.share,
+            "budget": self._integral,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a `state_dict`. Raises KeyError if a value is missing; older states may lack the share."""
-        self._coefficient, self._entropy, self.temperature, self.share = (
-            state["coefficient"], state["entropy"], state["temperature"], state.get("share", self.share)
+        """Continues from a `state_dict`. Raises KeyError if a value is missing; older states may lack the budget."""
+        self._coefficient, self._entropy, self.temperature, self._integral = (
+            state["coefficient"], state["entropy"], state["temperature"], state.get("budget", self._integral)
         )  # fmt: skip
 
 

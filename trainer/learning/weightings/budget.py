@@ -20,8 +20,8 @@ def entropy_budget(inputs: WeightInputs, *, share: float) -> Tensor:
     """Less weight for every token whose step lowers the entropy, so that the step loses only a share of the entropy.
 
     Formula: w = a on tokens with dH1 < 0, else 1; a = clip((share (L + U) - U) / L, 0, 1), so that sum(w dH1) is
-    share (L + U) where raising tokens alone do not exceed it; dH1 as in `entropy_change`. w = 1 everywhere where
-    L + U >= 0: only a loss of entropy is braked.
+    share (L + U), or U if that is less; dH1 as in `entropy_change`. w = 1 everywhere where L + U >= 0: only a loss of
+    entropy is braked.
     Scope: the batch: L and U are sums over the tokens of a step's rollouts on all ranks, each token counted once, as
     loss.kind = "dapo" counts them.
     Denominator: all tokens (normalise = "all", here the default).
@@ -41,7 +41,7 @@ def ict_budget(inputs: WeightInputs, *, share: float) -> Tensor:
     Formula: w = 0 on tokens with dH1 < 0 and u < c, w = b on those with u = c, else 1; u is the deviation. The cut c
     is the smallest for which leaving out u <= c brings sum(w dH1) to share (L + U), and b in [0, 1] hits it exactly.
     Tokens of equal deviation share one weight. w = 1 everywhere where L + U >= 0; w = 0 on all tokens with dH1 < 0
-    where raising tokens alone do not reach the share.
+    where U is less than share (L + U).
     Scope: the batch: L, U and c are those of all tokens of a step's rollouts on all ranks. c is found by 31 halvings
     of the float32 range, each with one sum over the batch, so ranks exchange sums and no tokens.
     Denominator: all tokens (normalise = "all", here the default).
