@@ -198,6 +198,13 @@ HEALTHY = (
     Shape("longer answers: truncation 4 to 25 %, reward rises", series={
         "truncated_share": linear(0.04, 0.25), "response_length": geometric(60, 120)}),
     Shape("KL 0 to 0.4 nat, reward rises", series={"kl": linear(0.001, 0.4)}),
+    Shape("few live groups from the start, reward rises", series={
+        "zero_variance_share": linear(0.80, 0.60), "all_wrong_share": linear(0.80, 0.55),
+        "all_correct_share": linear(0.0, 0.05), "reward": sigmoid(0.05, 0.2)}),
+    Shape("blind selection at a low rate, reward rises", series={"selected_decided_share": linear(0.95, 0.95)}),
+    Shape("same answers 4 to 33 % of the pairs, evaluations find as many", series={
+        "same_answer_share": linear(0.04, 0.33)}),
+    Shape("entropy bonus: decided tokens 55 to 52 %, reward rises", series={"decided_share": linear(0.55, 0.52)}),
     Shape("gradient bursts: one row in 25 at 15 times", series={"grad_norm": bursts(0.3, 15, 0.04)}),
     Shape("reward dips to 80 % of it and comes back",
           series={"reward": lambda u, rng: sigmoid(0.3, 0.7, 0.2)(u, rng) * np.where(abs(u - 0.6) < 0.08, 0.8, 1.0)}),
@@ -247,6 +254,8 @@ DAMAGED = (
         "all_correct_share": linear(0.0, 0.0), "reward": sigmoid(0.3, 0.01)}, "zero_variance_share"),
     Shape("training 30 to 80 % right, held-out problems stay at 30 %", ("generalization_gap",), {
         "reward": sigmoid(0.3, 0.8), PASSED: linear(0.3, 0.3)}, "reward"),
+    Shape("decided tokens 60 to 30 %, reward falls", ("forgetting", LOST), {
+        "decided_share": linear(0.60, 0.30, 0.1, 0.6), "reward": LOSS}, "decided_share"),
     Shape("noisy tails: H1 0.5 to 0.75 nat, H2 flat", ("tail_noise",), {
         "entropy": linear(0.5, 0.75), "renyi2": linear(0.3, 0.3)}),
     Shape("sharp peaks: H2 0.4 to 0.12 nat, H1 0.6 to 0.5", ("peak_sharpening",), {

@@ -13,7 +13,7 @@ import numpy as np
 
 from monitor.alerts.judgement import Open, Verdict, judge
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
-from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, TREND_ROWS, Baseline, Best, Window
+from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, START_ROWS, TREND_ROWS, Baseline, Best, Window
 from monitor.records import SEVERITY_RANK, Alert, AlertState, Severity
 
 EVALUATED = "eval/"  # prefix of series with a value every so many steps: all of theirs are kept
@@ -57,6 +57,7 @@ class AlertEngine:
         self._series = {key: _deque(key) for key in self.series}
         self._first_values: dict[str, list[float]] = {}
         self._baselines: dict[str, Baseline] = {}
+        self._starts: dict[str, list[float]] = {}
         self._bests: dict[str, Best] = {}
         self._nonfinite: dict[str, int] = {}
         self._states = {rule.name: _RuleState() for rule in self.rules}
@@ -122,6 +123,7 @@ class AlertEngine:
             },
             baselines=self._baselines,
             bests=self._bests,
+            starts={key: sum(v) / START_ROWS for key, v in self._starts.items() if len(v) == START_ROWS},
             nonfinite=self._nonfinite,
         )
 
@@ -138,6 +140,9 @@ class AlertEngine:
         rows.append((step, value))
         if key.startswith(EVALUATED):
             return
+        started = self._starts.setdefault(key, [])
+        if len(started) < START_ROWS:
+            started.append(value)
         begun = self._first_values.setdefault(key, [])
         first = self._first_step if self._first_step is not None else step
         if len(begun) < BASELINE_ROWS and step >= first + self.warmup_steps:
@@ -198,6 +203,7 @@ class AlertEngine:
             "last_step": self.last_step,
             "series": {key: [list(row) for row in rows] for key, rows in self._series.items()},
             "first_values": {key: list(values) for key, values in self._first_values.items()},
+            "starts": {key: list(values) for key, values in self._starts.items()},
             "bests": {key: asdict(best) for key, best in self._bests.items()},
             "nonfinite": dict(self._nonfinite),
             "rules": {name: asdict(state) for name, state in self._states.items()},
@@ -213,6 +219,7 @@ class AlertEngine:
         self._first_values = {key: list(values) for key, values in state["first_values"].items()}
         complete = {key: values for key, values in self._first_values.items() if len(values) == BASELINE_ROWS}
         self._baselines = {key: Baseline.of(np.array(values)) for key, values in complete.items()}
+        self._starts = {key: list(values) for key, values in state.get("starts", {}).items()}
         self._bests = {key: Best(**best) for key, best in state["bests"].items()}
         self._nonfinite = dict(state["nonfinite"])
         saved = state["rules"]

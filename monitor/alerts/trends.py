@@ -60,14 +60,17 @@ def fit_trend(steps: np.ndarray, values: np.ndarray) -> Trend:
 
 
 def log_noise(values: np.ndarray) -> float:
-    """Robust standard deviation of ln(values) [n] around their line: 1.4826 * median |residual|.
+    """Robust standard deviation of ln(values) [n] around their line, widened for correlated rows.
 
-    The values are clipped from below at TINY_NATS.
+    1.4826 * median |residual| * sqrt((1 + r) / (1 - r)), r >= 0 the lag-1 autocorrelation of the residuals: a line
+    through a few rows of a series that wanders takes most of its wandering for its course. The values are clipped from
+    below at TINY_NATS.
     """
     y = np.log(np.maximum(values, TINY_NATS))
     x = np.arange(len(y)) - (len(y) - 1) / 2
     residual = y - y.mean() - (x @ y) / (x @ x) * x
-    return float(1.4826 * np.median(np.abs(residual - np.median(residual))))
+    spread = 1.4826 * np.median(np.abs(residual - np.median(residual)))
+    return float(spread * np.sqrt(_variance_inflation(residual)))
 
 
 def steps_to(level: float, target: float, slope: float) -> float:

@@ -7,7 +7,7 @@ from monitor.alerts.rules.base import Finding, Rule
 from monitor.alerts.rules.entropy import EntropyCollapse, EntropyExplosion, NonfiniteEntropy
 from monitor.alerts.rules.outcome import DiversityLost, GeneralizationGap, NoLearningSignal, RewardLost
 from monitor.alerts.rules.selection import BlindSelection
-from monitor.alerts.rules.shape import EntropyFlow, PeakSharpening, TailNoise
+from monitor.alerts.rules.shape import EntropyFlow, Forgetting, PeakSharpening, TailNoise
 from monitor.alerts.rules.text import Repetition, TruncationRunaway
 from monitor.alerts.rules.update import ClipSaturation, GradientSpikes, KlRunaway, NonfiniteLoss, SamplerMismatch
 
@@ -15,7 +15,7 @@ RULES: dict[str, type[Rule]] = {
     rule.name: rule
     for rule in (
         EntropyCollapse, EntropyExplosion, RewardLost, DiversityLost, NoLearningSignal, BlindSelection,
-        GeneralizationGap, TailNoise, PeakSharpening, EntropyFlow, TruncationRunaway, Repetition, KlRunaway,
+        GeneralizationGap, Forgetting, TailNoise, PeakSharpening, EntropyFlow, TruncationRunaway, Repetition, KlRunaway,
         SamplerMismatch, ClipSaturation, GradientSpikes, NonfiniteEntropy, NonfiniteLoss,
     )
 }  # fmt: skip

@@ -10,6 +10,7 @@ from pydantic import Field
 from monitor.alerts.rules.base import Finding, Rule
 from monitor.alerts.trends import Direction, Trend, steps_to
 from monitor.alerts.window import Window
+from monitor.records import Severity
 
 FLOOR_SHARE = 0.10  # of the baseline: the floor that messages and verdicts project to
 NOISE_WIDTH = 3.5  # thresholds lie at least so many standard deviations of the first rows away from the baseline
@@ -35,7 +36,8 @@ class EntropyCollapse(Rule):
     ratio = level / baseline, g = log-slope over 20 rows. Breached if ratio < share and g < 0, or if ratio < early_share
     and g <= -steep (falling with |t| >= 3) while reward does not rise. Held while ratio < release * share, or
     < release * early_share while g < 0. Noisy runs get wider thresholds (`widened`). Critical if reward falls, or if it
-    does not rise and the floor is reached or less than urgent_steps away; else a warning.
+    does not rise and the floor is reached or less than urgent_steps away; info if only the steep fall is seen yet,
+    which often ends by itself; else a warning.
     """
 
     name: ClassVar[str] = "entropy_collapse"
@@ -67,6 +69,9 @@ class EntropyCollapse(Rule):
         floor = FLOOR_SHARE * base
         left = steps_to(level, floor, slope.slope)
         urgent = reward != "rising" and left < self.urgent_steps
+        severity: Severity = "warning" if low else "info"
+        if reward == "falling" or urgent:
+            severity = "critical"
         if left == 0:
             outlook = f"at its floor of {floor:.3g} nat"
         elif slope.slope < 0 and left < 10_000:
@@ -78,7 +83,7 @@ class EntropyCollapse(Rule):
         return Finding(
             breached=(low and slope.slope < 0) or early,
             held=ratio < low_share * self.release or sinking,
-            severity="critical" if reward == "falling" or urgent else "warning",
+            severity=severity,
             value=level,
             baseline=base,
             threshold=(low_share if low or not early else early_share) * base,

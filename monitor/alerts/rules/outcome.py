@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from monitor.alerts.rules.base import Finding, Rule
 from monitor.alerts.window import BEST_ROWS, Window
+from monitor.records import SEVERITY_RANK, Severity
 
 
 def entropy_phrase(window: Window) -> str:
@@ -47,12 +49,10 @@ class RewardLost(Rule):
     z_least: float = Field(5.0, gt=0, description="standard errors that the fall must exceed")
 
     def check(self, window: Window) -> Finding | None:
-        best, sd = window.bests.get("reward"), window.jitter("reward")
-        if best is None or math.isnan(sd):
+        fall = window.fall("reward", self.recent_rows)
+        if fall is None:
             return None
-        now = window.mean("reward", self.recent_rows)
-        error = max(sd, 1e-9) * math.sqrt(1 / BEST_ROWS + 1 / self.recent_rows)
-        z = (best.high - now) / error
+        best, now, z = fall.best, fall.now, fall.z
         positive = best.low >= 0
         low = now <= self.share * best.high if positive else True
         held = now <= self.release * best.high if positive else z >= self.z_least / 2
@@ -64,7 +64,7 @@ class RewardLost(Rule):
             severity="critical" if critical else "warning",
             value=now,
             baseline=best.high,
-            threshold=self.share * best.high if positive else best.high - self.z_least * error,
+            threshold=self.share * best.high if positive else best.high - self.z_least * fall.error,
             message=f"Reward was {best.high:.3g} up to step {best.high_step} and is {now:.3g} now{ratio}."
             + entropy_phrase(window),
             action="Go back to a checkpoint from before the fall. Lower the learning rate; with a sparse weighting let "
@@ -78,7 +78,9 @@ class DiversityLost(Rule):
     Evaluations, where they count distinct answers: now = mean of the last two, peak = highest mean of two in a row.
     Breached if now <= share * peak with peak >= least_answers. Rollouts, where same answers are recorded: same = mean
     same_answer_share (else duplicate_share) of the last 6 rows. Breached if same >= same_share, and rising or four
-    times its baseline. Critical at critical_share of the peak, or at twice same_share.
+    times its baseline. Info while the newest evaluation still finds more than agree * peak answers and same is under
+    twice same_share: it counts what the rollouts only hint at, for an answer given most of the time hides many others.
+    Critical at critical_share of the peak, or at twice same_share, unless the reward rises: such a run is not lost.
     """
 
     name: ClassVar[str] = "diversity_lost"
@@ -91,11 +93,15 @@ class DiversityLost(Rule):
     share: float = Field(0.70, gt=0, lt=1, description="of the peak of distinct answers in evaluations: lost")
     critical_share: float = Field(0.50, gt=0, lt=1, description="of that peak: critical")
     least_answers: float = Field(2.0, gt=0, description="a lower peak of distinct answers has nothing to lose")
+    agree: float = Field(0.80, gt=0, le=1, description="of that peak: evaluations above it overrule the rollouts")
     same_share: float = Field(0.25, gt=0, lt=1, description="chance that two right rollouts of a group agree: lost")
 
     def check(self, window: Window) -> Finding | None:
         findings = [found for found in (self._rollouts(window), self._evaluations(window)) if found is not None]
-        return max(findings, key=lambda found: (found.breached, found.severity == "critical")) if findings else None
+        worst = max(findings, key=lambda found: (found.breached, SEVERITY_RANK[found.severity])) if findings else None
+        if worst is not None and worst.severity == "critical" and window.trend("reward") == "rising":
+            return replace(worst, severity="warning")
+        return worst
 
     def _rollouts(self, window: Window) -> Finding | None:
         key = "same_answer_share" if "same_answer_share" in window.series else "duplicate_share"
@@ -103,11 +109,14 @@ class DiversityLost(Rule):
         if math.isnan(same) or len(window.last(key)[1]) < 6:
             return None
         grown = window.trend(key) == "rising" or (base >= 0 and same >= 4 * max(base, 0.01))
+        pairs = self._pairs(window)
+        overruled = len(pairs) > 0 and window.level("eval/heldout/distinct", 1) > self.agree * pairs.max()
+        low: Severity = "info" if overruled else "warning"
         what = "right answers" if key == "same_answer_share" else "rollouts"
         return Finding(
             breached=same >= self.same_share and grown,
             held=same >= 0.7 * self.same_share,
-            severity="critical" if same >= 2 * self.same_share else "warning",
+            severity="critical" if same >= 2 * self.same_share else low,
             value=same,
             baseline=base,
             threshold=self.same_share,
@@ -118,13 +127,10 @@ class DiversityLost(Rule):
         )
 
     def _evaluations(self, window: Window) -> Finding | None:
-        steps, values = window.last("eval/heldout/distinct", 10_000)
-        if len(values) < 4:
+        steps, pairs = window.last("eval/heldout/distinct", 10_000)[0], self._pairs(window)
+        if not len(pairs):
             return None
-        pairs = (values[1:] + values[:-1]) / 2
         peak, now = float(pairs.max()), float(pairs[-1])
-        if peak < self.least_answers:
-            return None
         return Finding(
             breached=now <= self.share * peak,
             held=now <= (self.share + 1) / 2 * peak,
@@ -136,6 +142,12 @@ class DiversityLost(Rule):
             f"{int(steps[int(np.argmax(pairs)) + 1])} and {now:.3g} now." + entropy_phrase(window),
             action=_EXPLORE,
         )
+
+    def _pairs(self, window: Window) -> np.ndarray:
+        """Distinct answers, means of two evaluations in a row; empty under four, or where there is nothing to lose."""
+        values = window.last("eval/heldout/distinct", 10_000)[1]
+        pairs = (values[1:] + values[:-1]) / 2
+        return pairs if len(values) >= 4 and pairs.max() >= self.least_answers else pairs[:0]
 
 
 class GeneralizationGap(Rule):
@@ -186,9 +198,12 @@ _EXPLORE = (
 class NoLearningSignal(Rule):
     """Hardly any group has both right and wrong rollouts, so hardly any gradient is left.
 
-    dead = mean zero_variance_share of the last `recent_rows` rows. Breached if dead >= share and the groups are mostly
-    all wrong (all_wrong_share, else a mean reward under 5 %): those prompts are too hard. Groups that are all right are
-    what success looks like, and are named in an info alert.
+    dead = mean zero_variance_share of the last `recent_rows` rows, live = 1 - dead. Breached if dead >= share. It is a
+    warning if the groups are mostly all wrong (all_wrong_share, else a mean reward under 5 %) and either none is left,
+    dead >= none_left over `none_rows` rows (a few groups are all dead by chance, many are not), or the run had more:
+    live <= half of its own best mean of 10 rows, by z_least standard errors of jitter sqrt(1/10 + 1/`recent_rows`).
+    Else info: a policy that begins with few live groups may learn from them all the same, and groups that are all right
+    are what success looks like.
     """
 
     name: ClassVar[str] = "no_learning_signal"
@@ -200,6 +215,9 @@ class NoLearningSignal(Rule):
 
     recent_rows: int = Field(5, ge=2, le=40, description="rows whose mean is judged")
     share: float = Field(0.75, gt=0, le=1, description="of the groups without a gradient")
+    none_left: float = Field(0.95, gt=0, le=1, description="of the groups without a gradient: as good as all of them")
+    none_rows: int = Field(15, ge=2, le=40, description="rows whose mean must reach none_left")
+    z_least: float = Field(4.0, gt=0, description="standard errors that the fall of live groups must exceed")
     release: float = Field(0.60, gt=0, le=1, description="of the groups: recovered")
 
     def check(self, window: Window) -> Finding | None:
@@ -211,10 +229,15 @@ class NoLearningSignal(Rule):
         reward = window.mean("reward", self.recent_rows)
         hard = wrong >= dead / 2 if not math.isnan(wrong) else reward < 0.05
         which = "all wrong" if hard else "all right"
+        best = window.bests.get(self.watches)
+        long = window.last(self.watches, self.none_rows)[1]
+        none = len(long) == self.none_rows and float(long.mean()) >= self.none_left
+        error = window.jitter(self.watches) * math.sqrt(1 / BEST_ROWS + 1 / self.recent_rows)
+        lost = best is not None and 1 - dead <= (1 - best.low) / 2 and dead - best.low >= self.z_least * error
         return Finding(
             breached=dead >= self.share,
             held=dead >= self.release,
-            severity="warning" if hard else "info",
+            severity="warning" if hard and (none or lost) else "info",
             value=dead,
             baseline=window.baseline("zero_variance_share"),
             threshold=self.share,

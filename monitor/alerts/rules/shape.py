@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from monitor.alerts.rules.base import Finding, Rule
-from monitor.alerts.window import Window
+from monitor.alerts.window import LEVEL_ROWS, START_ROWS, Window
 from monitor.records import Severity
 
 
@@ -75,6 +75,48 @@ class PeakSharpening(Rule):
             threshold=self.fall * base2,
             message=f"H2 is at {r2:.0%} of its baseline, H1 still at {r1:.0%}: the mean entropy hides sharper peaks.",
             action="Look at the distinct answers of the evaluations; hold the entropy if they fall.",
+        )
+
+
+class Forgetting(Rule):
+    """Decided tokens come undecided: the policy loses what it was sure of, and gets no reward for it.
+
+    start = mean decided_share (tokens with entropy under 0.05 nat) of the first 3 rows, now = mean of the last 5.
+    Breached if start - now >= loss * start and >= z_least standard errors, jitter sqrt(1/3 + 1/5), while the reward
+    does not rise. It compares with the first rows, not with a baseline of 20, because an update that is far too large
+    undoes a policy within ten steps; the share is a mean over all tokens, so few rows are enough. Reason: what pays
+    decides tokens. Critical if the reward falls.
+    """
+
+    name: ClassVar[str] = "forgetting"
+    says: ClassVar[str] = "The policy forgets what it was sure of"
+    cure: ClassVar[str] = "go back to the start and lower the learning rate or the entropy bonus"
+    watches: ClassVar[str] = "decided_share"
+    needs: ClassVar[tuple[str, ...]] = ("decided_share",)
+    uses: ClassVar[tuple[str, ...]] = ("reward",)
+
+    for_rows: int = Field(1, ge=1, description="rows in a row before it fires, gets worse or resolves")
+    loss: float = Field(0.10, gt=0, lt=1, description="of the share at the start: forgotten")
+    z_least: float = Field(4.0, gt=0, description="standard errors that the fall must exceed")
+    least_share: float = Field(0.2, ge=0, lt=1, description="a lower share at the start has nothing to lose")
+
+    def check(self, window: Window) -> Finding | None:
+        start, now = window.start(self.watches), window.mean(self.watches, LEVEL_ROWS)
+        error = window.jitter(self.watches, START_ROWS + LEVEL_ROWS) * math.sqrt(1 / START_ROWS + 1 / LEVEL_ROWS)
+        if not start >= self.least_share or math.isnan(error):
+            return None
+        reward = window.trend("reward")
+        return Finding(
+            breached=start - now >= max(self.loss * start, self.z_least * error) and reward != "rising",
+            held=start - now >= self.loss / 2 * start,
+            severity="critical" if reward == "falling" else "warning",
+            value=now,
+            baseline=start,
+            threshold=start - max(self.loss * start, self.z_least * error),
+            message=f"{now:.0%} of the tokens are decided (under 0.05 nat); it was {start:.0%} at the start. "
+            + ("No trend of the reward is known yet." if reward == "unknown" else f"Reward is {reward}."),
+            action="Start again from before the fall with a lower learning rate, fewer epochs or a lower entropy "
+            "bonus.",
         )
 
 

@@ -110,7 +110,7 @@ class GradientSpikes(Rule):
     uses: ClassVar[tuple[str, ...]] = ("reward",)
 
     times: float = Field(10.0, gt=1, description="times the baseline")
-    spikes: int = Field(3, ge=1, le=10, description="of the last ten rows")
+    spikes: int = Field(4, ge=1, le=10, description="of the last ten rows")
 
     def check(self, window: Window) -> Finding | None:
         base, values = window.baseline("grad_norm"), window.last("grad_norm", 10)[1]
