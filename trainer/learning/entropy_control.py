@@ -70,7 +70,7 @@ class EntropyControl:
         if given != self._given:
             self.temperature = given
         if config.weighting != self._weighting:
-            self.share = config.weighting.share if isinstance(config.weighting, Budget) else None
+            self._integral = config.weighting.share if isinstance(config.weighting, Budget) else None
         self._loss, self._given, self._weighting = loss, given, config.weighting
 
     def observe(self, entropy: float) -> None:
@@ -102,6 +102,8 @@ class EntropyControl:
         self._coefficient, self._entropy, self.temperature, self._integral = (
             state["coefficient"], state["entropy"], state["temperature"], state.get("budget", self._integral)
         )  # fmt: skip
+        if not isinstance(self._weighting, Budget):  # an action goes back to before it changed the weighting
+            self._integral = None
 
 
 def _distance(entropy: float, target: float) -> float:
