@@ -30,7 +30,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from benchmarks.corpus.labels import Outcome, outcome
-from benchmarks.corpus.load import PARTS, Recorded, packed_runs, working_runs
+from benchmarks.corpus.load import PARTS, Recorded, judged_runs, working_runs
 from benchmarks.harness import RESULTS, write_rows
 from monitor.alerts.judgement import RATES
 from monitor.alerts.replay import observe_all
@@ -192,7 +192,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     seen: list[dict[str, Any]] = []
     for part in options.part:
-        runs = list(working_runs(options.work, part) if options.work else packed_runs(part))
+        runs = list(working_runs(options.work, part) if options.work else judged_runs(part))
         outcomes = {run.name: outcome(run.series) for run in runs}
         configs = {run.name: run.about["config"] for run in runs}
         costs = []

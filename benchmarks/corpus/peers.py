@@ -2,12 +2,13 @@
 
     python -m venv PEERS
     PEERS/bin/python -m pip install rlwatch==0.5.1 rldoctor==0.2.0
-    python -m benchmarks.corpus.peers --work FOLDER --peers PEERS --part development --tune
-    python -m benchmarks.corpus.peers --work FOLDER --peers PEERS --part test
+    python -m benchmarks.corpus.peers --peers PEERS --part development --tune
+    python -m benchmarks.corpus.peers --peers PEERS --part test
 
-FOLDER holds the runs (`make.py`), PEERS is an environment of the peers' own: ours needs neither. The first command
-chooses the settings on the development part and writes them to peers.json; the second applies them. Both write
-PEERS/rows-PART.csv: run, detector, rule, severity and step of everything that a peer told its user.
+PEERS is an environment of the peers' own: ours needs neither. The runs are those of sample_runs/corpus, or with --work
+FOLDER those that `make.py` has finished there. The first command chooses the settings on the development part and
+writes them to peers.json; the second applies them. Both write PEERS/rows-PART.csv: run, detector, rule, severity and
+step of everything that a peer told its user.
 
 Each run is fed record by record, with every metric that the peer knows and the run has (`peer_process.py`). A run is
 warned from the first warning or worse of any rule. Tuned are the settings that the peers document and that bear on
@@ -33,7 +34,7 @@ import numpy as np
 
 from benchmarks.corpus.choosing import Choice, Labels, choose
 from benchmarks.corpus.labels import Outcome, outcome
-from benchmarks.corpus.load import Recorded, working_runs
+from benchmarks.corpus.load import Recorded, judged_runs, working_runs
 from benchmarks.corpus.peer_process import VERSIONS
 
 CHOSEN = Path(__file__).with_name("peers.json")
@@ -154,9 +155,9 @@ class PeersError(RuntimeError):
     """The peers do not run in their environment: it is not there, holds other versions, or they raised."""
 
 
-def read_runs(work: Path, part: str) -> list[PeerRun]:
-    """The finished runs of one part; files of the other are not opened."""
-    return [peer_run(recorded) for recorded in working_runs(work, part)]
+def read_runs(work: Path | None, part: str) -> list[PeerRun]:
+    """The finished runs of one part, or the packed ones; those of the other part are not read."""
+    return [peer_run(recorded) for recorded in (working_runs(work, part) if work else judged_runs(part))]
 
 
 def peer_run(recorded: Recorded) -> PeerRun:
@@ -312,7 +313,7 @@ def rows_of(detector: str, runs: Sequence[PeerRun], found: Sequence[Sequence[Fou
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--work", type=Path, help="folder of the runs; none: sample_runs/corpus")
     parser.add_argument("--peers", type=Path, required=True, help="environment with rlwatch and rldoctor")
     parser.add_argument("--part", choices=("development", "test"), required=True)
     parser.add_argument("--tune", action="store_true", help="choose settings anew (development part only)")
@@ -323,7 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{CHOSEN} is missing: it holds the tuned settings. Make it with --part development --tune.")
     runs = read_runs(options.work, options.part)
     if not runs:
-        parser.error(f"{options.work} holds no runs of the {options.part} part (c000.npz, ...).")
+        where = options.work or "sample_runs/corpus"
+        parser.error(f"{where} holds no runs of the {options.part} part (c000.npz, ...).")
     try:
         report = compare(options.peers, runs, tuning=options.tune)
     except PeersError as error:
