@@ -67,7 +67,8 @@ class Window:
     series: of each key its last TREND_ROWS finite values with their steps, of an evaluated key ("eval/...") all of
     them. "Rows" below are values of the one series: a series that is logged every other step has half as many.
     baselines: of each key whose first BASELINE_ROWS values are complete. bests: of each with BEST_ROWS values.
-    starts: of each with START_ROWS values the mean of the first ones. nonfinite: of each key how many of its newest values in a row were nan or inf.
+    starts: of each with START_ROWS values the mean of the first ones. nonfinite: of each key how many of its newest
+    values in a row were nan or inf.
     """
 
     series: Mapping[str, Series]
