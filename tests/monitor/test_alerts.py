@@ -10,7 +10,7 @@ import pytest
 
 from monitor.alerts import AlertEngine, Window, fired, replay
 from monitor.alerts.rules.entropy import NOISE_WIDTH, EntropyCollapse, EntropyExplosion, NonfiniteEntropy, widened
-from monitor.alerts.trends import fit_trend, log_noise, steps_to
+from monitor.alerts.trends import fit_trend, log_noise, median, steps_to
 from monitor.alerts.window import Baseline
 from monitor.records import Alert
 
@@ -146,6 +146,13 @@ def test_fit_trend_values() -> None:
     trend = fit_trend(np.arange(6), y)
     assert trend.slope == pytest.approx(12.5 / 17.5)
     assert trend.t == pytest.approx(12.5 / 17.5 / math.sqrt((10.8333333 - 12.5**2 / 17.5) / 4 / 17.5), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 39, 40])
+def test_median_is_numpys(n: int) -> None:
+    values = np.random.default_rng(n).standard_normal(n)
+    assert median(values) == np.median(values)
+    assert median(np.array([4.0, 1.0, 3.0, 2.0])) == 2.5
 
 
 def test_baseline_noise_ignores_the_line_and_measures_the_rest() -> None:
