@@ -22,7 +22,7 @@ from monitor.alerts.replay import observe_all
 from monitor.alerts.rules import RULES, Rule
 from monitor.alerts.rules.entropy import FLOOR_SHARE, NOISE_WIDTH
 from monitor.alerts.trends import MIN_TREND_ROWS, TREND_T
-from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, LEVEL_ROWS, SLOPE_ROWS, TREND_ROWS
+from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, LEVEL_ROWS, SLOPE_ROWS, START_ROWS, TREND_ROWS
 from monitor.cli import COMMANDS
 
 PAGE = Path(__file__).with_name("alerts.md")
@@ -128,7 +128,9 @@ def computed() -> list[str]:
     early = "the run's `warmup_steps`, or `--warmup`; else from the first row"
     return table(("name", "definition"), [
         ("baseline", f"median of the first {BASELINE_ROWS} finite values of a series after warm-up ({early})"),
-        ("log noise", "1.4826 x median absolute residual of the logarithms of these values around their line"),
+        ("log noise", "1.4826 x median absolute residual of the logarithms of these values around their line, times "
+         "sqrt((1 + r) / (1 - r)), r their lag-1 correlation"),
+        ("start", f"mean of the first {START_ROWS} finite values of a series, those in warm-up too"),
         ("level", f"median of the last {LEVEL_ROWS} values: two outliers cannot move it"),
         ("mean", "of as many last values as the rule says: for shares of a few rollouts, whose medians jump"),
         ("best", f"highest (or lowest) mean of {BEST_ROWS} values in a row so far, and the step where it ended"),

@@ -59,6 +59,12 @@ def fit_trend(steps: np.ndarray, values: np.ndarray) -> Trend:
     return Trend(slope, slope / error if error > 0 else float(np.copysign(np.inf, slope)), n)
 
 
+def median(values: np.ndarray) -> float:
+    """Median of finite values [n], n > 0; np.median takes ten times as long for a few of them."""
+    ordered, middle = np.sort(values), len(values) // 2
+    return float(ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2)
+
+
 def log_noise(values: np.ndarray) -> float:
     """Robust standard deviation of ln(values) [n] around their line, widened for correlated rows.
 

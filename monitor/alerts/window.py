@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from monitor.alerts.trends import MIN_TREND_ROWS, TINY_NATS, Direction, Trend, fit_trend, log_noise
+from monitor.alerts.trends import MIN_TREND_ROWS, TINY_NATS, Direction, Trend, fit_trend, log_noise, median
 
 BASELINE_ROWS = 20  # values after warm-up whose median is the baseline
 START_ROWS = 3  # first values of a series, warm-up or not, whose mean is how the policy began
@@ -86,7 +86,7 @@ class Window:
     def level(self, key: str = "entropy", rows: int = LEVEL_ROWS) -> float:
         """Median of the last `rows` rows of `key`; nan without any."""
         values = self.last(key, rows)[1]
-        return float(np.median(values)) if len(values) else math.nan
+        return median(values) if len(values) else math.nan
 
     def mean(self, key: str, rows: int) -> float:
         """Mean of the last `rows` rows of `key`; nan without any. For shares of a few rollouts, whose medians jump."""
@@ -121,7 +121,7 @@ class Window:
         if len(values) < least_rows:
             return math.nan
         steps = np.diff(values)
-        return float(max(np.sqrt(np.mean(steps**2)), 1.4826 * np.median(np.abs(steps))) / math.sqrt(2))
+        return float(max(np.sqrt(np.mean(steps**2)), 1.4826 * median(np.abs(steps))) / math.sqrt(2))
 
     def log_slope(self, key: str = "entropy", rows: int = SLOPE_ROWS) -> Trend:
         """Trend of ln(`key`) over the last `rows` rows: 0.02 means about 2 % up per step."""
