@@ -129,7 +129,7 @@ def computed() -> list[str]:
     return table(("name", "definition"), [
         ("baseline", f"median of the first {BASELINE_ROWS} finite values of a series after warm-up ({early})"),
         ("log noise", "1.4826 x median absolute residual of the logarithms of these values around their line, times "
-         "sqrt((1 + r) / (1 - r)), r their lag-1 correlation"),
+         "sqrt((1 + r) / (1 - r)), r their lag-1 correlation where it is clear"),
         ("start", f"mean of the first {START_ROWS} finite values of a series, those in warm-up too"),
         ("level", f"median of the last {LEVEL_ROWS} values: two outliers cannot move it"),
         ("mean", "of as many last values as the rule says: for shares of a few rollouts, whose medians jump"),

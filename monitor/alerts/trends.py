@@ -68,15 +68,15 @@ def median(values: np.ndarray) -> float:
 def log_noise(values: np.ndarray) -> float:
     """Robust standard deviation of ln(values) [n] around their line, widened for correlated rows.
 
-    1.4826 * median |residual| * sqrt((1 + r) / (1 - r)), r >= 0 the lag-1 autocorrelation of the residuals: a line
-    through a few rows of a series that wanders takes most of its wandering for its course. The values are clipped from
-    below at TINY_NATS.
+    1.4826 * median |residual| * sqrt((1 + r) / (1 - r)), r the lag-1 autocorrelation of the residuals, or 0 if it is
+    under its 2 / sqrt(n) of chance: a line through a few rows of a series that wanders takes most of its wandering for
+    its course. The values are clipped from below at TINY_NATS.
     """
     y = np.log(np.maximum(values, TINY_NATS))
     x = np.arange(len(y)) - (len(y) - 1) / 2
     residual = y - y.mean() - (x @ y) / (x @ x) * x
     spread = 1.4826 * np.median(np.abs(residual - np.median(residual)))
-    return float(spread * np.sqrt(_variance_inflation(residual)))
+    return float(spread * np.sqrt(_variance_inflation(residual, 2 / np.sqrt(len(y)))))
 
 
 def steps_to(level: float, target: float, slope: float) -> float:
@@ -86,9 +86,9 @@ def steps_to(level: float, target: float, slope: float) -> float:
     return math.log(target / level) / slope if slope < 0 else math.inf
 
 
-def _variance_inflation(residual: np.ndarray) -> float:
-    """(1 + r) / (1 - r) of AR(1) residuals, r in [0, 0.9]; small windows underestimate r, never below 0 here."""
+def _variance_inflation(residual: np.ndarray, least: float = 0.0) -> float:
+    """(1 + r) / (1 - r) of AR(1) residuals, r in [0, 0.9], 0 if under `least`; small windows underestimate r."""
     total = float(residual @ residual)
     r = float(residual[1:] @ residual[:-1]) / total if total > 0 else 0.0
-    r = min(max(r, 0.0), 0.9)
+    r = min(r, 0.9) if r >= least else 0.0
     return (1 + r) / (1 - r)
