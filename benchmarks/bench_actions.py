@@ -205,6 +205,8 @@ def _train(
     engine = AlertEngine(warmup_steps=config.weighting.warmup_steps, total_steps=config.steps)
     done = resume(folder, parts, engine, state)
     checkpoints = Checkpoints(folder, parts, cast(Any, recorder), engine, config.checkpoint, state)
+    if not done:
+        checkpoints.now(0)  # as a run with an action that goes back does
     actions = kind(wanted, state, engine, parts, recorder, checkpoints)
     if alerts:
         actions.take(alerts)

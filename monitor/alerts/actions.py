@@ -73,7 +73,8 @@ class Stop(Action):
 class GoBack(Action):
     """Takes weights, optimizer and entropy control back to the last checkpoint before anything was amiss.
 
-    Steps, prompts and random numbers go on, so that the run does not repeat what led here and its record stays whole.
+    The policy of the start is saved for it. Steps, prompts and random numbers go on, so that the run does not repeat
+    what led here and its record stays whole.
     """
 
     do: Literal["go_back"] = "go_back"

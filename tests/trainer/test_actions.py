@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from monitor.alerts import actions as wanted
 from monitor.alerts.engine import AlertEngine
@@ -21,6 +22,8 @@ from trainer.runtime.action_state import ActionState, Change
 from trainer.runtime.actions import Actions, StoppedByAlert, changed_settings, check_actions, with_settings
 from trainer.runtime.build import prepare
 from trainer.runtime.checkpoint import Checkpoints, checkpoints_of, resume
+from trainer.runtime.runs import open_run
+from trainer.train import train
 
 SMALL = (
     "--threads 1 --rollout.prompts 2 --rollout.group-size 4 --eval.every 0 --steps 6 --weighting.kind uniform "
@@ -160,13 +163,32 @@ def test_going_back_takes_the_policy_of_the_last_checkpoint_before_anything_was_
     assert resumed.parts.updater.config.optim.lr == pytest.approx(1e-4 / 3)
 
 
+def test_a_run_that_may_go_back_saves_the_policy_of_its_start(tmp_path):
+    """Harm may come before the first regular checkpoint: the policy is then that of the start, its optimizer fresh."""
+    alerts = tmp_path / "a.toml"
+    alerts.write_text('[[actions]]\ndo = "go_back"\n')
+    options = [*SMALL, "--alerts", str(alerts), "--store", str(tmp_path / "s"), "--run", "r"]
+    config = parse_config([*options, "--optim.lr", "3e-3", "--checkpoint.every", "6"])
+    parts = prepare(config)
+    before = {name: p.detach().clone() for name, p in parts.policy.trained().items()}
+    run = open_run(config, parts, Console(quiet=True), resume=False)
+    train(parts, run.recorder, first=1, after=(run.actions.after, run.checkpoints.after))
+    assert any(not torch.equal(p, before[name]) for name, p in parts.policy.trained().items())
+    run.actions.state.good = 0
+    run.checkpoints.restore_policy(0)
+    run.recorder.close()
+    assert all(torch.equal(p, before[name]) for name, p in parts.policy.trained().items())
+    moments = [value for state in parts.updater.optimizer.state.values() for value in state.values()]
+    assert all(float(value.abs().max()) == 0 for value in moments)
+
+
 def test_what_cannot_be_done_is_an_event_and_training_goes_on(acting, tmp_path):
     actions = acting(wanted.GoBack(), wanted.HoldEntropy())
     actions.take([FIRING])
     assert actions.state.taken == {} and actions.state.changes == []
     actions.recorder.close()
     first, second = told(tmp_path / "store", "action_error")
-    assert first[1].startswith("go_back for entropy_collapse was not possible: no checkpoint is older than")
+    assert first[1].startswith("go_back for entropy_collapse was not possible: no checkpoint from before it")
     assert second[1].startswith("hold_entropy for entropy_collapse was not possible: the baseline entropy is not known")
 
 

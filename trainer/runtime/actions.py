@@ -108,7 +108,7 @@ class Actions:
     def _go_back(self) -> str:
         good = self.state.good
         if good is None:
-            raise ConfigError("no checkpoint is older than what is amiss. Lower checkpoint.every.")
+            raise ConfigError("no checkpoint from before it could be saved.")
         self.checkpoints.restore_policy(good)
         self._put_in_force()  # the checkpoint's learning rate may be another
         return f"the policy is that of step {good} again"

@@ -81,7 +81,7 @@ class Checkpoints:
     ) -> None:
         self.folder, self.parts, self.recorder, self.engine, self.config = folder, parts, recorder, engine, config
         self.actions = actions
-        self._newest = 0
+        self._newest = -1
 
     def after(self, record: StepRecord) -> None:
         """Saves if a checkpoint is due after this step and there is none yet."""
@@ -147,7 +147,7 @@ class Checkpoints:
         os.replace(half, final)
         fsync_folder(self.folder)
         for old in checkpoints_of(self.folder)[: -self.config.keep]:
-            if old.name == f"step-{self.actions.good or 0:08d}":
+            if self.actions.good is not None and old.name == f"step-{self.actions.good:08d}":
                 continue
             gone = old.rename(old.with_name(f"{old.name}.tmp"))  # renamed first, so that nobody sees it half deleted
             shutil.rmtree(gone, ignore_errors=True)

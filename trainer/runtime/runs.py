@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from monitor.alerts.actions import DEFAULT_ACTIONS, RECOMMENDED_ACTIONS, Action, Checkpoint
+from monitor.alerts.actions import DEFAULT_ACTIONS, RECOMMENDED_ACTIONS, Action, Checkpoint, GoBack
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.settings import AlertSettings, load_alerts
 from monitor.errors import MonitorError
@@ -78,6 +78,8 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
 
     recorder = _rank_0_first(ranks, open_recorder)
     checkpoints = checkpoint.Checkpoints(folder, parts, recorder, engine, config.checkpoint, state)
+    if not done and any(isinstance(action, GoBack) for action in wanted):
+        checkpoints.now(0)  # harm may come before the first regular checkpoint
     actions = Actions(wanted, state, acting, parts, recorder, checkpoints, partial(_print_action, console))
     return Run(name, recorder, engine, actions, checkpoints, done + 1)
 
