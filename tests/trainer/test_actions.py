@@ -172,14 +172,14 @@ def test_a_run_that_may_go_back_saves_the_policy_of_its_start(tmp_path):
     parts = prepare(config)
     before = {name: p.detach().clone() for name, p in parts.policy.trained().items()}
     run = open_run(config, parts, Console(quiet=True), resume=False)
+    assert not parts.updater.optimizer.state, "saving makes no step"
     train(parts, run.recorder, first=1, after=(run.actions.after, run.checkpoints.after))
     assert any(not torch.equal(p, before[name]) for name, p in parts.policy.trained().items())
     run.actions.state.good = 0
     run.checkpoints.restore_policy(0)
     run.recorder.close()
     assert all(torch.equal(p, before[name]) for name, p in parts.policy.trained().items())
-    moments = [value for state in parts.updater.optimizer.state.values() for value in state.values()]
-    assert all(float(value.abs().max()) == 0 for value in moments)
+    assert not parts.updater.optimizer.state
 
 
 def test_what_cannot_be_done_is_an_event_and_training_goes_on(acting, tmp_path):

@@ -180,6 +180,8 @@ def resume(folder: Path, parts: Parts, engine: AlertEngine, actions: ActionState
 def _gathered(parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Trained parameters and optimizer state, whole, on the CPU. All ranks must call this where they are sharded."""
     trained = {name: whole(p.detach()).cpu().contiguous() for name, p in parts.policy.trained().items()}
+    if not parts.updater.optimizer.state:  # before the first update; asking torch for it would make a step of zeros
+        return trained, {"state": {}, "param_groups": []}
     optimizer = get_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, options=_OPTIONS)
     return trained, cast(dict[str, Any], optimizer)
 
@@ -266,7 +268,10 @@ class _Saved:
                 value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
             parameter.copy_(value)
         optimizer: dict[str, Any] = {"state": self.moments, "param_groups": self.state["param_groups"]}
-        set_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, optimizer, options=_OPTIONS)
+        if self.moments:
+            set_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, optimizer, options=_OPTIONS)
+        else:
+            parts.updater.optimizer.state.clear()
         parts.updater.control.load_state_dict(self.state["control"])
 
 
