@@ -35,7 +35,10 @@ RESOLVED = replace(FIRING, state="resolved", step=6)
 
 def told(store, kind: str = "action") -> list[tuple[int, str]]:
     with open_store(store) as opened:
-        return [tuple(row) for row in opened.sql(f"SELECT step, message FROM events WHERE kind = '{kind}'").rows]
+        return [
+            tuple(row)
+            for row in opened.sql(f"SELECT step, message FROM events WHERE kind = '{kind}' ORDER BY step, ts").rows
+        ]
 
 
 def series(store, run: str, name: str) -> dict[int, float]:
