@@ -133,3 +133,25 @@ def test_prompts_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"batches is 4 .* has 3 of the 6 groups.* to 3 or less, or .* to 8 or more"):
         prepare(config, Ranks(0, 2))
     prepare(parse_config(["--rollout.prompts", "6", "--optim.mini-batches", "2"]), Ranks(0, 2))
+
+
+def test_two_processes_act_on_an_alert_alike(tmp_path, crowded_folder):
+    """A rate of 3e-3 ruins the small policy; rank 0 judges, both go back, lower the rate and stop at the same step."""
+    store, alerts = tmp_path / "store", tmp_path / "alerts.toml"
+    alerts.write_text("".join(f'[[actions]]\ndo = "{do}"\n' for do in ("go_back", "lower_lr", "stop")))
+    options = (
+        f"--model builtin-small --threads 1 --steps 12 --rollout.prompts 4 --rollout.group-size 8 --eval.every 0 "
+        f"--weighting.kind uniform --weighting.warmup-steps 0 --optim.lr 3e-3 --alerts {alerts} --store {store}"
+    ).split()
+    rlvr = str(Path(sys.executable).with_name("rlvr"))
+    done = torchrun("--no-python", "--", rlvr, "train", *options, "--run", "acts", cwd=crowded_folder)
+    assert "stop for" in done.stderr and "exitcode  : 3" in done.stderr, done.stderr[-3000:]
+    with open_store(store) as opened:
+        told = opened.sql("SELECT rank, step, message FROM events WHERE kind = 'action' ORDER BY step, ts").rows
+        ends = opened.sql("SELECT rank, max(step) FROM steps WHERE name = 'reward' GROUP BY ALL ORDER BY ALL").rows
+        assert opened.run("acts").status == "stopped"
+    step = told[0][1]
+    assert [(rank, at, text.split(" ")[0]) for rank, at, text in told] == [
+        (0, step, "go_back"), (0, step, "lower_lr"), (0, step, "stop"),
+    ]  # fmt: skip
+    assert ends == [(0, step), (1, step)]

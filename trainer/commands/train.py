@@ -185,6 +185,8 @@ def main(argv: list[str]) -> int:
         lost = f"{run.recorder.lost_steps} steps could not be written to the store {config.store} and are lost"
         console.print(f"Run {run.name} failed: {lost}. `rlvr store check` lists them.", style="red")
         code = code or 1
+    if status == "stopped":
+        parts.ranks.any(False)  # torchrun ends the others as soon as one leaves with a code: all must be done
     leave_ranks()
     return code
 

@@ -85,7 +85,7 @@ class Actions:
         if stop is not None:
             self.checkpoints.now(stop.step)
             message = f"stop for {stop.rule} ({stop.severity}): {stop.message}"
-            self.recorder.event("action", message, stop.step)
+            self._note("action", message, stop.step)
             raise StoppedByAlert(f"Step {stop.step}: {message}")
 
     def _take(self, action: wanted.Action, alert: Alert) -> bool:
@@ -143,14 +143,18 @@ class Actions:
             config = with_settings(config, change.settings)
         self.parts.updater.change(config)
 
+    def _note(self, kind: str, message: str, step: int) -> None:
+        if self.parts.ranks.rank == 0:  # all ranks do the same
+            self.recorder.event(kind, message, step)
+
     def _say(self, kind: str, message: str, step: int) -> None:
-        self.recorder.event(kind, message, step)
+        self._note(kind, message, step)
         self.tell(f"Step {step}: {message}")
 
     def _failed(self, what: str, error: Exception, step: int) -> None:
         message = f"{what} was not possible: {error} Training goes on."
         _log.error(message)
-        self.recorder.event("action_error", message, step)
+        self._note("action_error", message, step)
 
 
 def check_actions(actions: Sequence[wanted.Action], config: TrainConfig) -> None:
