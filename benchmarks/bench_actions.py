@@ -251,7 +251,7 @@ def report(work: Path) -> None:
                     "alerted": sum(old["alert_step"] is not None for old, _ in pairs),
                     "acted": sum(bool(new["took"]) for _, new in pairs),
                     "nothing": f"{nothing.mean():.4f}", "mean": f"{other.mean():.4f}", "difference": f"{gap.mean:.4f}",
-                    "low": f"{gap.low:.4f}", "high": f"{gap.high:.4f}", "p": f"{gap.p_exact:.4f}",
+                    "low": f"{gap.low:.4f}", "high": f"{gap.high:.4f}", "p": f"{gap.p:.4f}",
                 })  # fmt: skip
     write_rows(RESULTS / "actions.csv", rows, ("torch", "transformers", "scipy"))
 

@@ -124,4 +124,4 @@ ACTIONS: dict[str, type[Action]] = {
     get_args(model.model_fields["do"].annotation)[0]: model for model in get_args(get_args(AnyAction)[0])
 }
 DEFAULT_ACTIONS: tuple[Action, ...] = (Checkpoint(),)
-RECOMMENDED_ACTIONS: tuple[Action, ...] = (Checkpoint(), LowerLr())  # `rlvr train --guard`
+RECOMMENDED_ACTIONS: tuple[Action, ...] = (Checkpoint(), GoBack(), LowerLr())  # `rlvr train --guard`
