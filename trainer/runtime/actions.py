@@ -99,7 +99,7 @@ class Actions:
                 did = self._go_back()
             else:
                 did = self._intervene(action, alert)
-        except (ConfigError, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # an action must not take training down
             self._failed(f"{action.do} for {alert.rule}", error, alert.step)
             return False
         self._say("action", f"{action.do} for {alert.rule} ({alert.severity}): {did}.", alert.step)
