@@ -132,7 +132,7 @@ def saved(tmp_path):
 
 def test_a_torn_checkpoint_falls_back_to_the_one_before(saved, caplog):
     parts, checkpoints = saved
-    newest = checkpoints_of(checkpoints.folder)[-1] / "optimizer.safetensors"
+    newest = checkpoints_of(checkpoints.folder)[-1] / "parameters.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 1
     assert "step-00000002 cannot be used" in caplog.text
