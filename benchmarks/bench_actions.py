@@ -249,7 +249,7 @@ def report(work: Path) -> None:
                 rows.append({
                     "part": part, "arm": arm, "measure": measure, "pairs": gap.n,
                     "alerted": sum(old["alert_step"] is not None for old, _ in pairs),
-                    "acted": sum(bool(new["took"]) for _, new in pairs),
+                    "acted": sum(any("was not possible" not in text for text in new["took"]) for _, new in pairs),
                     "nothing": f"{nothing.mean():.4f}", "mean": f"{other.mean():.4f}", "difference": f"{gap.mean:.4f}",
                     "low": f"{gap.low:.4f}", "high": f"{gap.high:.4f}", "p": f"{gap.p:.4f}",
                 })  # fmt: skip

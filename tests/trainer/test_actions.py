@@ -86,6 +86,15 @@ def test_an_intervention_changes_what_the_updater_uses_and_is_taken_back_when_th
     ]
 
 
+def test_only_the_change_that_was_to_be_taken_back_is(acting):
+    """lr 1e-4 / 2 / 5: the second stays, and holds the value that it was given, 1e-5."""
+    actions = acting(wanted.LowerLr(factor=2, until="resolved"), wanted.LowerLr(factor=5))
+    actions.take([FIRING])
+    actions.take([RESOLVED])
+    assert [change.temporary for change in actions.state.changes] == [False]
+    assert actions.parts.updater.config.optim.lr == pytest.approx(1e-5)
+
+
 def test_an_action_acts_on_the_alerts_that_it_wants_and_no_more_often_than_said(acting):
     actions = acting(wanted.LowerLr(rules=("entropy_*",), severities=("critical",), times=2, factor=10))
     updater = actions.parts.updater

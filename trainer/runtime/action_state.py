@@ -12,12 +12,14 @@ class Change:
     """Settings that an intervention changed, and the alert that it did so for (rule and first step).
 
     settings: {dotted option: value}, e.g. {"optim.lr": 1e-4}; a whole group where the option is one, as "weighting".
+    temporary: it is taken back when the alert ends.
     """
 
     rule: str
     first_step: int
     do: str
     settings: dict[str, Any]
+    temporary: bool = False
 
 
 @dataclass(slots=True)

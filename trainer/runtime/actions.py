@@ -117,16 +117,16 @@ class Actions:
         config = self.parts.updater.config
         baseline = self.parts.ranks.share(self.engine.baseline)
         settings = changed_settings(action, config, baseline)
-        self.state.changes.append(Change(alert.rule, alert.first_step, action.do, settings))
+        temporary = isinstance(action, wanted.Intervention) and action.until == "resolved"
+        self.state.changes.append(Change(alert.rule, alert.first_step, action.do, settings, temporary))
         self._put_in_force()
-        return _told(settings, config) + (" until it ends" if getattr(action, "until", "end") == "resolved" else "")
+        return _told(settings, config) + (" until it ends" if temporary else "")
 
     def _undo(self, alert: Alert) -> None:
-        temporary = {a.do for a in self.actions if isinstance(a, wanted.Intervention) and a.until == "resolved"}
         undone = [
             change
             for change in self.state.changes
-            if (change.rule, change.first_step) == (alert.rule, alert.first_step) and change.do in temporary
+            if (change.rule, change.first_step) == (alert.rule, alert.first_step) and change.temporary
         ]
         if undone:
             config = self.parts.updater.config
