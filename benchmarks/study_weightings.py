@@ -27,11 +27,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from benchmarks.harness import RESULTS, provenance
+from benchmarks.harness import RESULTS, write_rows
+from benchmarks.weightings_tables import Curve, curve, summary
 from monitor.queries.alerts import alert_log
 from monitor.queries.series import scalar_series, series_of
 from monitor.store.tail import Tail
@@ -188,14 +190,33 @@ def _at(series: tuple[np.ndarray, np.ndarray], first: float, last: float) -> str
 
 
 def write(rows: dict[Run, list[dict[str, str]]]) -> None:
-    """benchmarks/results/weightings_runs.csv: a row for each evaluation of each run."""
-    order = {run: i for i, run in enumerate(run for part in PARTS for run in part_of_study(part, best_rates(rows)))}
+    """benchmarks/results: weightings_runs.csv, a row for each evaluation, and weightings.csv, arms against uniform."""
+    best = best_rates(rows)
+    order = {run: i for i, run in enumerate(run for part in PARTS for run in part_of_study(part, best))}
     with ROWS.open("w", newline="", encoding="utf-8") as sink:
         writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
         writer.writeheader()
         for run in sorted(rows, key=lambda run: order.get(run, len(order))):
             writer.writerows(rows[run])
-    print(f"{len(rows)} runs in {ROWS}, {provenance(('torch', 'transformers'))}")
+    print(f"{len(rows)} runs in {ROWS}")
+    found: list[dict[str, Any]] = []
+    for setting, usual in USUAL.items():
+        for rate, lrs in (("usual", dict.fromkeys(ARMS, usual)), ("best", _best_of(setting, best))):
+            arms = {arm: _curves(rows, setting, arm, lr) for arm, lr in lrs.items()}
+            known = {arm: of for arm, of in arms.items() if of}
+            if len(known.get("uniform", ())) and len(known) > 1:
+                found += summary(setting, rate, known, lrs)
+    write_rows(RESULTS / "weightings.csv", found, ("torch", "transformers", "scipy"))
+
+
+def _best_of(setting: str, best: dict[tuple[str, str], str]) -> dict[str, str]:
+    return {arm: best[setting, arm] for arm in ARMS if (setting, arm) in best}
+
+
+def _curves(rows: dict[Run, list[dict[str, str]]], setting: str, arm: str, lr: str) -> dict[int, Curve]:
+    """{seed: curve} of the seeds that the comparison is made of."""
+    runs = {seed: Run(setting, arm, lr, seed) for seed in SEEDS}
+    return {seed: curve(rows[run]) for seed, run in runs.items() if run in rows}
 
 
 def main() -> int:

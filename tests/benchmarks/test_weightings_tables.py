@@ -1,0 +1,52 @@
+"""The study's statistics: known answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks.weightings_tables import AT_LAST, curve, holm, summary
+
+
+def run_of(accuracy: list[float], distinct: list[float]) -> dict[str, np.ndarray]:
+    rows = [
+        dict.fromkeys(AT_LAST, "0.5") | {"step": str(15 * i), "heldout/pass@1": str(a), "heldout/distinct": str(d)}
+        for i, (a, d) in enumerate(zip(accuracy, distinct, strict=True))
+    ]
+    return dict(curve(rows[::-1]))  # rows of any order
+
+
+def test_holm_multiplies_by_what_is_left():
+    # Sorted: .01 * 3, .03 * 2, .04 * 1 = .03, .06, .04; the last is raised to .06.
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert math.isnan(holm([math.nan, 0.01])[0])
+    assert holm([math.nan, 0.01])[1] == 0.01  # what was not tested does not count
+
+
+def test_an_arm_that_keeps_its_answers():
+    uniform = {seed: run_of([0.4, 0.8, 0.8, 0.8], [8, 12, 6, 6]) for seed in (0, 1, 2)}
+    arm = {seed: run_of([0.4, 0.6, 0.8, 0.8], [8, 12, 12, 12 + seed]) for seed in (0, 1, 2)}
+    rows = summary("off-policy", "usual", {"uniform": uniform, "budget": arm}, {"uniform": "1e-4", "budget": "1e-4"})
+    found = {(row["way"], row["figure"], row["arm"]): row for row in rows}
+
+    last = found["last", "heldout/distinct", "budget"]
+    # Means of the last three: uniform 24 / 3 = 8; the arm 36 / 3 + seed / 3 = 12, 12.33, 12.67.
+    assert (last["uniform"], last["mean"]) == (8.0, pytest.approx(12 + 1 / 3))
+    assert last["difference"] == pytest.approx(4 + 1 / 3)
+    assert last["low"] > 0
+    assert last["pairs"] == 3
+
+    # Both reach .8, uniform at step 15 with 12 answers, the arm at step 30 with 12.
+    equal = found["equal", "heldout/distinct", "budget"]
+    assert (equal["uniform"], equal["mean"], equal["difference"]) == (12.0, 12.0, 0.0)
+    assert found["equal", "step", "budget"]["difference"] == 15
+
+    # Frontier: uniform has 12 up to .8; the arm has 14, 13 or 12 up to .8.
+    area = found["frontier", "area of distinct", "budget"]
+    assert area["uniform"] == pytest.approx(0.8 * 12 / 16)
+    assert area["mean"] == pytest.approx(0.8 * 13 / 16)
+    assert found["frontier", "distinct at 0.9", "budget"]["n"] == 0  # nobody reached .9
+    assert math.isnan(found["last", "heldout/distinct", "uniform"]["difference"])
