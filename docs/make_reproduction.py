@@ -1,4 +1,4 @@
-"""Fills the tables of docs/reproduction.md from benchmarks/reproduction.py's rows: python -m docs.make_reproduction"""
+"""Fills the tables of docs/reproduction.md from the study's rows: python -m docs.make_reproduction"""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("reproduction.md")
-ROWS = PAGE.parent.parent / "benchmarks" / "results" / "reproduction.csv"
-RATES = ("1e-4", "3e-4")  # the learning rates with several seeds
+ROWS = PAGE.parent.parent / "benchmarks" / "results" / "weightings.csv"
+SETTINGS = ("off-policy", "on-policy")
+LAST = {
+    "heldout/pass@1": "pass@1", "heldout/distinct": "distinct of 16", "multipath/distinct": "distinct, multi-path",
+    "ood/pass@1": "pass@1, out of distribution", "entropy": "entropy, nats",
+}  # fmt: skip
+EQUAL = {
+    "step": "step", "heldout/distinct": "distinct of 16", "multipath/distinct": "distinct, multi-path",
+    "ood/pass@1": "pass@1, out of distribution", "entropy": "entropy, nats",
+}  # fmt: skip
+AREAS = {"area of distinct": "pass@1 x distinct", "area of pass@16": "pass@1 x pass@16"}
+LEVELS = {f"distinct at {level}": f"{level:.1f}"[1:] for level in (0.5, 0.6, 0.7, 0.8, 0.9)}
 Row = dict[str, str]
 
 
@@ -19,20 +29,31 @@ def rows() -> list[Row]:
 
 
 def number(text: str, sign: str = "") -> str:
-    if not text:
-        return ""
-    value = float(text) if abs(float(text)) > 1e-9 else 0.0  # an interpolation's rounding
-    return f"{value:{sign},.0f}" if abs(value) >= 1e3 else f"{value:{sign}.3g}"
+    """Two decimals below 1, one above."""
+    value = float(text)
+    if value != value:
+        return "–"
+    return f"{value:{sign}.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.1f}"
 
 
 def level(row: Row) -> str:
-    return f"{number(row['mean'])} ± {number(row['sd'])}" if row["sd"] else number(row["mean"])
+    return f"{number(row['mean'])} ± {number(row['sd'])}"
+
+
+def against(row: Row) -> str:
+    return f"{number(row['mean'])} against {number(row['uniform'])}"
 
 
 def difference(row: Row) -> str:
-    if not row["difference"]:
-        return ""
-    return f"{number(row['difference'], '+')} [{number(row['low'], '+')}, {number(row['high'], '+')}]"
+    """Difference and interval; bold where the corrected p is below .05."""
+    text = f"{number(row['difference'], '+')} [{number(row['low'], '+')}, {number(row['high'], '+')}]"
+    return f"**{text}**" if float(row["p_t_holm"]) < 0.05 else text
+
+
+def reached(row: Row) -> str:
+    """The mean of the seeds that reached the level, and how many they are where not all did."""
+    n, seeds = int(row["n"]), int(row["seeds"])
+    return "–" if not n else number(row["mean"]) + (f" ({n} of {seeds})" if n < seeds else "")
 
 
 def table(found: Sequence[Row], figures: dict[str, str], cell: Callable[[Row], str]) -> list[str]:
@@ -40,51 +61,39 @@ def table(found: Sequence[Row], figures: dict[str, str], cell: Callable[[Row], s
     by_place = {(row["arm"], row["figure"]): row for row in found}
     arms = list(dict.fromkeys(row["arm"] for row in found))
     lines = [f"| arm | {' | '.join(figures.values())} |", "|---|" + "---|" * len(figures)]
-    for arm in arms:
-        cells = [cell(by_place[arm, key]) if (arm, key) in by_place else "" for key in figures]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return lines
+    return lines + [f"| {arm} | {' | '.join(cell(by_place[arm, key]) for key in figures)} |" for arm in arms]
 
 
 def tables() -> dict[str, list[str]]:
-    """The page's tables by name: "RATE-last", ... for each of RATES, and "grid"."""
+    """The page's tables by name: SETTING-RATE-last, ..."""
+    made: dict[str, list[str]] = {}
     every = rows()
-    made = {"grid": grid(every)}
-    for rate in RATES:
-        found = tables_of([row for row in every if row["lr"] == rate])
-        made |= {f"{rate}-{name}": lines for name, lines in found.items()}
+    for setting in SETTINGS:
+        for rate in ("usual", "best"):
+            own = [row for row in every if (row["setting"], row["rate"]) == (setting, rate)]
+            name = f"{setting}-{rate}"
+            if not own:
+                made |= {f"{name}-{kind}": ["(not trained yet)"] for kind in ("last", "difference", "equal", "frontier",
+                         "area", "runs")}  # fmt: skip
+                continue
+            last, equal, frontier = ([row for row in own if row["way"] == w] for w in ("last", "equal", "frontier"))
+            others = [row for row in last if row["arm"] != "uniform"]
+            made |= {
+                f"{name}-last": table(last, LAST, level),
+                f"{name}-difference": table(others, LAST, difference),
+                f"{name}-equal": table(equal, EQUAL, lambda row: f"{against(row)}: {difference(row)}"),
+                f"{name}-frontier": table(frontier, LEVELS, reached),
+                f"{name}-area": table([row for row in frontier if row["arm"] != "uniform"], AREAS, difference),
+                f"{name}-runs": runs_of(last),
+            }
     return made
 
 
-def tables_of(found: Sequence[Row]) -> dict[str, list[str]]:
-    """The tables of one learning rate."""
-    last, equal, run = ([row for row in found if row["when"] == when] for when in ("last", "equal", "run"))
-    held = {"eval/heldout/pass@1": "pass@1", "eval/heldout/pass@4": "pass@4", "eval/heldout/distinct": "distinct of 16"}
-    more = {"entropy": "entropy, nats", "entropy_kept": "entropy kept"}
-    at_equal = {"step": "step", **{key: held[key] for key in list(held)[1:]}, **more}
-    cost = {"tokens_trained": "tokens trained on", "weight_mean": "mean weight", "alerts_fired": "alerts"}
-    return {
-        "last": table(last, held | more, level),
-        "last-difference": table([row for row in last if row["arm"] != "uniform"], held | more, difference),
-        "equal-difference": table(equal, at_equal, difference),
-        "equal-level": table(
-            equal, at_equal, lambda row: f"{number(row['mean'])} against {number(row['baseline_mean'])}"
-        ),
-        "cost": table(run, cost, level),
-    }
-
-
-def grid(every: Sequence[Row]) -> list[str]:
-    """Each arm at each learning rate, first seed: pass@1 / distinct / entropy."""
-    rates = sorted({row["lr"] for row in every}, key=float)
-    figures = ("eval/heldout/pass@1", "eval/heldout/distinct", "entropy")
-    found = {(r["lr"], r["arm"], r["figure"]): r["values"].split(";")[0] for r in every if r["when"] == "last"}
-    arms = list(dict.fromkeys(row["arm"] for row in every if row["when"] == "last"))
-    lines = [f"| arm | {' | '.join(f'lr {rate}' for rate in rates)} |", "|---|" + "---|" * len(rates)]
-    for arm in arms:
-        cells = [" / ".join(number(found.get((rate, arm, figure), "")) for figure in figures) for rate in rates]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return lines
+def runs_of(last: Sequence[Row]) -> list[str]:
+    """Learning rate and number of seeds of each arm."""
+    arms = {row["arm"]: (row["lr"], row["n"]) for row in last if row["figure"] == "heldout/pass@1"}
+    lines = ["| arm | learning rate | seeds |", "|---|---|---|"]
+    return lines + [f"| {arm} | {lr} | {n} |" for arm, (lr, n) in arms.items()]
 
 
 def page(text: str) -> str:
