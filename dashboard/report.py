@@ -78,6 +78,7 @@ def page(comparison: Mapping[str, Any], rows: Frame, info: Mapping[str, Any]) ->
     body = [
         f"<h1>{escape(comparison['comparison'])}</h1>",
         f'<p class="muted">{escape(what)}; arms {escape(", ".join(comparison["arms"]))}; {created}</p>',
+        *(f'<p class="verdict">{escape(sentence)}</p>' for sentence in comparison["verdicts"].values()),
         *(f"<p>{escape(note)}</p>" for note in notes(comparison)),
         f'<h2>Curves</h2><p class="muted">{_CURVES_NOTE}</p>{_legend(list(comparison["arms"]))}',
         f'<div class="grid">{curves}</div>',
