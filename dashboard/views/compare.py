@@ -8,6 +8,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard import data
+from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import Theme, arm_colours
@@ -46,9 +47,12 @@ PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 
 
 def page() -> None:
+    top = st.container()  # above the pickers, which say what it is about
     arms = _pick_arms()
     if arms is None:
         return
+    with top:
+        _verdict(arms)
     theme = shared.theme()
     colours = arm_colours([arm.name for arm in arms], theme)
     if colours[arms[0].name] == colours[arms[1].name]:  # two arms of one kind: the first is the grey reference
@@ -93,6 +97,19 @@ def _pick_arms() -> tuple[Arm, Arm] | None:
     if first.name == second.name:
         first, second = (Arm(", ".join(arm.runs), arm.runs) for arm in (first, second))
     return first, second
+
+
+def _verdict(arms: tuple[Arm, Arm]) -> None:
+    """What the chosen runs show, in one sentence."""
+    sentence = data.comparison_verdict(*arms)
+    if sentence is None:
+        st.caption("One side has two runs of one seed, so the runs cannot be paired. Choose one run of each seed.")
+        return
+    entries = [entry for arm in arms for run in arm.runs if (entry := data.run(run))]
+    training = sum(entry.status == "running" for entry in entries)
+    st.info(markdown("**{}**", sentence), icon=":material/balance:")
+    if training:
+        st.caption(markdown("So far: {} of {} runs still train.", training, len(entries)))
 
 
 def _multiselect(column, text: str, key: str, names: Sequence[str], default: Sequence[str]) -> list[str]:

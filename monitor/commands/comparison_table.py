@@ -86,8 +86,8 @@ def several_arms(comparison: Mapping[str, Any]) -> list[str]:
     if arms < 2:
         return []
     return [
-        f"{arms} arms were compared with {comparison['baseline']}, and the intervals are not corrected for that: the more "
-        "arms, the more likely one looks better by chance. p_holm in the stored files is p corrected for it (Holm)."
+        f"{arms} arms were compared with {comparison['baseline']}, and the intervals are not corrected for that: the "
+        "more arms, the likelier that one looks better by chance. The files hold p corrected for it (p_holm)."
     ]
 
 

@@ -26,9 +26,9 @@ def comparison_verdict(comparison: Mapping[str, Any], arm: str) -> str:
     """The sentence about one arm against the baseline, from the rows of `monitor.stats.comparison`.
 
     Numbers are means over the pairs, at the last step. Where pass@1 differs, the sentence adds what is left at equal
-    pass@1. With fewer than three pairs there is no interval, and it only gives the numbers. A run has lost its reward
-    if its last pass@1 is at most half of the level that it reached, and that was at least .10; the level is the one at
-    which the pair is compared at equal pass@1. Example:
+    pass@1, unless that is the pass@1 of the untrained policy. With fewer than three pairs there is no interval, and it
+    only gives the numbers. A run has lost its reward if its last pass@1 is at most half of the level that it reached,
+    and that was at least .10; the level is the one at which the pair is compared at equal pass@1. Example:
     "ict kept 13.1 of 16 distinct answers where uniform kept 7.4 (+5.7 [+4.1, +7.0]), at pass@1 .90 against .85 (+.05
     [-.01, +.10], no difference is shown); 5 pairs."
     """
@@ -57,7 +57,7 @@ def comparison_verdict(comparison: Mapping[str, Any], arm: str) -> str:
     if quality not in (None, main) and not lost:
         clause += f", {'' if few else 'at '}{_against(last[quality], _figure(quality, comparison))}"
     parts.append(clause)
-    if main in equal and PASS in last and (few or lost or _direction(last[PASS])):
+    if main in equal and PASS in last and (few or lost or _direction(last[PASS])) and not _untrained(equal):
         level = _share(float(np.mean(list(comparison["levels"][arm].values()))))
         parts.append(f"at equal pass@1 ({level}) {_against(equal[main], figure)}")
     return "; ".join(parts if few else [*parts, counted]) + "."
@@ -117,6 +117,12 @@ def _paired_rows(comparison: Mapping[str, Any], arm: str, when: str) -> dict[str
     return {row["figure"]: row for row in rows if row.get("difference") is not None}
 
 
+def _untrained(equal: Mapping[str, Row]) -> bool:
+    """Whether arm and baseline are both at step 0 where they are compared at equal pass@1, in every pair."""
+    step = equal["step"]
+    return bool(step["baseline_mean"] == 0 and step["difference"] == 0)
+
+
 def _direction(row: Row) -> int:
     """1 or -1 where the interval lies above or below 0, else 0: no difference is shown."""
     if row["low"] is None:
@@ -125,7 +131,7 @@ def _direction(row: Row) -> int:
 
 
 def _difference(row: Row, figure: _Figure) -> str:
-    """"+5.7 [+4.1, +7.0]", or without the interval where there is none."""
+    """+5.7 [+4.1, +7.0], or without the interval where there is none."""
     text = figure.number(row["difference"], "+")
     if row["low"] is None:
         return text
@@ -139,7 +145,7 @@ def _pair_of_numbers(row: Row, figure: _Figure) -> tuple[str, str]:
 
 
 def _against(row: Row, figure: _Figure) -> str:
-    """"pass@1 .90 against .85 (+.05 [-.01, +.10], no difference is shown)"."""
+    """pass@1 .90 against .85 (+.05 [-.01, +.10], no difference is shown)."""
     mine, theirs = _pair_of_numbers(row, figure)
     word = {0: NOT_SHOWN, 1: figure.more, -1: figure.less}[_direction(row)]
     judged = "" if row["low"] is None else f", {word}"
@@ -147,7 +153,7 @@ def _against(row: Row, figure: _Figure) -> str:
 
 
 def _claim(row: Row, figure: _Figure, arm: str, baseline: str, named: bool) -> str:
-    """"ict kept 13.1 of 16 distinct answers where uniform kept 7.4 (...)", if the interval excludes 0.
+    """ict kept 13.1 of 16 distinct answers where uniform kept 7.4 (...), if the interval excludes 0.
 
     named: the sentence has named the arm already.
     """

@@ -87,6 +87,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     Source: Holm (1979), A simple sequentially rejective multiple test procedure.
     """
     order = np.argsort(p, kind="stable")
+    scaled = np.asarray(p, np.float64)[order] * np.arange(len(p), 0, -1)
     corrected = np.empty(len(p))
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, np.float64)[order] * np.arange(len(p), 0, -1)))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
     return corrected
