@@ -16,6 +16,7 @@ from dashboard.shown_arms import Arm, default_arms, figures_table
 from dashboard.views import shared
 from monitor.queries.differences import config_difference
 from monitor.queries.series import series_of
+from monitor.stats.comparison_verdict import headline
 from monitor.store.tail import RunEntry
 
 CURVES = (
@@ -107,9 +108,15 @@ def _verdict(arms: tuple[Arm, Arm]) -> None:
         return
     entries = [entry for arm in arms for run in arm.runs if (entry := data.run(run))]
     training = sum(entry.status == "running" for entry in entries)
-    st.info(markdown("**{}**", sentence), icon=":material/balance:")
-    if training:
-        st.caption(markdown("So far: {} of {} runs still train.", training, len(entries)))
+    st.info(markdown("**{}**{}", *headline(sentence)), icon=":material/balance:")
+    so_far = f"{training} of {len(entries)} runs still train. " if training else ""
+    st.caption(
+        markdown(
+            "{}Newest values, mean over pairs of equal seed; in brackets the 95 % interval of the difference, "
+            "which is too narrow with few pairs. Distinct answers are those of a prompt's samples that are correct.",
+            so_far,
+        )
+    )
 
 
 def _multiselect(column, text: str, key: str, names: Sequence[str], default: Sequence[str]) -> list[str]:

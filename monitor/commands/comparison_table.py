@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from monitor.stats.comparison import TITLES, figure_label
+from monitor.stats.comparison_verdict import headline
 
 Row = Mapping[str, Any]
 
@@ -97,7 +99,9 @@ def print_tables(comparison: Mapping[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=140)
     for sentence in comparison["verdicts"].values():
-        console.print(sentence, style="bold", soft_wrap=not console.is_terminal)  # a file gets it as one line
+        head, rest = headline(sentence)
+        # a file gets it as one line
+        console.print(Text.assemble((head, "bold"), rest), soft_wrap=not console.is_terminal)
     console.print()
     for when, title in TITLES.items():
         rows = [row for row in comparison["rows"] if row["when"] == when]

@@ -47,16 +47,19 @@ def comparison_verdict(comparison: Mapping[str, Any], arm: str) -> str:
     figure = _figure(main, comparison)
     pairs, few, lost = last[main]["pairs"], last[main]["low"] is None, _lost(comparison, arm, last.get(PASS))
     counted = f"{pairs} pair" if pairs == 1 else f"{pairs} pairs"
+    aside = quality if quality != main and not lost else None  # told beside the main figure
 
     parts = [f"{lost}: {_against(last[PASS], _figure(PASS, comparison))}"] if lost else []
     if few:
         parts.append(f"{counted}: too few to tell" if lost else f"{arm} against {baseline}, {counted}: too few to tell")
-        clause = _against(last[main], figure)
+        clauses = [_against(last[key], _figure(key, comparison)) for key in (main, aside) if key is not None]
+    elif aside is not None and _direction(last[aside]) and not _direction(last[main]):  # what is shown comes first
+        parts.append(_claim(last[aside], _figure(aside, comparison), arm, baseline, named=False))
+        clauses = [_claim(last[main], figure, arm, baseline, named=True)]
     else:
-        clause = _claim(last[main], figure, arm, baseline, named=bool(lost))
-    if quality not in (None, main) and not lost:
-        clause += f", {'' if few else 'at '}{_against(last[quality], _figure(quality, comparison))}"
-    parts.append(clause)
+        clauses = [_claim(last[main], figure, arm, baseline, named=bool(lost))]
+        clauses += [f"at {_against(last[aside], _figure(aside, comparison))}"] if aside is not None else []
+    parts.append(", ".join(clauses))
     if main in equal and PASS in last and (few or lost or _direction(last[PASS])) and not _untrained(equal):
         level = _share(float(np.mean(list(comparison["levels"][arm].values()))))
         parts.append(f"at equal pass@1 ({level}) {_against(equal[main], figure)}")
@@ -66,6 +69,12 @@ def comparison_verdict(comparison: Mapping[str, Any], arm: str) -> str:
 def comparison_verdicts(comparison: Mapping[str, Any]) -> dict[str, str]:
     """{arm: its sentence} of every arm but the baseline."""
     return {arm: comparison_verdict(comparison, arm) for arm in comparison["arms"] if arm != comparison["baseline"]}
+
+
+def headline(sentence: str) -> tuple[str, str]:
+    """(what is shown in bold, the rest): the sentence up to its first semicolon, and from there on."""
+    head, semicolon, rest = sentence.partition("; ")
+    return head, semicolon + rest
 
 
 @dataclass(frozen=True, slots=True)
