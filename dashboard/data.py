@@ -12,9 +12,11 @@ import numpy as np
 import streamlit as st
 
 from dashboard.data_path import STORE_VARIABLE
+from dashboard.shown_arms import Arm, by_seed
 from monitor.alerts.marks import Marks, read_marks
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
 from monitor.queries.frames import Frame
+from monitor.stats.comparison import live_verdicts
 from monitor.store.tail import RunEntry, Tail
 
 T = TypeVar("T")
@@ -123,6 +125,17 @@ def difference(baseline: Sequence[str], other: Sequence[str], metric: str = "ent
 
 def final_figures(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
     return _ask(differences.final_figures, names, tuple(names), tuple(keys))
+
+
+def comparison_verdict(baseline: Arm, other: Arm) -> str | None:
+    """The sentence about `other` against `baseline`; None where a side has two runs of one seed."""
+    sides = {arm.name: by_seed([entry for name in arm.runs if (entry := run(name))]) for arm in (baseline, other)}
+    if None in sides.values():
+        return None
+    names = (*baseline.runs, *other.runs)
+    configs = {name: dict(entry.info.get("config") or {}) for name in names if (entry := run(name))}
+    k = next((of["eval"]["k"] for of in configs.values() if "k" in of.get("eval", {})), 4)
+    return _ask(live_verdicts, names, sides, configs, k)[other.name]
 
 
 def sample_steps(name: str) -> np.ndarray:

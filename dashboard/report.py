@@ -23,6 +23,7 @@ from monitor.commands.parsing import StoreFolder, call
 from monitor.queries.frames import Frame
 from monitor.queries.series import scalar_series, series_of
 from monitor.stats.comparison import LEVEL, TITLES, load_comparison
+from monitor.stats.comparison_verdict import headline
 from monitor.store.runs import require_store
 from monitor.store.tail import Tail
 
@@ -78,6 +79,7 @@ def page(comparison: Mapping[str, Any], rows: Frame, info: Mapping[str, Any]) ->
     body = [
         f"<h1>{escape(comparison['comparison'])}</h1>",
         f'<p class="muted">{escape(what)}; arms {escape(", ".join(comparison["arms"]))}; {created}</p>',
+        *_verdicts(comparison),
         *(f"<p>{escape(note)}</p>" for note in notes(comparison)),
         f'<h2>Curves</h2><p class="muted">{_CURVES_NOTE}</p>{_legend(list(comparison["arms"]))}',
         f'<div class="grid">{curves}</div>',
@@ -136,6 +138,17 @@ def _paths(arm: str, runs: Sequence[str], rows: Frame, colour: str, n_arms: int)
     _, at, of = np.intersect1d(passed[mean].x, distinct[mean].x, return_indices=True)
     middle = Line(mean, passed[mean].y[at], distinct[mean].y[of], colour, group=arm)
     return [*(members if n_arms <= CROWDED and len(runs) > 1 else []), middle]
+
+
+def _verdicts(comparison: Mapping[str, Any]) -> list[str]:
+    """The sentence about each arm, in its colour."""
+    light, dark = (arm_colours(list(comparison["arms"]), theme) for theme in (LIGHT, DARK))
+    parts = []
+    for arm, sentence in comparison["verdicts"].items():
+        head, rest = headline(sentence)
+        colour = f"border-color:light-dark({light[arm]},{dark[arm]})"
+        parts.append(f'<p class="verdict" style="{colour}"><b>{escape(head)}</b>{escape(rest)}</p>')
+    return parts
 
 
 def _place(index: int, fig: go.Figure) -> str:

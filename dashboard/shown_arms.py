@@ -40,6 +40,12 @@ def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
     return Arm(first.name, (first.name,)), Arm(second.name, (second.name,))
 
 
+def by_seed(entries: Sequence[RunEntry]) -> dict[int, str] | None:
+    """{seed: run}, which pairs the runs of two arms; None if two runs have the same seed."""
+    seeds = {int(entry.info.get("seed") or 0): entry.name for entry in entries}
+    return seeds if len(seeds) == len(entries) else None
+
+
 def figures_table(
     arms: Sequence[Arm], figures: Mapping[str, Mapping[str, float]], names: Sequence[str]
 ) -> dict[str, list[str]]:

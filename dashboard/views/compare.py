@@ -8,6 +8,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard import data
+from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import Theme, arm_colours
@@ -15,6 +16,7 @@ from dashboard.shown_arms import Arm, default_arms, figures_table
 from dashboard.views import shared
 from monitor.queries.differences import config_difference
 from monitor.queries.series import series_of
+from monitor.stats.comparison_verdict import headline
 from monitor.store.tail import RunEntry
 
 CURVES = (
@@ -46,9 +48,12 @@ PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 
 
 def page() -> None:
+    top = st.container()  # above the pickers, which say what it is about
     arms = _pick_arms()
     if arms is None:
         return
+    with top:
+        _verdict(arms)
     theme = shared.theme()
     colours = arm_colours([arm.name for arm in arms], theme)
     if colours[arms[0].name] == colours[arms[1].name]:  # two arms of one kind: the first is the grey reference
@@ -93,6 +98,25 @@ def _pick_arms() -> tuple[Arm, Arm] | None:
     if first.name == second.name:
         first, second = (Arm(", ".join(arm.runs), arm.runs) for arm in (first, second))
     return first, second
+
+
+def _verdict(arms: tuple[Arm, Arm]) -> None:
+    """What the chosen runs show, in one sentence."""
+    sentence = data.comparison_verdict(*arms)
+    if sentence is None:
+        st.caption("One side has two runs of one seed, so the runs cannot be paired. Choose one run of each seed.")
+        return
+    entries = [entry for arm in arms for run in arm.runs if (entry := data.run(run))]
+    training = sum(entry.status == "running" for entry in entries)
+    st.info(markdown("**{}**{}", *headline(sentence)), icon=":material/balance:")
+    so_far = f"{training} of {len(entries)} runs still train. " if training else ""
+    st.caption(
+        markdown(
+            "{}Newest values, mean over pairs of equal seed; in brackets the 95 % interval of the difference, "
+            "which is too narrow with few pairs. Distinct answers are those of a prompt's samples that are correct.",
+            so_far,
+        )
+    )
 
 
 def _multiselect(column, text: str, key: str, names: Sequence[str], default: Sequence[str]) -> list[str]:

@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from monitor.stats.comparison import TITLES, figure_label
+from monitor.stats.comparison_verdict import headline
 
 Row = Mapping[str, Any]
 
@@ -72,6 +74,7 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
             "With so few pairs a bootstrap interval is too narrow: it holds the truth in 75 % of cases with 3 pairs, "
             "83 % with 5 and 91 % with 10."
         )
+    said += several_arms(comparison)
     normalised = ", ".join(f"{arm} {value}" for arm, value in comparison["normalise"].items())
     said.append(f"Denominators of the loss (weighting.normalise): {normalised}.")
     if comparison["failed"]:
@@ -79,11 +82,27 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def several_arms(comparison: Mapping[str, Any]) -> list[str]:
+    """What to know where more than one arm stands against the baseline."""
+    arms = len(comparison["arms"]) - 1
+    if arms < 2:
+        return []
+    return [
+        f"{arms} arms were compared with {comparison['baseline']}, and the intervals are not corrected for that: the "
+        "more arms, the likelier that one looks better by chance. The files hold p corrected for it (p_holm)."
+    ]
+
+
 def print_tables(comparison: Mapping[str, Any]) -> None:
-    """Prints the tables, with one line for each figure and arm, so that eight arms fit a terminal too."""
+    """Prints the verdicts and the tables, with one line for each figure and arm, so that eight arms fit too."""
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console = Console(markup=False, emoji=False, highlight=False, width=140)
+    for sentence in comparison["verdicts"].values():
+        head, rest = headline(sentence)
+        # a file gets it as one line
+        console.print(Text.assemble((head, "bold"), rest), soft_wrap=not console.is_terminal)
+    console.print()
     for when, title in TITLES.items():
         rows = [row for row in comparison["rows"] if row["when"] == when]
         if rows:
@@ -112,8 +131,8 @@ def _terminal_table(rows: Sequence[Row], when: str, baseline: str) -> Table:
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """The same tables as Markdown, with the options that differ between the arms."""
-    parts: list[str] = []
+    """The same verdicts and tables as Markdown, with the options that differ between the arms."""
+    parts = ["\n".join(f"- {sentence}" for sentence in comparison["verdicts"].values())]
     for when, title in TITLES.items():
         header, rows = cells(comparison, when)
         if rows:

@@ -142,6 +142,13 @@ def test_a_step_without_rollouts_falls_to_the_nearest(monkeypatch, store: Path) 
 def test_compare_picks_the_pair_by_itself(monkeypatch, store: Path) -> None:
     app = open_page(monkeypatch, store, "compare")
     assert [box.value for box in app.multiselect] == [["uniform-s0"], ["ict-s0"]]
+    # the last evaluation of both: 3 - 1.5 answers, pass@1 near .25 + .4
+    assert re.fullmatch(
+        r"\*\*ict against uniform, 1 pair: too few to tell\*\*; 1\.5 distinct answers against 1\.5 \(\+0\.0\), "
+        r"pass@1 \.6[5-7] against \.6[5-7] \([+-]\.0[0-2]\); at equal pass@1 \(\.6[5-7]\) .*",
+        told(app.info[0]).replace("\u2060", ""),
+    )
+    assert "runs still train" not in words(app)
     figures = app.dataframe[0].value
     assert list(figures.columns) == ["figure", "uniform", "ict", "difference"]
     assert "pass@1, heldout" in set(figures["figure"])
@@ -149,6 +156,23 @@ def test_compare_picks_the_pair_by_itself(monkeypatch, store: Path) -> None:
     assert list(differing["option"]) == ["weighting.kind"]
     app.multiselect[1].set_value([]).run()
     assert "Choose at least one run" in app.info[0].value
+
+
+def test_compare_says_that_runs_still_train_and_pairs_only_different_seeds(monkeypatch, tmp_path: Path) -> None:
+    for name, kind in (("u", "uniform"), ("u-2", "uniform")):
+        with Recorder(tmp_path, RunInfo(name=name, weighting=kind, seed=0)) as recorder:
+            recorder.record(StepRecord(1, {"entropy": 0.5, "reward": 0.5}))
+    with Recorder(tmp_path, RunInfo(name="i", weighting="ict", seed=0), flush_s=0.0) as recorder:
+        recorder.record(StepRecord(1, {"entropy": 0.75, "reward": 0.25}))
+        recorder.flush()
+        app = open_page(monkeypatch, tmp_path, "compare", a="u", b="i")
+        assert told(app.info[0]) == (  # .75 - .5 and .25 - .5
+            "**ict against uniform, 1 pair: too few to tell**; an entropy of 0.75 nats against 0.50 (+0.25), "
+            "reward 0.25 against 0.50 (-0.25)."
+        )
+        assert "1 of 2 runs still train." in words(app)
+    app = open_page(monkeypatch, tmp_path, "compare", a="u,u-2", b="i")
+    assert "too few to tell" not in words(app) and "One side has two runs of one seed" in words(app)
 
 
 def test_alerts_stand_on_overview_and_run(monkeypatch, store: Path) -> None:

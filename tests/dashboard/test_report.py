@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from test_browser import until
 
 from dashboard.figures.intervals import difference_intervals
-from dashboard.figures.theme import LIGHT
+from dashboard.figures.theme import DARK, LIGHT
 from dashboard.report import main, page
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
@@ -73,8 +74,8 @@ def test_a_browser_draws_every_chart_in_its_colours_without_a_network(browser, r
     page.on("request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or wrong.append(request.url))
     page.goto(report.as_uri())
     places = page.locator("[data-chart]").count()
-    # pass@1 against distinct, four curves, and a difference of pass@1, distinct, entropy and entropy kept
-    assert places == 9
+    # pass@1 against distinct, four curves, and a difference of pass@1, distinct, reward, entropy and entropy kept
+    assert places == 10
     until(page, lambda: page.evaluate("document.querySelectorAll('.main-svg:first-child').length") == places)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # nothing sticks out
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -83,6 +84,17 @@ def test_a_browser_draws_every_chart_in_its_colours_without_a_network(browser, r
     assert text == ("#e6e9ee" if dark else "#262b33")
     page.close()
     assert not wrong, wrong
+
+
+def test_the_sentence_stands_first_and_in_the_colour_of_its_arm(store, report):
+    (sentence,) = load_comparison(store, "c")["verdicts"].values()
+    # .03 * 20 = .6 against .015 * 20 = .3, noise of .01 on each; 3 answers everywhere
+    begins = "ict:keep=0.3 reached only pass@1 .29 where uniform reached .60 (-.31"
+    assert sentence.startswith(begins) and "3.0 against 3.0 (+0.0 [+0.0, +0.0]); " in sentence
+    shown = re.search(r'<p class="verdict" style="([^"]*)">(.*?)</p>', report.read_text())
+    assert shown[1] == f"border-color:light-dark({LIGHT.accent},{DARK.accent})"
+    assert unescape(re.sub("</?b>", "", shown[2])) == sentence and shown[2].startswith(f"<b>{begins}")
+    assert shown.start() < report.read_text().index("Mean ± standard deviation")
 
 
 def test_the_charts_hold_the_stored_figures(store):
@@ -94,7 +106,7 @@ def test_the_charts_hold_the_stored_figures(store):
     # exp(-.015 * 20) - exp(-.03 * 20) = 0.741 - 0.549
     assert kept["difference"] == pytest.approx(0.192, abs=5e-4)
     drawn = [chart["data"][0]["x"] for chart in charts["light"]]
-    assert [kept["difference"]] in drawn and len(charts["light"]) == len(charts["dark"]) == 4
+    assert [kept["difference"]] in drawn and len(charts["light"]) == len(charts["dark"]) == 5
 
 
 def test_an_interval_reaches_from_low_to_high():

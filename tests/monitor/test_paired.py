@@ -13,8 +13,8 @@ from monitor.commands.comparison_table import cells, markdown, notes, print_tabl
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import Alert, RunInfo, StepRecord
-from monitor.stats.comparison import load_comparison, paired_comparison, save_comparison
-from monitor.stats.paired import bootstrap_interval, paired_difference, sign_flip_p
+from monitor.stats.comparison import live_verdicts, load_comparison, paired_comparison, save_comparison
+from monitor.stats.paired import bootstrap_interval, holm, paired_difference, sign_flip_p
 from monitor.store.tail import Tail
 
 
@@ -73,6 +73,14 @@ def test_the_bootstrap_interval_is_that_of_the_mean():
     half = 1.96 * values.std() / 20  # of the mean of 400
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
     assert bootstrap_interval(values) == (low, high)
+
+
+def test_holm_by_hand():
+    # sorted .01 .03 .04: .01 * 3, .03 * 2, .04 * 1 = .04 raised to .06
+    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    # .5 * 2 = 1, then .75 * 1 raised to 1; a p is never above 1
+    assert holm(np.array([0.75, 0.5])).tolist() == [1.0, 1.0] and holm(np.array([0.7, 0.7])).tolist() == [1.0, 1.0]
+    assert holm(np.array([0.2])).tolist() == [0.2] and not len(holm(np.zeros(0)))
 
 
 class OneAlert:
@@ -150,6 +158,60 @@ def test_the_whole_run_counts_cost_alerts_and_states_the_normalisation(compariso
     assert row(found, "run", "weight_over_denominator", "uniform")["mean"] == 1.0
     assert found["normalise"] == {"uniform": "selected", "ict": "all"}
     assert set(found["configuration"]) == {"weighting.kind", "weighting.normalise"}
+
+
+SENTENCE = (  # by hand: 1 + 4 = 5 answers at the end in every run; .4 - .7 = -.3; at pass@1 .4 they have 5 and 2.5
+    "ict against uniform, 2 pairs: too few to tell; 5.0 distinct answers against 5.0 (+0.0), pass@1 .40 against .70 "
+    "(-.30); at equal pass@1 (.40) 5.0 distinct answers against 2.5 (+2.5)."
+)
+
+
+def test_the_same_sentence_stands_everywhere(comparison, capsys):
+    store, found = comparison
+    assert found["verdicts"] == {"ict": SENTENCE}
+    path = save_comparison(store, found)
+    assert json.loads(path.read_text())["verdicts"] == {"ict": SENTENCE}
+    print_tables(found)
+    assert capsys.readouterr().out.startswith(f"{SENTENCE}\n\nAt the last step\n")
+    assert markdown(found).startswith(f"- {SENTENCE}\n\n**At the last step**")
+    tail = Tail(store)
+    tail.poll()
+    arms = {"uniform": {0: "u0", 1: "u1"}, "ict": {0: "i0", 1: "i1"}}
+    assert live_verdicts(tail.cursor(), arms, {}) == {"ict": SENTENCE}
+    of_16 = live_verdicts(tail.cursor(), arms, {run: {"eval": {"samples": 16}} for run in ("u0", "i0")})
+    assert of_16 == {"ict": SENTENCE.replace("5.0 distinct", "5.0 of 16 distinct")}
+    tail.close()
+
+
+def test_a_comparison_that_was_stored_without_verdicts_gets_them_from_its_rows(comparison, tmp_path):
+    _, found = comparison
+    new = {"p_holm", "p_t_holm"}
+    rows = [{key: value for key, value in row.items() if key not in new} for row in found["rows"]]
+    old = {key: value for key, value in found.items() if key not in ("verdicts", "samples")} | {"rows": rows}
+    save_comparison(tmp_path, old)
+    assert load_comparison(tmp_path, "c")["verdicts"] == {"ict": SENTENCE}
+
+
+def test_p_is_corrected_for_the_number_of_arms(comparison, tmp_path):
+    """Of two arms: ict's two pairs give p .5, u1's one pair gives none. Of three, with ict twice: .5 * 2 = 1."""
+    store, found = comparison
+    assert row(found, "last", "entropy_kept", "ict")["p_holm"] == 0.5
+    tail = Tail(store)
+    tail.poll()
+    ict = {0: "i0", 1: "i1"}
+    arms = {"uniform": {0: "u0", 1: "u1"}, "ict": ict, "again": ict, "one": {0: "i0"}, "none": {}}
+    more = paired_comparison(tail.cursor(), "more", arms, {})
+    tail.close()
+    kept = {arm: row(more, "last", "entropy_kept", arm) for arm in ("ict", "again", "one")}
+    assert [kept[arm].get("p_holm") for arm in kept] == [1.0, 1.0, None]
+    assert kept["ict"]["p_t_holm"] == pytest.approx(min(1, 2 * kept["ict"]["p_t"]))
+    assert row(more, "equal", "eval/heldout/distinct", "ict")["p_holm"] == 1.0
+    assert "p_holm" not in row(more, "run", "median_step_s", "ict")
+    assert more["verdicts"]["none"] == "none: no run of it finished, so nothing is compared."
+    assert "4 arms were compared with uniform" in " ".join(notes(more)) and "arms were" not in " ".join(notes(found))
+    with save_comparison(tmp_path, more).with_suffix(".csv").open() as lines:
+        stored = [r for r in csv.DictReader(lines) if (r["when"], r["figure"]) == ("last", "entropy_kept")]
+    assert [r["p_holm"] for r in stored] == ["", "1.0", "1.0", ""]
 
 
 def test_it_is_stored_and_read_back_with_the_nearest_name_for_a_wrong_one(comparison):

@@ -54,6 +54,8 @@ def test_arms_and_seeds_are_trained_paired_and_stored(compared):
     assert found["arms"]["ict:keep=0.3"] == {"0": "compare-ict-keep0.3-s0", "1": "compare-ict-keep0.3-s1"}
     steps = [row for row in found["rows"] if row["figure"] == "steps"]
     assert [row["mean"] for row in steps] == [2.0, 2.0]
+    assert done.stdout.startswith(f"{found['verdicts']['ict:keep=0.3']}\n")
+    assert found["verdicts"]["ict:keep=0.3"].startswith("ict:keep=0.3 against uniform, 2 pairs: too few to tell; ")
     assert "At the last step" in done.stdout and "4/4: compare-" in done.stderr
     assert (store / "comparisons" / "compare.html").stat().st_size > 1e6
 
