@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.frontier import at_equal_accuracy, frontier_area, most_at
-from monitor.stats.paired import paired_difference
+from monitor.stats.paired import holm, paired_difference
 
 BASELINE = "uniform"
 SAMPLES = 16
@@ -105,19 +105,9 @@ def _correct(rows: Sequence[dict[str, Any]]) -> None:
     """Adds p_t_holm: p of the paired t test, corrected over the arms for each way and figure."""
     for key in {(row["way"], row["figure"]) for row in rows}:
         own = [row for row in rows if (row["way"], row["figure"]) == key]
-        for row, corrected in zip(own, holm([row["p_t"] for row in own]), strict=True):
-            row["p_t_holm"] = corrected
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p values of several tests, corrected by Holm's method; nan stays nan.
-
-    The i-th smallest of m is multiplied by m - i + 1, and none becomes smaller than the one before it, nor larger
-    than 1. Example: .01, .04, .03 become .03, .06, .06. Source: Holm 1979.
-    """
-    values = np.asarray(p, np.float64)
-    known = np.flatnonzero(np.isfinite(values))
-    order = known[np.argsort(values[known])]
-    factors = np.arange(len(order), 0, -1)
-    values[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
-    return [float(value) for value in values]
+        tested = [row for row in own if np.isfinite(row["p_t"])]
+        corrected = dict(
+            zip([row["arm"] for row in tested], holm(np.array([row["p_t"] for row in tested])), strict=True)
+        )
+        for row in own:
+            row["p_t_holm"] = float(corrected.get(row["arm"], np.nan))

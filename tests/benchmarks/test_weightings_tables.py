@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.weightings_tables import AT_LAST, curve, holm, summary
+from benchmarks.weightings_tables import AT_LAST, curve, summary
 
 
 def run_of(accuracy: list[float], distinct: list[float]) -> dict[str, np.ndarray]:
@@ -16,14 +16,6 @@ def run_of(accuracy: list[float], distinct: list[float]) -> dict[str, np.ndarray
         for i, (a, d) in enumerate(zip(accuracy, distinct, strict=True))
     ]
     return dict(curve(rows[::-1]))  # rows of any order
-
-
-def test_holm_multiplies_by_what_is_left():
-    # Sorted: .01 * 3, .03 * 2, .04 * 1 = .03, .06, .04; the last is raised to .06.
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert math.isnan(holm([math.nan, 0.01])[0])
-    assert holm([math.nan, 0.01])[1] == 0.01  # what was not tested does not count
 
 
 def test_an_arm_that_keeps_its_answers():
