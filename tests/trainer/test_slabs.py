@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,3 +85,39 @@ def test_on_a_gpu_the_peak_is_one_slab(monkeypatch, width):
     extra = torch.cuda.max_memory_allocated() - before
     slab, head = 8 * 32_000 * 4 * 2, 32_000 * 32 * 2  # bytes of bf16 logits, and of the head's weights cast once
     assert extra < 1.1 * slab + head + 2e5
+
+
+@pytest.mark.parametrize("rows", [2, 8, 10])
+def test_rows_of_like_length_give_the_states_and_gradients_of_one_padded_pass(rows):
+    policy, width = tiny_policy(), 12
+    batch = batch_of(policy, rows, width)
+    lengths = torch.randint(1, width + 1, (rows, 1), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(width) < lengths
+    attention = torch.cat([torch.ones(rows, 2, dtype=torch.bool), mask], 1)
+    batch = replace(batch, mask=mask, attention_mask=attention)
+    want = policy.padded_hidden(batch.input_ids, attention, width)[mask]
+    got = policy.hidden(batch)[mask]
+    allowed = LARGEST * rounding(torch.float32, policy.model.config.hidden_size, float(want.detach().abs().max()))
+    torch.testing.assert_close(got, want, rtol=0, atol=allowed)
+    weights = torch.randn(want.shape, generator=torch.Generator().manual_seed(2))
+    parameters = [p for p in policy.model.get_decoder().parameters() if p.requires_grad]
+    for mine, whole in zip(
+        torch.autograd.grad((got * weights).sum(), parameters),
+        torch.autograd.grad((want * weights).sum(), parameters),
+        strict=True,
+    ):
+        scale = float(whole.abs().max())
+        torch.testing.assert_close(mine, whole, rtol=0, atol=max(1e-6, 1e-4 * scale))
+
+
+def test_padding_is_left_out_of_the_passes(monkeypatch):
+    policy, width = tiny_policy(), 12
+    batch = batch_of(policy, 8, width)
+    lengths = torch.tensor([12, 1, 3, 2, 3, 1, 6, 5])
+    mask = torch.arange(width) < lengths.unsqueeze(1)
+    batch = replace(batch, mask=mask, attention_mask=torch.cat([torch.ones(8, 2, dtype=torch.bool), mask], 1))
+    body, shapes = policy.body, []
+    monkeypatch.setattr(policy, "body", lambda **given: shapes.append(given["input_ids"].shape) or body(**given))
+    policy.hidden(batch)
+    # Sorted: 1 1 | 2 3 | 3 5 | 6 12, and a prompt of 2 before each.
+    assert [tuple(shape) for shape in shapes] == [(2, 3), (2, 5), (2, 7), (2, 14)]

@@ -229,7 +229,7 @@ def test_no_pass_through_the_model_has_more_rows_than_the_micro_batch(kind, size
             lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
         )
     updater.update(batch, step=1)
-    assert max(rows) == size and sum(rows) >= 3 * 16
+    assert max(rows) <= size and sum(rows) >= 3 * 16
 
 
 @pytest.mark.parametrize(

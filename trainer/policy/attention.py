@@ -31,7 +31,8 @@ def attention_received(policy: Policy, batch: TokenBatch, micro_batch: int) -> T
     try:
         for start in range(0, len(batch), size):
             rows = batch.rows(start, start + size)
-            policy.hidden(rows)
+            with policy.autocast():
+                policy.padded_hidden(rows.input_ids, rows.attention_mask, rows.mask.shape[1])
             found.append(_received(seen.pop(), rows.mask))
     finally:
         policy.model.set_attn_implementation(implementation)

@@ -26,6 +26,7 @@ from trainer.runtime.disk import write_whole
 from trainer.runtime.ranks import Ranks, shard, whole
 
 SLAB_ELEMENTS = 1 << 24  # logits in one slab: 64 MiB in float32
+LENGTH_PARTS = 4  # passes over rows of like length on a CPU; more save little padding and cost calls
 CUDA_SLAB_ELEMENTS = 1 << 28  # 512 MiB in bf16, which the kernel reads as it is: 1,766 positions of 151,936 fill a GPU
 
 
@@ -97,17 +98,38 @@ class Policy:
         return self._halves(**inputs)
 
     def hidden(self, batch: TokenBatch | Rollouts, *, full_precision: bool = False) -> Tensor:
-        """Hidden states that predict each response position, [N, T, D]: those of sequence column t - 1 predict t."""
-        positions = (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        """Hidden states that predict each response position, [N, T, D]: those of sequence column t - 1 predict t.
+
+        Columns after a row's response hold values without meaning.
+        """
         with contextlib.nullcontext() if full_precision else self.autocast():
-            states = self.body(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask.long(),
-                position_ids=positions,
-                use_cache=False,
-            ).last_hidden_state
-        width = batch.mask.shape[1]
+            if self.device.type == "cpu" and self.in_step.world == 1:
+                return self._hidden_by_length(batch)
+            return self.padded_hidden(batch.input_ids, batch.attention_mask, batch.mask.shape[1])
+
+    def padded_hidden(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+        """Hidden states that predict the last `width` columns, [rows, width, D], in one pass."""
+        attention = attention_mask.long()
+        positions = (attention.cumsum(1) - 1).clamp(min=0)
+        found = self.body(input_ids=input_ids, attention_mask=attention, position_ids=positions, use_cache=False)
+        states: Tensor = found.last_hidden_state
         return states[:, -width - 1 : -1]
+
+    def _hidden_by_length(self, batch: TokenBatch | Rollouts) -> Tensor:
+        """The same in LENGTH_PARTS passes of rows of like length, each cut after its longest response.
+
+        A CPU computes padding as slowly as tokens. On CUDA the host would have to wait for the lengths.
+        """
+        n, width = batch.mask.shape
+        order = batch.mask.sum(1).argsort()
+        longest = batch.mask.sum(1)[order].tolist()
+        prompt, parts = batch.input_ids.shape[1] - width, []
+        for rows in order.split(-(-n // LENGTH_PARTS)):
+            longest, own = longest[len(rows) :], max(1, longest[len(rows) - 1])
+            columns = slice(0, prompt + own)
+            states = self.padded_hidden(batch.input_ids[rows, columns], batch.attention_mask[rows, columns], own)
+            parts.append(nn.functional.pad(states, (0, 0, 0, width - own)))
+        return torch.cat(parts)[order.argsort()]
 
     @torch.no_grad()
     def states(self, batch: TokenBatch, micro_batch: int, *, full_precision: bool = False) -> Tensor:
