@@ -76,7 +76,7 @@ class Actions:
                 continue
             for number, action in enumerate(self.actions):
                 taken = state.taken.get(str(number), 0)
-                if not action.wants_rule(alert) or taken >= action.times:
+                if not action.wants_alert(alert) or taken >= action.times:
                     continue
                 if isinstance(action, wanted.Stop):  # last, so that a checkpoint comes before it
                     stop, state.taken[str(number)] = alert, taken + 1
