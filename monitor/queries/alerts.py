@@ -124,6 +124,17 @@ def actions(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     )
 
 
+def stop_step(con: duckdb.DuckDBPyConnection | Store, run: str, attempt: int) -> int | None:
+    """The step at which the action `stop` ended an attempt of a run; None if none did."""
+    rows = frame(
+        con,
+        "SELECT step FROM events WHERE run = ? AND attempt = ? AND kind = 'action' AND step IS NOT NULL "
+        "AND starts_with(message, 'stop for ')",
+        [run, attempt],
+    )
+    return int(rows["step"].max()) if n_rows(rows) else None
+
+
 def events(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     """run, step (nan for an event outside of steps), ts, kind, message; newest first."""
     return frame(

@@ -17,6 +17,7 @@ from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
 from monitor.store.runs import get_run
 from trainer.commands.train import STOPPED_BY_ALERT, main, parse_config
+from trainer.compare.jobs import stopped_by_alert
 from trainer.config import ConfigError
 from trainer.runtime.action_state import ActionState, Change
 from trainer.runtime.actions import Actions, StoppedByAlert, changed_settings, check_actions, with_settings
@@ -264,7 +265,9 @@ def test_a_real_run_lowers_its_rate_stops_and_resumes_with_the_lower_rate(tmp_pa
     (step, lowered), (_, stopped) = told(store)
     assert step < 12 and lowered.startswith("lower_lr for ") and stopped.startswith("stop for ")
     assert f"ACTION Step {step}: {lowered}" in capsys.readouterr().err
+    assert stopped_by_alert(store, "acts") == step
     assert main(["--resume", "acts", "--store", str(store)]) == 0
+    assert stopped_by_alert(store, "acts") is None
     assert main([*options, "--run", "plain", "--checkpoint.every", "0"]) == 0
     rates, acts, plain = (
         series(store, "acts", "lr"),
