@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import RESULTS, write_rows
+from harness import RESULTS, no_options, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "dashboard"))
 import simulated
@@ -54,6 +54,7 @@ def measure(what: str, call: Callable[[], object], repeats: int = REPEATS) -> di
 
 
 def main() -> None:
+    no_options(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         record(store)

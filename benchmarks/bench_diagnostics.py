@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import RESULTS, write_rows
+from harness import RESULTS, no_options, write_rows
 
 from monitor.signals import TokenSignals, token_signals
 from monitor.signals.stats import signal_statistics
@@ -55,6 +55,7 @@ def cpu_s(call: Callable[..., object], *arguments: object) -> float:
 
 
 def main() -> None:
+    no_options(__doc__)
     parts = prepare(TrainConfig(**tomllib.loads(PRESET.read_text())))
     calls = (plain, diagnosed, probed)
     times: list[list[float]] = [[] for _ in range(4)]

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import triton
-from harness import RESULTS, write_rows
+from harness import RESULTS, no_options, write_rows
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -95,6 +95,7 @@ def counted(cubin: bytes, deviate_values: int) -> dict[str, object]:
 
 
 def main() -> None:
+    no_options(__doc__)
     os.environ.pop("TRITON_INTERPRET", None)
     rows = []
     for dtype, group, moments, kind in CASES:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import RESULTS, write_rows
+from harness import RESULTS, no_options, write_rows
 from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.utils import logging
@@ -192,6 +192,7 @@ def bfloat16(model: str = "smollm2-135m") -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    no_options(__doc__)
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     gpu = pick_device().type == "cuda"

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from harness import RESULTS, write_rows
+from harness import RESULTS, no_options, write_rows
 from torch import Tensor
 
 from monitor.signals import definition, token_signals
@@ -100,6 +100,7 @@ def operation_rows() -> list[dict[str, object]]:
 
 
 def main() -> None:
+    no_options(__doc__)
     torch.set_num_threads(1)
     write_rows(RESULTS / "signals_operations.csv", operation_rows(), ("torch",))
     rows = []

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from against_trl import WORK, peak_mib, timings
-from harness import RESULTS, write_rows
+from harness import RESULTS, no_options, write_rows
 
 from monitor.cli import main as rlvr
 from monitor.store.reader import open_store
@@ -85,5 +85,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         print(peak_mib(sys.argv[1], sys.argv[2]))
     else:
+        no_options(__doc__)
         recording()
         comparison()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib.metadata
 import os
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def no_options(description: str | None) -> None:
+    """For a benchmark without options: --help says what it measures instead of measuring, and a mistake is told."""
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=description, formatter_class=raw).parse_args()
 
 
 def provenance(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:

@@ -41,7 +41,7 @@ def study(part: str) -> Callable[[], str]:
     def table() -> str:
         path = RESULTS / "actions.csv"
         if not path.exists():
-            return "The study has no rows yet: `python -m benchmarks.bench_actions --work FOLDER`."
+            return "The study has no rows yet: `python -m benchmarks.study_actions --work FOLDER`."
         with path.open(encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["part"] == part]
         found = {(row["arm"], row["measure"]): row for row in rows}

@@ -38,7 +38,7 @@ class AlertFilter(BaseModel):
                 raise ValueError(f"no rule is called {pattern!r}.{nearest(pattern, known)} Rules: {', '.join(known)}")
         return patterns
 
-    def wants_rule(self, alert: Alert) -> bool:
+    def wants_alert(self, alert: Alert) -> bool:
         return alert.severity in self.severities and any(fnmatchcase(alert.rule, pattern) for pattern in self.rules)
 
 

@@ -69,6 +69,11 @@ class Open:
     severity: Severity
     finding: Finding
 
+    @property
+    def series(self) -> str:
+        """The series that the finding's numbers are of."""
+        return self.finding.series or self.rule.watches
+
 
 def judge(
     fires: Sequence[Open],
@@ -89,8 +94,8 @@ def judge(
     fires = sorted(fires, key=lambda one: (-SEVERITY_RANK[one.severity], one.first_step))
     worst, others = fires[0], fires[1:]
     rule, finding = worst.rule, worst.finding
-    what = Clause("what", finding.message, rule.watches, *_span(window, rule.watches), finding.value)
-    since = Clause("since", f"{rule.says} since step {worst.first_step} ({worst.severity}).", rule.watches,
+    what = Clause("what", finding.message, worst.series, *_span(window, worst.series), finding.value)
+    since = Clause("since", f"{rule.says} since step {worst.first_step} ({worst.severity}).", worst.series,
                    worst.first_step, step, finding.value)  # fmt: skip
     floor = _floor(rule, worst, window, step_s)
     cost = _cost(worst, step, step_s, total_steps)
@@ -99,8 +104,7 @@ def judge(
         told = ", ".join(f"{one.rule.name} since step {one.first_step} ({one.severity})" for one in others)
         clauses.append(Clause("also", f"Also: {told}."))
     clauses.append(Clause("do", finding.action))
-    numbers = _numbers(rule, worst)
-    sentence = f"{rule.says} since step {worst.first_step}{numbers}"
+    sentence = f"{rule.says} since step {worst.first_step}{_numbers(worst)}"
     sentence += f", {_first_small(floor.text)}" if floor else ""
     sentence += f": {rule.cure}."
     names = tuple(one.rule.name for one in fires)
@@ -135,11 +139,13 @@ def _quiet(window: Window, step: int | None, rules: Sequence[Rule], warmup_steps
                    tuple(clauses))  # fmt: skip
 
 
-def _numbers(rule: Rule, fires: Open) -> str:
+def _numbers(fires: Open) -> str:
+    """' (1 to 0.2)', with the name of the series before where a rule finds things in several."""
     value, base = fires.finding.value, fires.finding.baseline
     if not (math.isfinite(value) and math.isfinite(base)):
         return ""
-    return f" ({base:.3g} to {value:.3g})"
+    named = f"{fires.finding.series} " if fires.finding.series else ""
+    return f" ({named}{base:.3g} to {value:.3g})"
 
 
 def _span(window: Window, key: str) -> tuple[int | None, int | None]:
@@ -152,14 +158,14 @@ def _floor(rule: Rule, fires: Open, window: Window, step_s: float | None) -> Cla
 
     The interval follows from the slope's standard error, widened for correlated steps: 95 %.
     """
-    steps, values = window.last(rule.watches, _PROJECTED_ROWS)
+    steps, values = window.last(fires.series, _PROJECTED_ROWS)
     base = fires.finding.baseline
     if rule.floor is None or not base > 0 or len(steps) < _PROJECTED_ROWS // 2:
         return None
-    target, level = rule.floor * base, window.level(rule.watches)
+    target, level = rule.floor * base, window.level(fires.series)
     if level <= target:
         text = f"It is at its floor of {target:.3g} ({rule.floor:.0%} of {base:.3g})."
-        return Clause("floor", text, rule.watches, int(steps[0]), int(steps[-1]), 0.0)
+        return Clause("floor", text, fires.series, int(steps[0]), int(steps[-1]), 0.0)
     trend = fit_trend(steps, np.log(np.maximum(values, TINY_NATS)))
     way = math.log(target / level)
     if trend.direction != "falling" or way / trend.slope > _FARTHEST:
@@ -172,7 +178,7 @@ def _floor(rule: Rule, fires: Open, window: Window, step_s: float | None) -> Cla
         f"About {math.ceil(left)} steps (95 % interval {math.ceil(soonest)} to {latest}{minutes}) to its floor of "
         f"{target:.3g}."
     )
-    return Clause("floor", text, rule.watches, int(steps[0]), int(steps[-1]), left)
+    return Clause("floor", text, fires.series, int(steps[0]), int(steps[-1]), left)
 
 
 def _cost(fires: Open, step: int, step_s: float | None, total_steps: int | None) -> Clause | None:

@@ -62,7 +62,7 @@ class Route(AlertFilter):
 
     def wants(self, run: str, alert: Alert) -> bool:
         named = any(fnmatchcase(run, pattern) for pattern in self.runs)
-        return named and alert.state in self.states and self.wants_rule(alert)
+        return named and alert.state in self.states and self.wants_alert(alert)
 
     def address(self) -> str:
         """The secret. Raises AlertsError if it is not there."""

@@ -17,7 +17,7 @@ from monitor.alerts.engine import AlertEngine
 from monitor.alerts.episodes import episodes
 from monitor.alerts.rules import DEFAULT_RULES, Rule
 from monitor.alerts.settings import STATUS_RULES
-from monitor.queries.alerts import to_alert
+from monitor.queries.alerts import to_alert, verdict_texts
 from monitor.records import Alert
 from monitor.store.runs import STALL_MIN_S, STALL_STEPS
 from monitor.store.tail import RunEntry, Tail
@@ -89,14 +89,12 @@ class Watcher:
         return [(run, e.first) for run, watched in self._runs.items() for e in episodes(watched.history())]
 
     def verdict(self, run: str) -> str | None:
-        """What there is to say of a run, after its health: the newest that its own engine said, or the one here."""
+        """What there is to say of a run, after its health: the newest of the run itself, or of the engine here."""
         engine = self._runs[run].engine
         if engine is not None:
             found = engine.verdict()
             return f"{found.health}: {found.sentence}"
-        question = "SELECT arg_max(message, (attempt, ts)) FROM events WHERE run = ? AND kind = 'verdict'"
-        row = self._tail.cursor().execute(question, [run]).fetchone()
-        return row[0] if row else None
+        return verdict_texts(self._tail.cursor(), [run]).get(run)
 
     def close(self) -> None:
         self._tail.close()

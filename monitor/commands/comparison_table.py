@@ -77,6 +77,9 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     said += several_arms(comparison)
     normalised = ", ".join(f"{arm} {value}" for arm, value in comparison["normalise"].items())
     said.append(f"Denominators of the loss (weighting.normalise): {normalised}.")
+    if comparison.get("stopped"):
+        told = ", ".join(f"{run} at step {step}" for run, step in comparison["stopped"].items())
+        said.append(f"Stopped by an alert, with fewer steps than the others: {told}.")
     if comparison["failed"]:
         said.append(f"Failed and left out: {', '.join(comparison['failed'])}.")
     return said

@@ -7,11 +7,11 @@ from typing import Any
 
 from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
 from monitor.commands.parsing import StoreFolder, call
+from monitor.queries.alerts import verdict_texts
 from monitor.store.reader import Store, open_store
 
 _LATEST = """SELECT run, arg_max(value, step) FILTER (name = 'reward'), arg_max(value, step) FILTER (name = 'entropy')
 FROM steps WHERE name IN ('reward', 'entropy') GROUP BY run"""
-_VERDICTS = "SELECT run, arg_max(message, (attempt, ts)) FROM events WHERE kind = 'verdict' GROUP BY run"
 _FIRING = """SELECT run, count(*) FROM (
     SELECT run, rule, arg_max(state, ts) AS state FROM alerts GROUP BY run, rule
 ) WHERE state = 'firing' GROUP BY run"""
@@ -72,12 +72,12 @@ def ls(store: StoreFolder = DEFAULT_STORE, /, *, json: bool = False) -> int:
 def rows(store: Store) -> list[dict[str, Any]]:
     """One dict for each run. `step` is the last durable step, `firing` the number of alerts that are firing.
 
-    `verdict` is the newest verdict of the run's own alert engine on its health, as a sentence; None if it has none.
+    `verdict` is the newest one on the run's health, as a sentence; None if there is none (monitor/queries/alerts.py).
     """
     latest = {run: (reward, entropy) for run, reward, entropy in store.sql(_LATEST).rows}
     firing = dict(store.sql(_FIRING).rows)
-    verdicts = dict(store.sql(_VERDICTS).rows)
     states = store.runs()
+    verdicts = verdict_texts(store, [state.name for state in states])
     unreadable = Counter(one.run for one in store.unreadable())
     return [
         {

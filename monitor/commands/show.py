@@ -8,13 +8,13 @@ from typing import Any
 from monitor.commands.output import DEFAULT_STORE, ago, print_json, print_table, size, warn_unreadable
 from monitor.commands.parsing import RunName, call
 from monitor.metrics import metric
+from monitor.queries.alerts import verdict_texts
 from monitor.store.reader import Store, open_store
 
 _LATEST = """SELECT name, max(step) AS step, arg_max(value, step) AS value FROM steps WHERE run = ? GROUP BY name
 ORDER BY starts_with(name, 'perf/'), name"""
 _ALERTS = """SELECT step, rule, severity, state, value, baseline, threshold, message, action FROM alerts
 WHERE run = ? ORDER BY ts"""
-_VERDICT = "SELECT arg_max(message, (attempt, ts)) FROM events WHERE run = ? AND kind = 'verdict'"
 _EVENTS = "SELECT step, kind, message FROM events WHERE run = ? ORDER BY ts DESC LIMIT 20"
 _IDENTITY = ("model", "task", "weighting", "seed", "comparison")
 
@@ -46,7 +46,6 @@ def show(run: RunName, /, *, store: str = DEFAULT_STORE, json: bool = False) -> 
 def describe(store: Store, run: str) -> dict[str, Any]:
     """Everything `rlvr show` knows of a run. Raises UnknownRunError."""
     state = store.run(run)
-    verdict = store.sql(_VERDICT, [run]).rows[0][0]
     report = {
         "run": run,
         "status": state.status,
@@ -59,7 +58,7 @@ def describe(store: Store, run: str) -> dict[str, Any]:
         "config": state.info.get("config") or {},
         "environment": state.info.get("environment") or {},
         "latest": {name: {"step": step, "value": value} for name, step, value in store.sql(_LATEST, [run]).rows},
-        "verdict": verdict,
+        "verdict": verdict_texts(store, [run]).get(run),
         "alerts": _dicts(store, _ALERTS, run),
         "events": _dicts(store, _EVENTS, run)[::-1],
         "tokens": store.sql("SELECT count(*) FROM tokens WHERE run = ?", [run]).rows[0][0],

@@ -14,6 +14,7 @@ import numpy as np
 from monitor.alerts.episodes import Episode, episodes
 from monitor.queries.frames import Frame, frame, n_rows
 from monitor.records import Alert
+from monitor.store.reader import Store
 
 
 def alert_log(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
@@ -73,7 +74,7 @@ def _episodes(log: Frame) -> Iterator[tuple[str, Episode[Any]]]:
             yield run, episode
 
 
-def verdicts(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
+def verdicts(con: duckdb.DuckDBPyConnection | Store, runs: Sequence[str]) -> Frame:
     """run, health, sentence, step (nan without one), ts: the newest word on each run that has one.
 
     It is the newest event of kind "verdict", in which a run's alert engine notes "<health>: <sentence>" as soon as it
@@ -84,7 +85,7 @@ def verdicts(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     return frame(
         con,
         """
-        WITH asked AS (SELECT unnest(?) AS run), said AS (
+        WITH asked AS (SELECT unnest(CAST(? AS VARCHAR[])) AS run), said AS (
             SELECT run, told.health, told.sentence, step, ts
             FROM (SELECT *, regexp_extract(message, '(?s)^(too early|healthy|info|warning|critical): (.+)$',
                                            ['health', 'sentence']) AS told
@@ -106,6 +107,13 @@ def verdicts(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     )
 
 
+def verdict_texts(con: duckdb.DuckDBPyConnection | Store, runs: Sequence[str]) -> dict[str, str]:
+    """{run: "<health>: <sentence>"} of `verdicts`, as commands print it."""
+    rows = verdicts(con, runs)
+    told = zip(rows["run"], rows["health"], rows["sentence"], strict=True)
+    return {str(run): f"{health}: {sentence}" for run, health, sentence in told}
+
+
 def actions(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     """run, step, message of what the trainer did because of an alert, and of what it took back; oldest first."""
     return frame(
@@ -114,6 +122,17 @@ def actions(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
         "AND kind IN ('action', 'action_undone') ORDER BY run, step, ts",
         [list(runs)],
     )
+
+
+def stop_step(con: duckdb.DuckDBPyConnection | Store, run: str, attempt: int) -> int | None:
+    """The step at which the action `stop` ended an attempt of a run; None if none did."""
+    rows = frame(
+        con,
+        "SELECT step FROM events WHERE run = ? AND attempt = ? AND kind = 'action' AND step IS NOT NULL "
+        "AND starts_with(message, 'stop for ')",
+        [run, attempt],
+    )
+    return int(rows["step"].max()) if n_rows(rows) else None
 
 
 def events(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:

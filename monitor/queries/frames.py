@@ -1,8 +1,8 @@
 """One function per question: a DuckDB connection and arguments in, a Frame (dict of numpy columns) out.
 
-The connection shows the tables of monitor.store.schema as views: a Tail's `cursor()` or an opened catalog. `series.py`
-asks about runs and scalars, `distributions.py` about histograms, `alerts.py` about alerts and events, `rollouts.py`
-about samples and tokens, `differences.py` about several runs at once.
+The connection shows the tables of monitor.store.schema as views: a Tail's `cursor()` or an opened catalog. `frame`
+takes a Store too. `series.py` asks about runs and scalars, `distributions.py` about histograms, `alerts.py` about
+alerts and events, `rollouts.py` about samples and tokens, `differences.py` about several runs at once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from monitor.store.reader import Store
+
 Frame = dict[str, np.ndarray]
 MAX_POINTS = 2000
 
 
-def frame(con: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> Frame:
-    """The result of a query as plain numpy columns; NULL is nan in numbers and '' in text."""
+def frame(con: duckdb.DuckDBPyConnection | Store, sql: str, parameters: Sequence[Any] = ()) -> Frame:
+    """The result of a query as plain numpy columns; NULL is nan in numbers and '' in text (of a Store: None)."""
+    if isinstance(con, Store):
+        return con.sql(sql, parameters).frame()
     columns = con.execute(sql, list(parameters)).fetchnumpy()
     return {name: _plain(column) for name, column in columns.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -56,6 +57,29 @@ class WebReceiver:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class MuteServer:
+    """Takes connections and never says a word, not even an SMTP server's greeting."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener.setblocking(False)
+        self._taken: list[socket.socket] = []
+        self.port = int(self._listener.getsockname()[1])
+
+    @property
+    def asked(self) -> int:
+        """How many have connected so far."""
+        while True:
+            try:
+                self._taken.append(self._listener.accept()[0])
+            except BlockingIOError:
+                return len(self._taken)
+
+    def close(self) -> None:
+        for one in (self._listener, *self._taken):
+            one.close()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 8.0) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("apprise")
-from receivers import WebReceiver, wait_for
+from receivers import MuteServer, WebReceiver, wait_for
 
 import monitor.alerts.delivery as delivery_module
 from monitor.alerts.delivery import AlertSink
@@ -109,25 +110,25 @@ def test_a_message_that_is_never_taken_does_not_hold_up_the_others(tmp_path: Pat
     assert len(web.got) == 3 and delivery.close(0.0) == 1
 
 
-def test_a_hanging_receiver_costs_the_recorder_nothing(tmp_path: Path, web: WebReceiver) -> None:
-    """300 steps, an alert in each tenth; closing waits its bounded time and leaves the rest in the outbox."""
+def record_timed(store: Path, told: dict[int, list[Alert]], sinks: list[AlertSink]) -> list[float]:
+    """Seconds that each of 300 steps took from the trainer, sorted."""
+    times = []
+    with Recorder(store, "a", engine=Script(told), sinks=sinks) as recorder:
+        for step in range(300):
+            record = StepRecord(step, {"entropy": 1.0})
+            start = time.perf_counter()
+            recorder.record(record)
+            times.append(time.perf_counter() - start)
+        recorder.flush()
+    return sorted(times)
 
-    def record_s(store: Path, told: dict[int, list[Alert]], sinks: list[AlertSink]) -> list[float]:
-        times = []
-        with Recorder(store, "a", engine=Script(told), sinks=sinks) as recorder:
-            for step in range(300):
-                record = StepRecord(step, {"entropy": 1.0})
-                start = time.perf_counter()
-                recorder.record(record)
-                times.append(time.perf_counter() - start)
-            recorder.flush()
-        return sorted(times)
 
-    without = record_s(tmp_path / "w", {}, [])
-    web.hang = True
+def record_while_it_hangs(folder: Path) -> tuple[list[float], list[float], int, float]:
+    """(step times without alerts, with one in each tenth step, what close leaves in the outbox, how long it took)."""
+    without = record_timed(folder / "w", {}, [])
     told = {step: [alert(step, rule=f"r{step}")] for step in range(0, 300, 10)}
-    sink = AlertSink(tmp_path / "h", [Route(url_env="ALERTS_URL")])
-    close, took = sink.close, []
+    sink = AlertSink(folder / "h", [Route(url_env="ALERTS_URL")])
+    took: list[Any] = []
 
     def timed_close(status: str) -> None:
         start = time.monotonic()
@@ -136,10 +137,15 @@ def test_a_hanging_receiver_costs_the_recorder_nothing(tmp_path: Path, web: WebR
         took.append(time.monotonic() - start)
 
     sink.close = timed_close  # type: ignore[method-assign]
-    with_it = record_s(tmp_path / "h", told, [sink])
-    sink.close = close  # type: ignore[method-assign]
+    return without, record_timed(folder / "h", told, [sink]), took[0], took[1]
+
+
+def test_a_hanging_receiver_costs_the_recorder_nothing(tmp_path: Path, web: WebReceiver) -> None:
+    """300 steps, an alert in each tenth; closing waits its bounded time and leaves the rest in the outbox."""
+    web.hang = True
+    without, with_it, left, close_s = record_while_it_hangs(tmp_path)
     assert web.asked >= 1 and web.got == []
-    assert took[0] == 30 and took[1] < 2.0
+    assert left == 30 and close_s < 2.0
     assert with_it[150] < 10 * without[150] + 1e-3  # medians, loosely: both are some 10 us
 
 
@@ -257,37 +263,89 @@ def test_the_address_shows_nowhere(tmp_path: Path, web: WebReceiver, caplog: Any
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
-def test_a_mail_server_that_refuses_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    controller = pytest.importorskip("aiosmtpd.controller")
+class Mailbox:
+    """Takes mail, but the first `refuse` that come."""
 
-    class Mailbox:
-        def __init__(self) -> None:
-            self.got: list[Any] = []
-            self.asked = 0
+    def __init__(self, refuse: int = 0) -> None:
+        self.got: list[Any] = []
+        self.asked, self.refuse = 0, refuse
 
-        async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
-            self.asked += 1
-            if self.asked <= 2:
-                return "451 try again later"
-            self.got.append(message_from_bytes(envelope.content))
-            return "250 OK"
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        self.asked += 1
+        if self.asked <= self.refuse:
+            return "451 try again later"
+        self.got.append(message_from_bytes(envelope.content))
+        return "250 OK"
 
-    mailbox = Mailbox()
-    server = controller.Controller(mailbox, hostname="127.0.0.1", port=free_port())
-    server.start()
+    @contextmanager
+    def served(self, port: int) -> Iterator[None]:
+        from aiosmtpd.controller import Controller
+
+        server = Controller(self, hostname="127.0.0.1", port=port)
+        server.start()
+        try:
+            yield
+        finally:
+            server.stop()
+
+
+def mail_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The route is a mail server on this machine. cto is how long apprise waits for a connection and each answer."""
+    pytest.importorskip("aiosmtpd")
     monkeypatch.setattr("apprise.plugins.email.base.NotifyEmail.request_rate_per_sec", 0)  # it waits 5.5 s in between
-    try:
-        address = (
-            f"mailto://127.0.0.1:{server.port}?mode=insecure&smtp=127.0.0.1&from=run@example.com&to=me@example.com"
-        )
-        monkeypatch.setenv("ALERTS_URL", address)
-        monkeypatch.setattr(delivery_module, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(delivery_module, "FIRST_WAIT_S", 0.05)
+    address = f"mailto://127.0.0.1:{port}?mode=insecure&smtp=127.0.0.1&from=run@example.com&to=me@example.com&cto=0.2"
+    monkeypatch.setenv("ALERTS_URL", address)
+
+
+def test_a_mail_server_that_refuses_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox, port = Mailbox(refuse=2), free_port()
+    mail_to(port, monkeypatch)
+    with mailbox.served(port):
         record(tmp_path, {5: [alert(5)]})
-    finally:
-        server.stop()
     assert mailbox.asked == 3
     (mail,) = mailbox.got
     assert (mail["Subject"], mail["To"]) == ("WARNING: entropy_collapse in run a at step 5", "me@example.com")
+
+
+def test_a_mail_server_that_hangs_and_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes connections and never answers; the message is tried again and reaches the one that comes after it."""
+    mute, mailbox = MuteServer(), Mailbox()
+    mail_to(mute.port, monkeypatch)
+    sink = AlertSink(tmp_path, [Route(url_env="ALERTS_URL")])
+    with Recorder(tmp_path, "a", engine=Script({5: [alert(5)]}), sinks=[sink], flush_s=0.0) as recorder:
+        try:
+            recorder.record(StepRecord(5, {"entropy": 1.0}))
+            wait_for(lambda: mute.asked >= 2)
+        finally:
+            mute.close()
+        with mailbox.served(mute.port):
+            wait_for(lambda: mailbox.got)
+    assert [mail["Subject"] for mail in mailbox.got] == ["WARNING: entropy_collapse in run a at step 5"]
+    said = [record.getMessage() for record in caplog.records if "did not reach" in record.getMessage()]
+    assert said == [
+        "Alert a/entropy_collapse/5/firing/warning/5 did not reach $ALERTS_URL: no connection, or no answer in time. "
+        "It is tried again."
+    ]
+
+
+def test_a_hanging_mail_server_costs_the_recorder_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a hanging web server. What is left in the outbox is delivered once at the next start of the run."""
+    mute, mailbox = MuteServer(), Mailbox()
+    mail_to(mute.port, monkeypatch)
+    try:
+        without, with_it, left, close_s = record_while_it_hangs(tmp_path)
+        assert mute.asked >= 1 and left == 30 and close_s < 2.0
+        assert with_it[150] < 10 * without[150] + 1e-3  # medians, loosely: both are some 10 us
+    finally:
+        mute.close()
+    with mailbox.served(mute.port):
+        record(tmp_path / "h", {}, 305, resume=True)
+    expected = {f"WARNING: r{step} in run a at step {step}" for step in range(0, 300, 10)}
+    subjects = [" ".join(str(mail["Subject"]).split()) for mail in mailbox.got]
+    assert len(subjects) == 30 and set(subjects) == expected
 
 
 def free_port() -> int:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from store_data import histogram, samples, tokens
 
+from monitor.alerts.watch import Watcher
+from monitor.commands import ls, show
 from monitor.metrics import EDGES_IDS, inner_edges, n_cells
-from monitor.queries.alerts import alert_log, alert_spans, alert_transitions, events, verdicts
+from monitor.queries.alerts import alert_log, alert_spans, alert_transitions, events, verdict_texts, verdicts
 from monitor.queries.differences import config_difference, difference_matrix, final_figures
 from monitor.queries.distributions import count_matrix, joint_counts, quantile_series
 from monitor.queries.frames import MAX_POINTS, n_rows, select
@@ -17,6 +19,7 @@ from monitor.queries.rollouts import samples_of_step, tokens_of_step
 from monitor.queries.series import latest_scalars, run_spans, scalar_names, scalar_series, series_of, value_at
 from monitor.recorder import Recorder
 from monitor.records import Alert, Histogram, RunInfo, StepRecord, quantiles_from_counts
+from monitor.store.reader import open_store
 from monitor.store.tail import Tail
 
 STEPS = 12
@@ -192,6 +195,16 @@ def test_the_newest_verdict_of_a_run_is_the_one_to_show(tmp_path: Path) -> None:
     assert list(rows["step"]) == [5, 5]
     assert n_rows(verdicts(tail.cursor(), ["over"])) == 0
     tail.close()
+    texts = {"older": "critical: at 5", "told": "too early: Wait:\nit is early."}
+    watcher = Watcher(tmp_path)
+    watcher.poll()
+    with open_store(tmp_path) as opened:  # every command says the same
+        assert verdict_texts(opened, ["told", "older", "over", "nobody"]) == texts
+        assert verdict_texts(opened, []) == {}
+        for run in ("told", "older", "over"):
+            listed = {row["run"]: row["verdict"] for row in ls.rows(opened)}
+            assert listed[run] == show.describe(opened, run)["verdict"] == watcher.verdict(run) == texts.get(run)
+    watcher.close()
 
 
 def test_events(tail: Tail) -> None:

@@ -11,6 +11,7 @@ import pytest
 from monitor.alerts import AlertEngine, verdict
 from monitor.alerts.judgement import measured_rates
 from monitor.alerts.rules import RULES
+from monitor.alerts.rules.outcome import DiversityLost
 from monitor.recorder import Recorder
 from monitor.records import StepRecord
 from monitor.store.reader import open_store
@@ -57,6 +58,31 @@ def test_the_worst_alert_speaks_and_the_others_are_named() -> None:
     (also,) = [clause.text for clause in found.clauses if clause.kind == "also"]
     assert found.rules[1] in also
     assert found.as_dict()["clauses"][0]["kind"] == "since"  # JSON types only
+
+
+@pytest.mark.parametrize(
+    ("found_by", "series", "numbers", "steps"),
+    [
+        ("evaluations", "eval/heldout/distinct", (9.0, 4.0), (0, 90)),
+        ("rollouts", "same_answer_share", (0.0, 0.3), (60, 99)),
+        ("texts", "duplicate_share", (0.0, 0.3), (60, 99)),
+    ],
+)
+def test_a_clause_names_the_series_that_the_finding_came_from(
+    found_by: str, series: str, numbers: tuple[float, float], steps: tuple[int, int]
+) -> None:
+    """Distinct answers 4 7 9 9 8 7 6 5 4 4: means of two peak at 9, the last is 4. Same answers: 0, later 0.3."""
+    distinct = [None] * 100
+    distinct[::10] = [4, 7, 9, 9, 8, 7, 6, 5, 4, 4] if found_by == "evaluations" else [9] * 10
+    same = np.where(np.arange(100) < 50, 0.0, 0.1 if found_by == "evaluations" else 0.3)
+    told = "duplicate_share" if found_by == "texts" else "same_answer_share"
+    columns = {"reward": np.full(100, 0.5), told: same, "eval/heldout/distinct": distinct}
+    found = verdict({"step": range(100), **columns}, rules=[DiversityLost(for_rows=1)])
+    by_kind = {clause.kind: clause for clause in found.clauses}
+    what, since, (base, value) = by_kind["what"], by_kind["since"], numbers
+    assert (what.series, what.first_step, what.last_step, what.value) == (series, *steps, pytest.approx(value))
+    assert (since.series, since.value) == (series, pytest.approx(value))
+    assert f" ({series} {base:.3g} to {value:.3g}): " in found.sentence
 
 
 def test_live_and_replayed_verdicts_are_one() -> None:

@@ -11,18 +11,19 @@ from rich.console import Console
 
 from monitor.alerts import actions as wanted
 from monitor.alerts.engine import AlertEngine
-from monitor.alerts.settings import AlertsError, load_alerts
+from monitor.alerts.settings import AlertsError, AlertSettings, load_alerts
 from monitor.recorder import Recorder
 from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
 from monitor.store.runs import get_run
 from trainer.commands.train import STOPPED_BY_ALERT, main, parse_config
+from trainer.compare.jobs import stopped_by_alert
 from trainer.config import ConfigError
 from trainer.runtime.action_state import ActionState, Change
 from trainer.runtime.actions import Actions, StoppedByAlert, changed_settings, check_actions, with_settings
 from trainer.runtime.build import prepare
 from trainer.runtime.checkpoint import Checkpoints, checkpoints_of, resume
-from trainer.runtime.runs import open_run
+from trainer.runtime.runs import actions_of, open_run
 from trainer.train import train
 
 SMALL = (
@@ -139,12 +140,26 @@ def test_what_each_intervention_sets():
         (wanted.SwitchWeighting(weighting="itc"), "", "unknown weighting 'itc'. Did you mean 'ict'?"),
         (wanted.SwitchWeighting(weighting="ict:keep=2"), "", "weighting.keep is 2.0, expected a share"),
         (wanted.SwitchWeighting(weighting="kl_cov"), "", "acts only once the policy differs"),
-        (wanted.GoBack(), "--checkpoint.every 0", "checkpoint.every is 0, so there is nothing to go back to"),
+        (wanted.GoBack(), "--checkpoint.every 0", "go_back: checkpoint.every is 0, so no checkpoint is there to"),
+        (wanted.Checkpoint(), "--checkpoint.every 0", "checkpoint: checkpoint.every is 0, so no checkpoint is ever"),
     ],
 )  # fmt: skip
 def test_an_action_that_cannot_work_is_refused_before_work_starts(action, options, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_actions([action], parse_config([*SMALL, *options.split()]))
+
+
+def test_without_checkpoints_the_default_does_nothing_and_what_was_asked_for_is_refused(tmp_path):
+    """Nobody asked for the default. A section of the file, or --guard, must not vanish."""
+    alerts = tmp_path / "a.toml"
+    never = parse_config([*SMALL, "--checkpoint.every", "0"])
+    assert actions_of(never, AlertSettings()) == ()
+    assert actions_of(parse_config(SMALL), AlertSettings()) == wanted.DEFAULT_ACTIONS
+    alerts.write_text('[[actions]]\ndo = "stop"\n\n[[actions]]\ndo = "checkpoint"\n')
+    with pytest.raises(ConfigError, match=r"^actions 2, checkpoint: checkpoint.every is 0, .* leave the action out.$"):
+        actions_of(never, load_alerts(alerts))
+    with pytest.raises(ConfigError, match=r"^guard is true, and checkpoint.every is 0: .* leave out --guard.$"):
+        actions_of(parse_config([*SMALL, "--checkpoint.every", "0", "--guard"]), AlertSettings())
 
 
 def test_going_back_takes_the_policy_of_the_last_checkpoint_before_anything_was_amiss(acting, tmp_path):
@@ -250,7 +265,9 @@ def test_a_real_run_lowers_its_rate_stops_and_resumes_with_the_lower_rate(tmp_pa
     (step, lowered), (_, stopped) = told(store)
     assert step < 12 and lowered.startswith("lower_lr for ") and stopped.startswith("stop for ")
     assert f"ACTION Step {step}: {lowered}" in capsys.readouterr().err
+    assert stopped_by_alert(store, "acts") == step
     assert main(["--resume", "acts", "--store", str(store)]) == 0
+    assert stopped_by_alert(store, "acts") is None
     assert main([*options, "--run", "plain", "--checkpoint.every", "0"]) == 0
     rates, acts, plain = (
         series(store, "acts", "lr"),

@@ -21,7 +21,7 @@ from monitor.records import RunInfo, StepRecord
 from trainer.commands import compare
 from trainer.compare import jobs as jobs_module
 from trainer.compare.arms import parse_arms
-from trainer.compare.jobs import Job, run_jobs, settle
+from trainer.compare.jobs import Job, run_jobs, settle, stopped_by_alert
 from trainer.config import ConfigError, TrainConfig
 
 SMALL = (
@@ -99,10 +99,16 @@ def test_wrong_use_is_told_before_anything_starts(tmp_path, capsys, monkeypatch,
     assert not (tmp_path / "runs").exists()
 
 
-def stored_run(store: Path, name: str, config: TrainConfig, status: str) -> None:
+def stored_run(
+    store: Path, name: str, config: TrainConfig, status: str, *, steps: int = 1, alert: bool = False
+) -> None:
+    """alert: the run's last event is that of the action `stop`."""
     info = RunInfo(name=name, model="m", task="t", weighting="ict", seed=0, config=config.model_dump(mode="json"))
     recorder = Recorder(store, info)
-    recorder.record(StepRecord(1, {"reward": 1.0}))
+    for step in range(1, steps + 1):
+        recorder.record(StepRecord(step, {"reward": 1.0, "entropy": 0.5}))
+    if alert:
+        recorder.event("action", "stop for entropy_collapse (warning): Entropy is low.", steps)
     recorder.close(status)
 
 
@@ -129,6 +135,41 @@ def test_what_is_left_to_do_depends_on_what_the_store_holds(tmp_path):
     with pytest.raises(ConfigError, match=r"'live' .* is running: another process trains it"):
         settle(tmp_path, "live", [], config)
     live.close("finished")
+
+
+def test_a_run_that_an_alert_stopped_is_finished_until_it_is_resumed(tmp_path):
+    config = TrainConfig(steps=5)
+    stored_run(tmp_path, "early", config, "stopped", alert=True)
+    (tmp_path / "checkpoints" / "early" / "step-1").mkdir(parents=True)
+    assert settle(tmp_path, "early", ["a"], config) == Job("early", [], config, "nothing")
+    assert stopped_by_alert(tmp_path, "early") == 1
+    Recorder(tmp_path, "early", resume=True).close("stopped")  # someone went on with it, and it was interrupted
+    assert stopped_by_alert(tmp_path, "early") is None
+    assert settle(tmp_path, "early", ["a"], config).todo == "resume"
+    stored_run(tmp_path, "lost", config, "failed", alert=True)  # its steps could not be written: it did fail
+    assert settle(tmp_path, "lost", ["a"], config).todo == "start"
+
+
+def test_a_comparison_keeps_the_figures_of_a_run_that_an_alert_stopped(tmp_path, monkeypatch, capsys):
+    """The run ends with code 3, which is no failure: its one step stands in the table, and the exit code is 0."""
+    arguments = ["--arms", "uniform", "ict", "--seeds", "1", "--comparison", "c", "--store", str(tmp_path)]
+    base = TrainConfig(store=str(tmp_path))
+    grid = compare.plan(base, [], parse_arms(["uniform", "ict"]), [0], "c", on_cpu=True)
+    stored_run(tmp_path, "c-uniform-s0", grid["uniform", 0].config, "finished", steps=3)
+    pretend(monkeypatch, "import sys; sys.exit(3)")
+    told = Console(file=io.StringIO(), width=200)
+    stored_run(tmp_path, "c-ict-s0", grid["ict", 0].config, "stopped", alert=True)
+    assert run_jobs(tmp_path, [grid["ict", 0]], 1, [], told) == []
+    said = told.file.getvalue()
+    assert "1/1: c-ict-s0 was stopped by an alert at step 1 after" in said and "code 3" not in said
+    monkeypatch.setattr(compare.subprocess, "run", lambda *a, **kw: SimpleNamespace(returncode=0))  # no report
+    assert compare.main(arguments) == 0
+    assert "Stopped by an alert, with fewer steps than the others: c-ict-s0 at step 1." in " ".join(
+        capsys.readouterr().out.split()
+    )
+    found = json.loads((tmp_path / "comparisons" / "c.json").read_text())
+    assert found["arms"]["ict"] == {"0": "c-ict-s0"} and found["failed"] == []
+    assert {row["arm"]: row["mean"] for row in found["rows"] if row["figure"] == "steps"} == {"uniform": 3, "ict": 1}
 
 
 def test_the_plan_goes_seed_by_seed_and_refuses_what_belongs_to_one_run(tmp_path):

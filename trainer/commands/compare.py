@@ -25,7 +25,7 @@ from monitor.stats.comparison import load_comparison, paired_comparison, save_co
 from monitor.store.tail import Tail
 from trainer.commands.train import parse_config
 from trainer.compare.arms import GRAMMAR, Arm, arm_config, both_normalisations, parse_arms
-from trainer.compare.jobs import Job, cores, devices, run_jobs, settle
+from trainer.compare.jobs import Job, cores, devices, run_jobs, settle, stopped_by_alert
 from trainer.config import ConfigError, TrainConfig
 from trainer.runtime.children import interrupts_raise
 
@@ -36,8 +36,8 @@ rlvr compare [CONFIG.toml or preset] --arms uniform ict random [options of rlvr 
 
 {GRAMMAR} Keys: keep, lr, normalise, warmup_steps, or any
 dotted option of the groups weighting, loss, optim, signals. The first arm is the baseline. Runs are called
-COMPARISON-ARM-sSEED. The same command, run again, skips finished runs and resumes interrupted ones. The result is
-printed and stored as STORE/comparisons/COMPARISON.json, .csv and .html."""
+COMPARISON-ARM-sSEED. The same command, run again, skips finished runs and those that an alert stopped, and resumes
+interrupted ones. The result is printed and stored as STORE/comparisons/COMPARISON.json, .csv and .html."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Exit codes: 0 every run finished, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C."""
+    """Exit codes: 0 every run finished or an alert stopped it, 1 a run failed, 2 wrong use, 130 stopped by Ctrl-C."""
     console = Console(highlight=False, markup=False, emoji=False, stderr=True, soft_wrap=True)
     try:
         options, extras = _parse(argv)
@@ -155,7 +155,7 @@ def _conclude(
     failed: Sequence[str],
     console: Console,
 ) -> None:
-    """Computes, stores and prints the paired table of the runs that finished."""
+    """Computes, stores and prints the paired table of the runs that finished, or that an alert stopped."""
     runs = {arm.text: {seed: job.run for (text, seed), job in grid.items() if text == arm.text} for arm in arms}
     tail = Tail(store)
     tail.poll()
@@ -165,6 +165,8 @@ def _conclude(
     configs = {run: dict(entry.info.get("config") or {}) for run, entry in tail.runs.items()}
     comparison = paired_comparison(tail.cursor(), options.comparison, usable, configs, k=base.eval.k, failed=failed)
     tail.close()
+    steps = {run: stopped_by_alert(store, run) for of in usable.values() for run in of.values()}
+    comparison["stopped"] = {run: step for run, step in steps.items() if step is not None}
     path = save_comparison(store, comparison)
     print(markdown(comparison)) if options.markdown else print_tables(comparison)
     done = subprocess.run(

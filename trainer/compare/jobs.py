@@ -1,4 +1,7 @@
-"""Many `rlvr train` processes, at most N at a time. Finished runs are left alone, interrupted ones are resumed."""
+"""Many `rlvr train` processes, at most N at a time. Finished runs are left alone, interrupted ones are resumed.
+
+A run that an alert's action `stop` ended has done what its alerts file asks for: it is finished, a few steps shorter.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from monitor.queries.alerts import stop_step
 from monitor.queries.differences import config_difference
 from monitor.queries.series import latest_scalars, value_at
+from monitor.store.reader import open_store
 from monitor.store.runs import RunState, run_state
 from monitor.store.tail import Tail
 from trainer.config import ConfigError, TrainConfig
@@ -47,9 +52,9 @@ class _Active:
 def settle(store: Path, run: str, arguments: Sequence[str], config: TrainConfig) -> Job:
     """The job for `run`, given what the store already holds of it.
 
-    For a finished run nothing is left to do. An interrupted run is resumed if it has checkpoints. Without checkpoints
-    it starts anew under the next free name `run-2`, `run-3`, ..., and the old record stays. Raises ConfigError if the
-    stored run had other settings or is being trained at this moment.
+    For a finished run, and for one that an alert stopped, nothing is left to do. An interrupted run is resumed if it
+    has checkpoints. Without checkpoints it starts anew under the next free name `run-2`, `run-3`, ..., and the old
+    record stays. Raises ConfigError if the stored run had other settings or is being trained at this moment.
     """
     name, state, number = run, None, 1
     while (found := _state(store, f"{run}-{number}" if number > 1 else run)) is not None:
@@ -60,11 +65,20 @@ def settle(store: Path, run: str, arguments: Sequence[str], config: TrainConfig)
     _check_same(store, state, config)
     if state.status in ("running", "stalled"):
         raise ConfigError(f"Run {name!r} in {str(store)!r} is {state.status}: another process trains it. Wait for it.")
-    if state.status == "finished":
+    if state.status == "finished" or stopped_by_alert(store, name) is not None:
         return Job(name, [], config, "nothing")
     if has_checkpoint(store, name):
         return Job(name, ["--resume", name, "--store", str(store)], config, "resume")
     return Job(fresh, [*arguments, "--run", fresh], config)
+
+
+def stopped_by_alert(store: Path, run: str) -> int | None:
+    """The step at which an alert's action `stop` ended the run; None if it ended in another way, or goes on."""
+    state = run_state(store, run)
+    if state is None or state.status != "stopped":
+        return None
+    with open_store(store) as opened:
+        return stop_step(opened, run, state.attempt)
 
 
 def has_checkpoint(store: Path, run: str) -> bool:
@@ -89,8 +103,8 @@ def cores() -> int:
 def run_jobs(store: Path, jobs: Sequence[Job], at_once: int, cuda: Sequence[str], console: Console) -> list[str]:
     """Runs what is left to do, at most `at_once` at a time, spread over the devices; returns the runs that failed.
 
-    A run that fails does not stop the others. When this returns or raises, also after Ctrl-C, every child process has
-    ended and closed its run.
+    A run that fails does not stop the others; one that an alert stopped did not fail. When this returns or raises, also
+    after Ctrl-C, every child process has ended and closed its run.
     """
     waiting = deque(job for job in jobs if job.todo != "nothing")
     active: list[_Active] = []
@@ -111,9 +125,8 @@ def run_jobs(store: Path, jobs: Sequence[Job], at_once: int, cuda: Sequence[str]
                 for ended in [each for each in active if each.process.poll() is not None]:
                     active.remove(ended)
                     bars.remove_task(tasks.pop(ended.job.run))
-                    if ended.process.returncode:
+                    if not _tell_end(console, store, ended, total - len(waiting) - len(active), total, began):
                         failed.append(ended.job.run)
-                    _tell_end(console, store, ended, total - len(waiting) - len(active), total, began)
                 _advance(tail, bars, overall, tasks, jobs)
         finally:
             end_all([each.process for each in active])
@@ -174,11 +187,15 @@ def _advance(tail: Tail, bars: Progress, overall: Any, tasks: dict[str, Any], jo
     bars.update(overall, completed=done, now=f"{done} steps")
 
 
-def _tell_end(console: Console, store: Path, ended: _Active, done: int, total: int, began: float) -> None:
+def _tell_end(console: Console, store: Path, ended: _Active, done: int, total: int, began: float) -> bool:
+    """Says how a run ended; whether it is as it should be."""
     now = time.monotonic()
     left = (now - began) / done * (total - done) / 60
     code, run = ended.process.returncode, ended.job.run
-    if code:
+    stopped = stopped_by_alert(store, run) if code else None
+    how = "finished" if not code else "failed" if stopped is None else f"was stopped by an alert at step {stopped}"
+    if how == "failed":
         console.print(f"{run} ended with code {code}: see {store / 'logs' / f'{run}.log'}", style="red")
     told = f", about {left:.0f} min left" if done < total else ""
-    console.print(f"{done}/{total}: {run} {'failed' if code else 'finished'} after {now - ended.started:.0f} s{told}")
+    console.print(f"{done}/{total}: {run} {how} after {now - ended.started:.0f} s{told}")
+    return how != "failed"

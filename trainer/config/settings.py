@@ -55,7 +55,9 @@ class LossConfig(_Group):
         "initial", description="initial: the policy before training; old: the one that sampled the step's rollouts"
     )
     kl_bias_correction: bool = Field(
-        False, description="multiply the KL by the ratio: it then estimates the reverse KL without bias, off-policy too"
+        False,
+        description="multiply each token's KL by its own ratio: it then estimates the reverse KL without bias, "
+        "off-policy too",
     )
     kl_outside_mask: bool = Field(False, description="the KL acts on all response tokens, not only on weighted ones")
     entropy_coef: float = Field(0.0, description="entropy bonus on the selected tokens; positive raises entropy")

@@ -138,10 +138,13 @@ def kl_estimate(gap: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
         k1 = -gap;  k2 = gap^2 / 2;  k3 = exp(gap) - gap - 1
     As values, on tokens that the policy itself sampled: k1 and k3 are unbiased, k3 is >= 0 and spreads less, k2 is
     biased. As losses: the mean gradient of k2 is that of the reverse KL(policy || reference), of k3 that of the forward
-    KL(reference || policy), of k1 zero. `loss.kl_bias_correction` multiplies the estimate by the loss's ratio. With a
-    ratio for each token, value and gradient of k1 and k3 are then those of the reverse KL, on- and off-policy.
+    KL(reference || policy), of k1 zero. `loss.kl_bias_correction` multiplies the estimate k by r, the ratio p / q of
+    the token's probabilities under the policy p and the policy q that sampled it, at the same prefix. There
+        E_q[r k] = sum_y q(y) p(y) / q(y) k(y) = sum_y p(y) k(y) = E_p[k] = KL(p || reference) for k1 and k3,
+    for every p. So value and gradient are those of the reverse KL, on- and off-policy, at the prefixes that q visits.
+    The ratio of a whole response would not cancel q(y): gspo takes the token's own ratio here too.
     Sources: Schulman 2020 (joschu.net/blog/kl-approx.html); k3 in GRPO, arXiv 2402.03300; the correction,
-    arXiv 2512.02556 (TRL's use_bias_correction_kl, there on by default).
+    arXiv 2512.02556 (TRL's use_bias_correction_kl, there on by default; for gspo TRL takes the response's ratio).
     """
     if estimator == "k1":
         return -gap
@@ -192,7 +195,7 @@ def policy_loss(
     kl = torch.zeros_like(log_ratio)
     if ref_logprobs is not None:
         kl = kl_estimate(torch.where(used, ref_logprobs - logprobs, 0.0), config.kl_estimator)
-        loss = loss + kl_term(kl, ratio, mask, weights, counted, totals, config)
+        loss = loss + kl_term(kl, log_ratio.exp(), mask, weights, counted, totals, config)
     if entropies is not None and (coefficient := config.entropy_coef if entropy_coef is None else entropy_coef):
         loss = loss - coefficient * entropy_term(entropies, mask, weights, counted, totals, config)
     return LossTerms(
@@ -207,7 +210,7 @@ def policy_loss(
 def kl_term(
     kl: Tensor, ratio: Tensor, mask: Tensor, weights: Tensor, counted: Tensor, totals: LossTotals, config: LossConfig
 ) -> Tensor:
-    """kl_coef * sum(w KL) / D, 0-d, nats; kl_bias_correction multiplies KL by the ratio first.
+    """kl_coef * sum(w KL) / D, 0-d, nats; kl_bias_correction multiplies KL by each token's own ratio [N, T] first.
 
     With kl_outside_mask every token in the mask has w = 1 here, and counts are numbers of tokens.
     """

@@ -76,7 +76,7 @@ class Actions:
                 continue
             for number, action in enumerate(self.actions):
                 taken = state.taken.get(str(number), 0)
-                if not action.wants_rule(alert) or taken >= action.times:
+                if not action.wants_alert(alert) or taken >= action.times:
                     continue
                 if isinstance(action, wanted.Stop):  # last, so that a checkpoint comes before it
                     stop, state.taken[str(number)] = alert, taken + 1
@@ -165,9 +165,11 @@ def check_actions(actions: Sequence[wanted.Action], config: TrainConfig) -> None
                 with_settings(config, changed_settings(action, config, 1.0))
             except ConfigError as error:
                 raise ConfigError(f"actions {number}, {action.do}: {error}") from None
-        elif isinstance(action, wanted.GoBack) and not config.checkpoint.every:
+        elif isinstance(action, wanted.Checkpoint | wanted.GoBack) and not config.checkpoint.every:
+            lacking = "is ever saved" if isinstance(action, wanted.Checkpoint) else "is there to go back to"
             raise ConfigError(
-                f"actions {number}, go_back: checkpoint.every is 0, so there is nothing to go back to. Set it."
+                f"actions {number}, {action.do}: checkpoint.every is 0, so no checkpoint {lacking}. Set it to 1 "
+                "or more, or leave the action out."
             )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from monitor.alerts.actions import DEFAULT_ACTIONS, RECOMMENDED_ACTIONS, Action, Checkpoint, GoBack
+from monitor.alerts.actions import DEFAULT_ACTIONS, RECOMMENDED_ACTIONS, Action, GoBack
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.settings import AlertSettings, load_alerts
 from monitor.errors import MonitorError
@@ -87,15 +87,20 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
 def actions_of(config: TrainConfig, settings: AlertSettings) -> Sequence[Action]:
     """The actions of a run: those of its alerts file, or with `guard` the recommended ones. Raises ConfigError.
 
-    Where checkpoint.every is 0, nothing saves a checkpoint.
+    Where checkpoint.every is 0, nothing saves a checkpoint: the default has no action then, and others are refused.
     """
     if config.guard and settings.actions is not DEFAULT_ACTIONS:
         raise ConfigError(
             f"guard is true, and {config.alerts!r} has [[actions]] of its own. Leave out --guard, or the sections."
         )
+    if config.guard and not config.checkpoint.every:
+        raise ConfigError(
+            "guard is true, and checkpoint.every is 0: the guard goes back to a checkpoint, and none is ever saved. "
+            "Set checkpoint.every to 1 or more, or leave out --guard."
+        )
     actions = RECOMMENDED_ACTIONS if config.guard else settings.actions
-    if not config.checkpoint.every:
-        actions = tuple(action for action in actions if not isinstance(action, Checkpoint))
+    if actions is DEFAULT_ACTIONS and not config.checkpoint.every:
+        return ()
     check_actions(actions, config)
     return actions
 

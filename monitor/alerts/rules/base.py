@@ -16,8 +16,8 @@ from monitor.records import Severity
 class Finding:
     """What a rule says of one step. `breached`: its condition holds; `held`: a firing alert stays (hysteresis).
 
-    value, baseline, threshold in the unit of the watched series. message: what is the case, in a sentence or two with
-    the numbers; action: what to do.
+    value, baseline, threshold in the unit of their series: `series`, or the one that the rule watches. message: what is
+    the case, in a sentence or two with the numbers; action: what to do.
     """
 
     breached: bool
@@ -28,14 +28,15 @@ class Finding:
     threshold: float
     message: str
     action: str
+    series: str | None = None
 
 
 class Rule(BaseModel, ABC):
     """One detector. Its own fields are thresholds that a rules file may change; the docstring says formula and reason.
 
     name: what alerts are called after it. says: what is happening, as the start of a sentence; cure: what to do, in a
-    few words; both stand in the verdict. watches: the series whose value the finding reports. floor: the share of the
-    baseline that damage is projected to, where the watched series falls. needs: the rule is asked
+    few words; both stand in the verdict. watches: the series whose value the finding reports, where it names no other.
+    floor: the share of the baseline that damage is projected to, where that series falls. needs: the rule is asked
     about the rows that have a value of all of these. uses: series that it looks at where they are known; without them
     it judges with less power.
     """

@@ -124,6 +124,7 @@ class DiversityLost(Rule):
             + (f"; it was {base:.1%} at the start." if base >= 0 else ".")
             + entropy_phrase(window),
             action=_EXPLORE,
+            series=key,
         )
 
     def _evaluations(self, window: Window) -> Finding | None:
@@ -141,6 +142,7 @@ class DiversityLost(Rule):
             message=f"Evaluations found {peak:.3g} distinct right answers to a prompt around step "
             f"{int(steps[int(np.argmax(pairs)) + 1])} and {now:.3g} now." + entropy_phrase(window),
             action=_EXPLORE,
+            series="eval/heldout/distinct",
         )
 
     def _pairs(self, window: Window) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What each action on an alert does to a run, against doing nothing: real runs, paired at the step of the alert.
 
-    python -m benchmarks.bench_actions --work FOLDER [--jobs 1] [--prone 24 --healthy 10]    trains, resumable
-    python -m benchmarks.bench_actions --work FOLDER --report                                writes the table
+    python -m benchmarks.study_actions --work FOLDER [--jobs 1] [--prone 24 --healthy 10]    trains, resumable
+    python -m benchmarks.study_actions --work FOLDER --report                                writes the table
 
 The settings are those of runs of the corpus's development part: collapse-prone ones, which lost rewards or answers
 there and were warned of, and healthy ones. Each is trained anew with another seed, so no run is one whose outcome chose
