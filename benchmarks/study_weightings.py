@@ -8,8 +8,8 @@ policy, prompts and sampling seed. Runs that the folder or benchmarks/results/we
 again, so the study goes on where it was cut off, also on another machine.
 
 The parts, in the order in which they are trained:
+- demo: the arms of the demo at its learning rate, seeds 0 to 9.
 - test: every arm at the setting's usual learning rate, seeds 0 to 4.
-- demo: the arms of the demo, seeds 5 to 9, so that there are ten seeds of it.
 - rates: every arm at all three rates, seed 100, which serves no other purpose. An arm's best rate is the one with the
   highest pass@1 + distinct / 16, both held out, mean of the last three evaluations. The rule was written before any
   run.
@@ -68,10 +68,10 @@ USUAL = {"off-policy": "1e-4", "on-policy": "3e-4"}
 RATES = ("3e-5", "1e-4", "3e-4")
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100,)
-DEMO_SEEDS, DEMO_ARMS = (5, 6, 7, 8, 9), ("uniform", "entropy_budget .3", "ict_budget .3")
+DEMO_SEEDS, DEMO_ARMS = tuple(range(10)), ("uniform", "entropy_budget .3", "ict_budget .3")
 NO_RATIO = {"clip-higher"}  # arms that are uniform with one update a step
 PARTS = (
-    "off-policy-test", "off-policy-demo", "on-policy-test", "off-policy-rates", "on-policy-rates", "off-policy-best",
+    "off-policy-demo", "off-policy-test", "on-policy-test", "off-policy-rates", "on-policy-rates", "off-policy-best",
     "on-policy-best",
 )  # fmt: skip
 FIGURES = tuple(
