@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from monitor.children import RLVR
+from monitor.queries.alerts import alert_log
 from monitor.recorder import Recorder
 from monitor.records import Alert, StepRecord
 from monitor.store.reader import open_store
@@ -63,12 +64,14 @@ def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path,
     assert process.returncode == 0
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=2)
-    for row in ("Entropy kept", "pass@1, held-out", "pass@4, held-out", "Distinct correct of 16", "Alerts raised"):
+    for row in ("Entropy kept", "pass@1, held-out", "pass@4, held-out", "Distinct correct of 16", "Warnings"):
         assert row in told
+    assert "ict_budget against uniform, 1 pair: too few to tell" in " ".join(told.split())
+    assert "First warning, uniform: none; ict_budget: none." in " ".join(told.split())
     with open_store(tmp_path) as store:
         states = {state.name: state for state in store.runs()}
         assert {name: state.status for name, state in states.items()} == {
-            "demo-uniform": "finished", "demo-ict": "finished"
+            "demo-uniform": "finished", "demo-ict_budget": "finished"
         }  # fmt: skip
         first = store.sql("SELECT DISTINCT step, name, value FROM steps WHERE step < 2 AND name LIKE 'eval/%'").rows
         assert len({name for _, name, _ in first}) == len(first)  # both arms start from the same policy
@@ -105,3 +108,15 @@ def test_the_terminal_tells_firing_and_the_end_of_what_fired_once(tmp_path):
     assert console.file.getvalue().count("[/red] :smile:") == 3  # text of an alert is no markup
     told_lines = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in told_lines] == ["ALERT", "ALERT", "RESOLVED"] and "m4" not in str(told_lines)
+
+
+def test_the_first_warning_is_the_first_of_a_rule_that_rose_to_a_warning(tmp_path):
+    with Recorder(tmp_path, "r", engine=Scripted()) as recorder:
+        for step in range(1, 11):
+            recorder.record(StepRecord(step, {"entropy": 1.0}))
+    tail = Tail(tmp_path)
+    tail.poll()
+    warnings = demo._warnings(alert_log(tail.cursor(), ["r"]), "r")
+    tail.close()
+    assert warnings == {("entropy_collapse", 6): 6}  # one episode; the pending one of step 3 never fired
+    assert demo._first(warnings) == "entropy_collapse at step 6" and demo._first({}) == "none"

@@ -1,4 +1,4 @@
-"""`rlvr demo`: two monitored runs, uniform and ict, and the live dashboard.
+"""`rlvr demo`: two monitored runs, uniform and ict_budget, and the live dashboard.
 
 This module only starts processes and reads the store. Both runs start from the same base policy, seed and prompts with
 the settings of presets/demo.toml, on one CPU core each.
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -25,13 +25,15 @@ from rich.text import Text
 
 from monitor.children import RLVR, child_environment
 from monitor.commands.parsing import parse
-from monitor.queries.alerts import alert_log, alert_spans
+from monitor.queries.alerts import alert_log
 from monitor.queries.differences import final_figures
+from monitor.queries.frames import Frame
 from monitor.queries.series import latest_scalars, scalar_series, series_of, value_at
+from monitor.stats.comparison import live_verdicts
 from monitor.store.tail import Tail
 from trainer.runtime.children import ending, interrupts_raise, run_bars, start_trainer
 
-ARMS = ("uniform", "ict")
+ARMS = ("uniform", "ict_budget")
 PRESET = Path(__file__).parents[1] / "presets" / "demo.toml"
 LEVEL = "eval/heldout/pass@1"
 FIGURES = {  # row of the table -> (series, format)
@@ -44,7 +46,7 @@ FIGURES = {  # row of the table -> (series, format)
 
 @dataclass(frozen=True)
 class Options:
-    """Train uniform and ict side by side and watch them."""
+    """Train uniform and ict_budget side by side and watch them."""
 
     store: str = "runs"  # folder of the store
     seed: int = 0  # seed of both runs
@@ -74,7 +76,8 @@ def main(argv: list[str]) -> int:
             if failed:
                 console.print(f"Failed: {', '.join(failed)}. See {store / 'logs'}.", style="red")
                 return 1
-            console.print(_result(store, list(runs)))
+            for part in _result(store, dict(zip(ARMS, runs, strict=True)), options.seed):
+                console.print(part)
             if not options.exit_when_done:
                 console.print(f"The dashboard stays at {url} until Ctrl-C.")
                 signal.pause()
@@ -161,14 +164,16 @@ def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[Any, ...]], consol
             console.print(Text.assemble((f"{run}: {rule} {state} at step {step}.", "yellow"), f" {message}"))
 
 
-def _result(store: Path, runs: list[str]) -> Table:
-    """The paired result, at the last step and at equal pass@1."""
+def _result(store: Path, runs: Mapping[str, str], seed: int) -> tuple[Table, Text]:
+    """The paired result, at the last step and at equal pass@1, and in words. runs: {arm: run}."""
     tail = Tail(store)
     tail.poll()
-    con = tail.cursor()
-    figures = final_figures(con, runs, [series for series, _ in FIGURES.values()], LEVEL)
-    entropy = scalar_series(con, runs, ["entropy"], max_points=10**9)
-    log = alert_log(con, runs)
+    con, names = tail.cursor(), list(runs.values())
+    figures = final_figures(con, names, [series for series, _ in FIGURES.values()], LEVEL)
+    entropy = scalar_series(con, names, ["entropy"], max_points=10**9)
+    log = alert_log(con, names)
+    configs = {run: entry.info.get("config", {}) for run, entry in tail.runs.items()}
+    verdict = live_verdicts(con, {arm: {seed: run} for arm, run in runs.items()}, configs)[ARMS[1]]
     tail.close()
     equal = figures["equal"]
     table = Table(title="Same base policy, seed and prompts; only the weighting differs")
@@ -177,17 +182,34 @@ def _result(store: Path, runs: list[str]) -> Table:
         table.add_column(f"{arm}\nat the\nlast step", justify="right")
     for arm in ARMS if equal else ():
         table.add_column(f"{arm}\nat equal\npass@1", justify="right")
-    columns = [figures["last"][run] for run in runs] + [equal[run] for run in runs if equal]
+    columns = [figures["last"][run] for run in names] + [equal[run] for run in names if equal]
     table.add_row("Step", *(f"{column['step']:.0f}" for column in columns))
     for row, (series, form) in FIGURES.items():
         table.add_row(row, *(form.format(column.get(series, np.nan)) for column in columns))
-    first = [series_of(entropy, run, "entropy")[1][0] for run in runs]
+    first = [series_of(entropy, run, "entropy")[1][0] for run in names]
     kept = [column["entropy"] / start for column, start in zip(columns, first * 2, strict=False) if "entropy" in column]
     table.add_row("Entropy kept", *(f"{share:.0%}" for share in kept))
-    spans = alert_spans(log)
-    fired = [int((spans["run"] == run).sum()) for run in runs]
-    table.add_row("Alerts raised", *(str(n) for n in fired))
-    return table
+    warnings = {run: _warnings(log, run) for run in names}
+    table.add_row("Warnings", *(str(len(of)) for of in warnings.values()))
+    told = "; ".join(f"{arm}: {_first(warnings[run])}" for arm, run in runs.items())
+    return table, Text(f"{verdict}\nFirst warning, {told}.\nThe study behind this pair: docs/reproduction.md.")
+
+
+def _warnings(log: Frame, run: str) -> dict[tuple[str, int], int]:
+    """{(rule, first step of the episode): step at which it first was a warning or worse} of one run."""
+    found: dict[tuple[str, int], int] = {}
+    columns = ("run", "rule", "state", "first_step", "step", "severity")
+    for name, rule, state, first, step, severity in zip(*(log[c] for c in columns), strict=True):
+        if name == run and state == "firing" and severity != "info":
+            found.setdefault((rule, int(first)), int(step))
+    return found
+
+
+def _first(warnings: Mapping[tuple[str, int], int]) -> str:
+    if not warnings:
+        return "none"
+    (rule, _), step = min(warnings.items(), key=lambda item: item[1])
+    return f"{rule} at step {step}"
 
 
 def _all_finished(store: Path, name: str) -> bool:
