@@ -201,21 +201,23 @@ def write(rows: dict[Run, list[dict[str, str]]]) -> None:
     print(f"{len(rows)} runs in {ROWS}")
     found: list[dict[str, Any]] = []
     for setting, usual in USUAL.items():
-        for rate, lrs in (("usual", dict.fromkeys(ARMS, usual)), ("best", _best_of(setting, best))):
-            arms = {arm: _curves(rows, setting, arm, lr) for arm, lr in lrs.items()}
-            known = {arm: of for arm, of in arms.items() if of}
-            if len(known.get("uniform", ())) and len(known) > 1:
+        best_lrs = {arm: best[setting, arm] for arm in ARMS if (setting, arm) in best}
+        for rate, lrs, seeds in (
+            ("usual", dict.fromkeys(ARMS, usual), SEEDS),
+            ("best", best_lrs, SEEDS),
+            ("demo", {arm: usual for arm in DEMO_ARMS if setting == "off-policy"}, DEMO_SEEDS),
+        ):
+            known = {arm: of for arm, lr in lrs.items() if (of := _curves(rows, setting, arm, lr, seeds))}
+            if "uniform" in known and len(known) > 1:
                 found += summary(setting, rate, known, lrs)
     write_rows(RESULTS / "weightings.csv", found, ("torch", "transformers", "scipy"))
 
 
-def _best_of(setting: str, best: dict[tuple[str, str], str]) -> dict[str, str]:
-    return {arm: best[setting, arm] for arm in ARMS if (setting, arm) in best}
-
-
-def _curves(rows: dict[Run, list[dict[str, str]]], setting: str, arm: str, lr: str) -> dict[int, Curve]:
-    """{seed: curve} of the seeds that the comparison is made of."""
-    runs = {seed: Run(setting, arm, lr, seed) for seed in SEEDS}
+def _curves(
+    rows: dict[Run, list[dict[str, str]]], setting: str, arm: str, lr: str, seeds: Sequence[int]
+) -> dict[int, Curve]:
+    """{seed: curve} of the runs that are finished."""
+    runs = {seed: Run(setting, arm, lr, seed) for seed in seeds}
     return {seed: curve(rows[run]) for seed, run in runs.items() if run in rows}
 
 
