@@ -6,8 +6,9 @@
   checks    every signal against float64 on a table of shapes: gpu_checks.csv; a wrong one ends the call with code 1
   kernels   copy bandwidth and special-function rate as measured, then the signals at 8 groups x 8 rollouts x 64
             positions x 151,936 in bf16, beside both floors and other implementations: gpu_kernels.csv
-  updates   ict (k = 10 %) against uniform on a Qwen2.5-0.5B shape with random weights: gpu_updates.csv
-  pair      in the time left, uniform and ict runs of the demo preset, stored in <out>/gpu_pair: gpu_pair.csv
+  updates   the weightings of the study against uniform on a Qwen2.5-0.5B shape with random weights: gpu_updates.csv
+  pair      in the time left, runs of the demo preset: uniform, both budgets and ict, stored in <out>/gpu_pair:
+            gpu_pair.csv
   tune      (not by default) the kernel's constants around their values: gpu_tune.csv
 
 Times are medians of CUDA events. Before each timed call a buffer larger than the L2 is overwritten, which also takes
@@ -41,6 +42,9 @@ import torch  # noqa: E402
 from harness import RESULTS, write_rows  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+KINDS = ("uniform", "ict", "ict_undecided", "random_undecided", "top_entropy", "entropy_budget", "ict_budget",
+         "random_budget", "opefo")  # fmt: skip
+PAIR = ("uniform", "ict_budget", "entropy_budget", "ict")
 DEVICE = torch.device("cpu" if SMALL else "cuda")
 L2_FLUSH = 1 << (10 if SMALL else 30)  # bytes overwritten between timed calls
 
@@ -210,7 +214,9 @@ def updates(out: Path, until: float) -> list[str]:
     import updates as work
 
     size = work.SMALL if SMALL else work.ON_GPU
-    rows = [work.measured(kind, DEVICE, size) for kind in ("uniform", "ict", "uniform", "ict")]
+    rows = [
+        work.measured(kind, DEVICE, size) for kind in (*KINDS, *KINDS[::-1])
+    ]  # each twice, far from and near to uniform
     uniform = min(float(row["update_ms"]) for row in rows if row["weighting"] == "uniform")
     for row in rows:
         row["times_uniform"] = f"{float(row['update_ms']) / uniform:.3f}"
@@ -225,8 +231,8 @@ def pair(out: Path, until: float) -> list[str]:
     from updates import pair_row
 
     store, rows, wrong = out / "gpu_pair", [], []
-    for index, kind in enumerate(("uniform", "ict")):
-        seconds = max(30.0, (until - time.monotonic()) / (2 - index))
+    for index, kind in enumerate(PAIR):
+        seconds = max(30.0, (until - time.monotonic()) / (len(PAIR) - index))
         command = [sys.executable, "-m", "monitor.cli", "train", "demo", "--weighting.kind", kind, "--run", kind]
         command += ["--store", str(store), *(["--steps", "2", "--eval.every", "0"] if SMALL else [])]
         run = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "RLVR_SIGNALS": "auto"})
