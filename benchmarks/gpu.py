@@ -43,7 +43,7 @@ from harness import RESULTS, write_rows  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 KINDS = ("uniform", "ict", "ict_undecided", "random_undecided", "top_entropy", "entropy_budget", "ict_budget",
-         "random_budget", "opefo")  # fmt: skip
+         "ict_soft_budget", "random_budget", "opefo")  # fmt: skip
 PAIR = ("uniform", "ict_budget", "entropy_budget", "ict")
 DEVICE = torch.device("cpu" if SMALL else "cuda")
 L2_FLUSH = 1 << (10 if SMALL else 30)  # bytes overwritten between timed calls

@@ -49,6 +49,7 @@ ARMS = {  # name -> arm as `rlvr compare` writes it
     "top_entropy 20 %": "top_entropy:keep=0.2",
     "entropy_budget .3": "entropy_budget:share=0.3",
     "ict_budget .3": "ict_budget:share=0.3",
+    "ict_soft_budget .3": "ict_soft_budget:share=0.3",
     "random_budget .3": "random_budget:share=0.3",
     "opefo": "opefo",
     "entropy bonus": "uniform:loss.entropy_target=0.24",
@@ -68,7 +69,7 @@ USUAL = {"off-policy": "1e-4", "on-policy": "3e-4"}
 RATES = ("3e-5", "1e-4", "3e-4")
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100,)
-DEMO_SEEDS, DEMO_ARMS = tuple(range(10)), ("uniform", "entropy_budget .3", "ict_budget .3")
+DEMO_SEEDS, DEMO_ARMS = tuple(range(10)), ("uniform", "entropy_budget .3", "ict_soft_budget .3", "ict_budget .3")
 NO_RATIO = {"clip-higher"}  # arms that are uniform with one update a step
 PARTS = (
     "off-policy-demo", "off-policy-test", "on-policy-test", "off-policy-rates", "on-policy-rates", "off-policy-best",

@@ -37,7 +37,7 @@ def number(text: str, sign: str = "") -> str:
 
 
 def level(row: Row) -> str:
-    return f"{number(row['mean'])} ± {number(row['sd'])}"
+    return number(row["mean"]) + (f" ± {number(row['sd'])}" if row["sd"] != "nan" else "")
 
 
 def against(row: Row) -> str:
@@ -46,7 +46,9 @@ def against(row: Row) -> str:
 
 def difference(row: Row) -> str:
     """Difference and interval; bold where the corrected p is below .05."""
-    text = f"{number(row['difference'], '+')} [{number(row['low'], '+')}, {number(row['high'], '+')}]"
+    text = number(row["difference"], "+")
+    if row["low"] != "nan":
+        text += f" [{number(row['low'], '+')}, {number(row['high'], '+')}]"
     return f"**{text}**" if float(row["p_t_holm"]) < 0.05 else text
 
 
@@ -69,7 +71,7 @@ def tables() -> dict[str, list[str]]:
     made: dict[str, list[str]] = {}
     every = rows()
     for setting in SETTINGS:
-        for rate in ("usual", "best"):
+        for rate in ("usual", "best", "demo"):
             own = [row for row in every if (row["setting"], row["rate"]) == (setting, rate)]
             name = f"{setting}-{rate}"
             if not own:

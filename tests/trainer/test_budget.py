@@ -15,7 +15,7 @@ from trainer.config import ConfigError
 from trainer.learning.weightings import WeightInputs
 from trainer.learning.weightings.inputs import random_scores
 
-BUDGETS = ("entropy_budget", "ict_budget", "random_budget")
+BUDGETS = ("entropy_budget", "ict_budget", "ict_soft_budget", "random_budget")
 
 
 def sampled_inputs(seed: int, n: int = 8, t: int = 12, v: int = 9):
@@ -57,6 +57,17 @@ def plain_budget(kind: str, inputs: WeightInputs, logits, ids, share: float, ord
     if net < 0 and kind == "entropy_budget":
         a = min(max((share * net - (net - low)) / low, 0.0), 1.0)
         weight |= dict.fromkeys(lowering, a)
+    elif net < 0 and kind == "ict_soft_budget":
+        most = max(float(order[at]) for at in lowering)
+        relative = {at: float(order[at]) / most for at in lowering}
+        missing = share * net - net
+        b = missing / sum(-change[at] * (1 - relative[at]) for at in lowering)
+        for at in lowering:
+            weight[at] = 1 - b * (1 - relative[at])
+        if b > 1:
+            full = sum(-change[at] * relative[at] for at in lowering)
+            a = max((-low - missing) / full, 0.0)
+            weight |= {at: a * relative[at] for at in lowering}
     elif net < 0:
         for at in sorted(lowering, key=lambda at: float(order[at])):
             missing = share * net - sum(weight[x] * dh for x, dh in change.items())
@@ -93,7 +104,7 @@ def test_the_net_is_the_share_of_the_unweighted_net(kind, share):
             reached = min(share * net, float(change.clamp(min=0).sum()))  # all that raising tokens can give
             assert float((found * change).sum()) == pytest.approx(reached, rel=1e-6, abs=1e-6)
             braked += 1
-        if kind != "entropy_budget":
+        if kind in ("ict_budget", "random_budget"):
             assert ((found > 0) & (found < 1)).sum() <= given.mask.sum(1).max()  # row 0 of equal deviations at most
     assert braked > 5 or share == 1
 

@@ -57,7 +57,7 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
         (
             {"loss": {"entropy_target": 0.3, "entropy_actuator": "budget"}},
             "loss.entropy_actuator is 'budget', but weighting.kind is 'ict', which has no budget. Set "
-            "weighting.kind to entropy_budget or ict_budget or random_budget,",
+            "weighting.kind to entropy_budget or ict_budget or ict_soft_budget or random_budget,",
         ),
         (
             {

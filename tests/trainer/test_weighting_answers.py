@@ -217,6 +217,19 @@ def test_known_answer_ict_budget():
     assert torch.equal(weights("ict_budget", replace(BRAKED, advantages=-BRAKED.advantages)), BRAKED.mask.float())
 
 
+def test_known_answer_ict_soft_budget():
+    # u / m is 1/3, 1 and 2/3 on losses of 1, 4 and 3. share 0.9 takes 0.6 back: b = 0.6 / (1 * 2/3 + 3 * 1/3) = 0.36:
+    # 1 - 0.36 * 2/3 = 0.76, 1, 1 - 0.36 * 1/3 = 0.88, and 0.76 + 4 + 3 * 0.88 = 8 - 0.6
+    assert torch.allclose(weights("ict_soft_budget", BRAKED, share=0.9), torch.tensor([[0.76, 1, 1], [0.88, 1, 0]]))
+    # share 0.3 takes 4.2, more than the 5/3 of b = 1: a = (8 - 4.2) / (8 - 5/3) = 0.6: 0.2, 0.6, 0.4
+    assert torch.allclose(weights("ict_soft_budget", BRAKED), torch.tensor([[0.2, 1, 0.6], [0.4, 1, 0]]))
+    assert torch.equal(weights("ict_soft_budget", BRAKED, share=1.0), BRAKED.mask.float())
+    assert weights("ict_soft_budget", BRAKED, share=-0.5).tolist() == [[0, 1, 0], [0, 1, 0]]
+    for equal in (0.2, 0.0):  # without a ranking it is the entropy budget
+        tied = replace(BRAKED, signals=signals_of_changes(CHANGES, torch.full((2, 3), equal)))
+        assert torch.allclose(weights("ict_soft_budget", tied), weights("entropy_budget", tied))
+
+
 def test_known_answer_random_budget():
     # 4.2 of the loss is taken back in one of six orders of the tokens 1, 4 and 3; the last taken keeps a part:
     # 1 4: 0.8 of 4; 1 3 4 and 3 1 4: 0.95 of 4; 4 1: 0.8 of 1; 4 3: 14/15 of 3; 3 4: 0.7 of 4

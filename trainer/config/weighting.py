@@ -148,6 +148,10 @@ class IctBudget(Budget):
     kind: Literal["ict_budget"] = "ict_budget"
 
 
+class IctSoftBudget(Budget):
+    kind: Literal["ict_soft_budget"] = "ict_soft_budget"
+
+
 class RandomBudget(Budget):
     kind: Literal["random_budget"] = "random_budget"
 
@@ -175,7 +179,8 @@ class Attention(WeightingConfig):
 
 Weighting = Annotated[
     Uniform | Ict | IctFrequent | Random | IctUndecided | RandomUndecided | TopEntropy | Stapo | IctSoft | Divergence
-    | Rsi | Stare | AdvantageReweight | EntropyBudget | IctBudget | RandomBudget | Opefo | ClipCov | KlCov | Attention,
+    | Rsi | Stare | AdvantageReweight | EntropyBudget | IctBudget | IctSoftBudget | RandomBudget | Opefo | ClipCov
+    | KlCov | Attention,
     Field(discriminator="kind"),
 ]  # fmt: skip
 WEIGHTINGS: dict[str, type[WeightingConfig]] = {

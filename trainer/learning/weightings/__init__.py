@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.config import WeightingConfig
 from trainer.learning.weightings.attention import attention
 from trainer.learning.weightings.baselines import random, random_undecided, uniform
-from trainer.learning.weightings.budget import entropy_budget, ict_budget, opefo, random_budget
+from trainer.learning.weightings.budget import entropy_budget, ict_budget, ict_soft_budget, opefo, random_budget
 from trainer.learning.weightings.covariance import clip_cov, kl_cov, kl_cov_penalty
 from trainer.learning.weightings.deviation import (
     capped_deviation,
@@ -47,6 +47,7 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "advantage_reweight": advantage_reweight,
     "entropy_budget": entropy_budget,
     "ict_budget": ict_budget,
+    "ict_soft_budget": ict_soft_budget,
     "random_budget": random_budget,
     "opefo": opefo,
     "clip_cov": clip_cov,

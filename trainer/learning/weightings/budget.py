@@ -51,6 +51,31 @@ def ict_budget(inputs: WeightInputs, *, share: float) -> Tensor:
     return _without_lowest(inputs, inputs.signals.deviation, share)
 
 
+def ict_soft_budget(inputs: WeightInputs, *, share: float) -> Tensor:
+    """Less weight for entropy-lowering tokens the less they deviate from their group, until a share is left.
+
+    Formula: w = 1 - b (1 - u / m) on tokens with dH1 < 0, else 1; u is the deviation and m its largest value on those
+    tokens. b in [0, 1] brings sum(w dH1) to share (L + U). Where b = 1 does not take enough, w = a u / m with a in
+    [0, 1]. w = 1 everywhere where L + U >= 0; w = 0 on all tokens with dH1 < 0 where U is less than share (L + U).
+    Scope: the batch: L, U and m are those of all tokens of a step's rollouts on all ranks. m is found as the cut of
+    `ict_budget` is.
+    Denominator: all tokens (normalise = "all", here the default).
+    Defaults: share = 0.3, as in `entropy_budget`.
+    Source: ours; between `entropy_budget`, which brakes all lowering tokens alike, and `ict_budget`, which leaves out
+    the least deviating ones.
+    """
+    change, excess = _flow(inputs, share)
+    lost = torch.where(change < 0, -change, 0.0)
+    deviation, key = _ordered(inputs.signals.deviation)
+    total = inputs.sum_over_ranks(lost.sum())
+    largest = _cut(inputs, lost, key, total).int().view(torch.float32).double()
+    relative = torch.where(largest > 0, deviation / largest.clamp(min=1e-300), 1.0).clamp(max=1)
+    near = inputs.sum_over_ranks((lost * relative).sum())  # what is left of the loss at b = 1
+    b = torch.where(excess > 0, excess / (total - near).clamp(min=1e-300), 0.0)
+    braked = torch.where(b <= 1, 1 - b * (1 - relative), _rest(excess - (total - near), near) * relative)
+    return torch.where(lost > 0, braked, inputs.mask.double()).float()
+
+
 def random_budget(inputs: WeightInputs, *, share: float) -> Tensor:
     """Leaves out entropy-lowering tokens in random order until a share of the loss remains: control of `ict_budget`.
 
@@ -102,17 +127,25 @@ def _without_lowest(inputs: WeightInputs, score: Tensor, share: float) -> Tensor
     """
     change, excess = _flow(inputs, share)
     lost = torch.where(change < 0, -change, 0.0)
-    key = score.float().abs().contiguous().view(torch.int32).long()
+    _, key = _ordered(score)
+    cut = _cut(inputs, lost, key, excess)
+    below, through = (inputs.sum_over_ranks(torch.where(key < end, lost, 0.0).sum()) for end in (cut, cut + 1))
+    rest = _rest((excess - below).clamp(min=0), through - below)
+    kept = torch.where(key < cut, 0.0, torch.where(key == cut, rest, 1.0))
+    return torch.where(lost > 0, kept, inputs.mask.double()).float()
 
-    def lost_below(cut: Tensor) -> Tensor:
-        return inputs.sum_over_ranks(torch.where(key < cut, lost, 0.0).sum())
 
+def _ordered(score: Tensor) -> tuple[Tensor, Tensor]:
+    """(score as float64, integers that sort as the scores do) of float32 scores >= 0; -0.0 counts as 0."""
+    positive = score.float().abs().contiguous()
+    return positive.double(), positive.view(torch.int32).long()
+
+
+def _cut(inputs: WeightInputs, lost: Tensor, key: Tensor, amount: Tensor) -> Tensor:
+    """The smallest key for which the tokens up to it lose `amount` or more, summed over ranks; 0-d int64."""
     low, high = (torch.full((), end, dtype=torch.long, device=key.device) for end in (0, 2**_BITS - 1))
     for _ in range(_BITS):
         middle = (low + high) // 2
-        enough = lost_below(middle + 1) >= excess
+        enough = inputs.sum_over_ranks(torch.where(key <= middle, lost, 0.0).sum()) >= amount
         low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
-    below = lost_below(low)
-    rest = _rest((excess - below).clamp(min=0), lost_below(low + 1) - below)
-    kept = torch.where(key < low, 0.0, torch.where(key == low, rest, 1.0))
-    return torch.where(lost > 0, kept, inputs.mask.double()).float()
+    return low
