@@ -21,7 +21,7 @@ def main() -> None:
                 executable_path=os.environ.get("RLVR_CHROMIUM") or "/usr/bin/chromium", args=FLAGS
             )
             page = browser.new_page(viewport={"width": 1280, "height": 1130}, color_scheme="light")
-            page.goto(f"{url}/run?run=collapse")
+            page.goto(f"{url}/run?run=uniform-s0")
             page.get_by_text("Deviation of tokens").wait_for(timeout=60_000)
             page.wait_for_timeout(3000)  # the charts draw one after the other
             page.screenshot(path=ROOT / "docs" / "collapse.png")

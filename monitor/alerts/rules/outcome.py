@@ -85,7 +85,7 @@ class DiversityLost(Rule):
 
     name: ClassVar[str] = "diversity_lost"
     says: ClassVar[str] = "Right answers become the same"
-    cure: ClassVar[str] = "go back before the loss and hold the entropy"
+    cure: ClassVar[str] = "go back before the loss and lower the learning rate"
     watches: ClassVar[str] = "same_answer_share"
     needs: ClassVar[tuple[str, ...]] = ("reward",)
     uses: ClassVar[tuple[str, ...]] = ("same_answer_share", "duplicate_share", "eval/heldout/distinct", "entropy")
@@ -192,8 +192,8 @@ class GeneralizationGap(Rule):
 
 
 _EXPLORE = (
-    "Go back to a checkpoint from before the loss. Lower the learning rate or the epochs, raise the sampling "
-    "temperature or the upper clip, or hold the entropy (loss.entropy_target)."
+    "Go back to a checkpoint from before the loss and lower the learning rate (rlvr train --guard does both), or train "
+    "with a budget weighting from the start."
 )
 
 
