@@ -32,12 +32,15 @@ Values = dict[str, float]
 def curve(rows: Sequence[Mapping[str, str]]) -> Curve:
     """The evaluations of one run, in the order of steps; nan where a figure is missing."""
     ordered = sorted(rows, key=lambda row: int(row["step"]))
-    names = ("step", *AT_LAST)
+    names = ("step", *AT_LAST, "first_warning")
     return {name: np.array([float(row[name] or "nan") for row in ordered]) for name in names}
 
 
 def at_last(run: Curve) -> Values:
-    return {name: float(run[name][-LAST:].mean()) for name in AT_LAST}
+    """The figures at the end, whether an alert of severity warning or worse fired in the run, and at which step."""
+    warned = run["first_warning"][-1]
+    figures = {name: float(run[name][-LAST:].mean()) for name in AT_LAST}
+    return figures | {"warned": float(np.isfinite(warned)), "first_warning": float(warned)}
 
 
 def on_frontier(run: Curve) -> Values:

@@ -1,4 +1,4 @@
-"""Fills the tables of docs/reproduction.md from the study's rows: python -m docs.make_reproduction"""
+"""Fills the tables of docs/reproduction.md and of README.md from the study's rows: python -m docs.make_reproduction"""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("reproduction.md")
-ROWS = PAGE.parent.parent / "benchmarks" / "results" / "weightings.csv"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "docs" / "reproduction.md", ROOT / "README.md")
+ROWS = ROOT / "benchmarks" / "results" / "weightings.csv"
 SETTINGS = ("off-policy", "on-policy")
 LAST = {
     "heldout/pass@1": "pass@1", "heldout/distinct": "distinct of 16", "multipath/distinct": "distinct, multi-path",
@@ -19,6 +20,7 @@ EQUAL = {
     "ood/pass@1": "pass@1, out of distribution", "entropy": "entropy, nats",
 }  # fmt: skip
 AREAS = {"area of distinct": "pass@1 x distinct", "area of pass@16": "pass@1 x pass@16"}
+WARNED = {"warned": "runs that were warned", "first_warning": "step of the first warning"}
 LEVELS = {f"distinct at {level}": f"{level:.1f}"[1:] for level in (0.5, 0.6, 0.7, 0.8, 0.9)}
 Row = dict[str, str]
 
@@ -58,6 +60,13 @@ def reached(row: Row) -> str:
     return "–" if not n else number(row["mean"]) + (f" ({n} of {seeds})" if n < seeds else "")
 
 
+def warned(row: Row) -> str:
+    """How many runs, or the mean step of those."""
+    if row["figure"] != "warned":
+        return reached(row)
+    return f"{round(float(row['mean']) * int(row['n']))} of {row['n']}"
+
+
 def table(found: Sequence[Row], figures: dict[str, str], cell: Callable[[Row], str]) -> list[str]:
     """A line for each arm, a column for each figure."""
     by_place = {(row["arm"], row["figure"]): row for row in found}
@@ -76,7 +85,7 @@ def tables() -> dict[str, list[str]]:
             name = f"{setting}-{rate}"
             if not own:
                 made |= {f"{name}-{kind}": ["(not trained yet)"] for kind in ("last", "difference", "equal", "frontier",
-                         "area", "runs")}  # fmt: skip
+                         "area", "runs", "warned")}  # fmt: skip
                 continue
             last, equal, frontier = ([row for row in own if row["way"] == w] for w in ("last", "equal", "frontier"))
             others = [row for row in last if row["arm"] != "uniform"]
@@ -87,6 +96,7 @@ def tables() -> dict[str, list[str]]:
                 f"{name}-frontier": table(frontier, LEVELS, reached),
                 f"{name}-area": table([row for row in frontier if row["arm"] != "uniform"], AREAS, difference),
                 f"{name}-runs": runs_of(last),
+                f"{name}-warned": table(last, WARNED, warned),
             }
     return made
 
@@ -110,4 +120,5 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    for path in PAGES:
+        path.write_text(page(path.read_text()))

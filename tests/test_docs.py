@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 import rlvr_monitor
 from docs import (
     make_actions,
@@ -19,6 +21,7 @@ from docs import (
     make_reliability,
 )
 from docs.make_method import page
+from docs.make_reproduction import PAGES
 from docs.make_reproduction import page as reproduction_page
 from monitor.alerts.actions import ACTIONS
 from monitor.alerts.rules import RULES, Rule
@@ -225,6 +228,8 @@ def test_the_reward_example_is_a_reward_function(tmp_path, monkeypatch):
     assert checked_rewards(function, ["5:"], ["2+3=5"], [[1, 2, 3]], target=[5]) == [0.97]
 
 
-def test_the_tables_of_the_first_comparison_are_those_of_its_rows():
-    text = (ROOT / "docs/reproduction.md").read_text()
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_tables_of_the_study_are_those_of_its_rows(path):
+    text = path.read_text()
+    assert "<!-- table " in text
     assert reproduction_page(text) == text, "Run: python -m docs.make_reproduction"

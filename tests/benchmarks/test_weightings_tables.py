@@ -12,7 +12,13 @@ from benchmarks.weightings_tables import AT_LAST, curve, summary
 
 def run_of(accuracy: list[float], distinct: list[float]) -> dict[str, np.ndarray]:
     rows = [
-        dict.fromkeys(AT_LAST, "0.5") | {"step": str(15 * i), "heldout/pass@1": str(a), "heldout/distinct": str(d)}
+        dict.fromkeys(AT_LAST, "0.5")
+        | {
+            "step": str(15 * i),
+            "heldout/pass@1": str(a),
+            "heldout/distinct": str(d),
+            "first_warning": "40" if min(distinct) < 8 else "",
+        }
         for i, (a, d) in enumerate(zip(accuracy, distinct, strict=True))
     ]
     return dict(curve(rows[::-1]))  # rows of any order
@@ -30,6 +36,8 @@ def test_an_arm_that_keeps_its_answers():
     assert last["difference"] == pytest.approx(4 + 1 / 3)
     assert last["low"] > 0
     assert last["pairs"] == 3
+    assert found["last", "warned", "uniform"]["mean"] == 1 and found["last", "warned", "budget"]["mean"] == 0
+    assert found["last", "first_warning", "uniform"]["mean"] == 40
 
     # Both reach .8, uniform at step 15 with 12 answers, the arm at step 30 with 12.
     equal = found["equal", "heldout/distinct", "budget"]
