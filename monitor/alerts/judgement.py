@@ -15,6 +15,7 @@ import numpy as np
 from monitor.alerts.rules import Finding, Rule
 from monitor.alerts.trends import TINY_NATS, fit_trend
 from monitor.alerts.window import BASELINE_ROWS, Window
+from monitor.metrics import metric
 from monitor.records import SEVERITY_RANK, Severity, finite
 
 Health = Literal["too early", "healthy", "info", "warning", "critical"]
@@ -140,12 +141,14 @@ def _quiet(window: Window, step: int | None, rules: Sequence[Rule], warmup_steps
 
 
 def _numbers(fires: Open) -> str:
-    """' (1 to 0.2)', with the name of the series before where a rule finds things in several."""
+    """' (1 to 0.2)', with the label of the series before where a rule finds things in several; shares in percent."""
     value, base = fires.finding.value, fires.finding.baseline
     if not (math.isfinite(value) and math.isfinite(base)):
         return ""
-    named = f"{fires.finding.series} " if fires.finding.series else ""
-    return f" ({named}{base:.3g} to {value:.3g})"
+    told = metric(fires.series)
+    named = f"{told.label[:1].lower()}{told.label[1:]} " if fires.finding.series else ""
+    form = ".0%" if told.unit == "share" else ".3g"
+    return f" ({named}{base:{form}} to {value:{form}})"
 
 
 def _span(window: Window, key: str) -> tuple[int | None, int | None]:

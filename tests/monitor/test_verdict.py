@@ -61,15 +61,15 @@ def test_the_worst_alert_speaks_and_the_others_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found_by", "series", "numbers", "steps"),
+    ("found_by", "series", "numbers", "value", "steps"),
     [
-        ("evaluations", "eval/heldout/distinct", (9.0, 4.0), (0, 90)),
-        ("rollouts", "same_answer_share", (0.0, 0.3), (60, 99)),
-        ("texts", "duplicate_share", (0.0, 0.3), (60, 99)),
+        ("evaluations", "eval/heldout/distinct", "distinct correct answers, heldout 9 to 4", 4.0, (0, 90)),
+        ("rollouts", "same_answer_share", "same correct answer 0% to 30%", 0.3, (60, 99)),
+        ("texts", "duplicate_share", "same text 0% to 30%", 0.3, (60, 99)),
     ],
 )
 def test_a_clause_names_the_series_that_the_finding_came_from(
-    found_by: str, series: str, numbers: tuple[float, float], steps: tuple[int, int]
+    found_by: str, series: str, numbers: str, value: float, steps: tuple[int, int]
 ) -> None:
     """Distinct answers 4 7 9 9 8 7 6 5 4 4: means of two peak at 9, the last is 4. Same answers: 0, later 0.3."""
     distinct = [None] * 100
@@ -79,10 +79,10 @@ def test_a_clause_names_the_series_that_the_finding_came_from(
     columns = {"reward": np.full(100, 0.5), told: same, "eval/heldout/distinct": distinct}
     found = verdict({"step": range(100), **columns}, rules=[DiversityLost(for_rows=1)])
     by_kind = {clause.kind: clause for clause in found.clauses}
-    what, since, (base, value) = by_kind["what"], by_kind["since"], numbers
+    what, since = by_kind["what"], by_kind["since"]
     assert (what.series, what.first_step, what.last_step, what.value) == (series, *steps, pytest.approx(value))
     assert (since.series, since.value) == (series, pytest.approx(value))
-    assert f" ({series} {base:.3g} to {value:.3g}): " in found.sentence
+    assert f" ({numbers}): " in found.sentence
 
 
 def test_live_and_replayed_verdicts_are_one() -> None:
