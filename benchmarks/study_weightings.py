@@ -8,11 +8,12 @@ policy, prompts and sampling seed. Runs that the folder or benchmarks/results/we
 again, so the study goes on where it was cut off, also on another machine.
 
 The parts, in the order in which they are trained:
-- demo: the arms of the demo at its learning rate, seeds 0 to 9.
+- demo: the arms of the demo at its learning rate, 2e-4, seeds 0 to 9. The rate was chosen on seeds 100, 200 and 201.
 - test: every arm at the setting's usual learning rate, seeds 0 to 4.
 - rates: every arm at all three rates, seed 100, which serves no other purpose. An arm's best rate is the one with the
   highest pass@1 + distinct / 16, both held out, mean of the last three evaluations. The rule was written before any
   run.
+- shares: both budgets at four shares of uniform's loss, at the usual rate, seed 100.
 - best: arms whose best rate is not the usual one, at their best, seeds 0 to 4.
 
 Evaluations: 40 prompts x 16 samples of each split, every 15 steps, at the rollouts' temperature.
@@ -69,11 +70,13 @@ USUAL = {"off-policy": "1e-4", "on-policy": "3e-4"}
 RATES = ("3e-5", "1e-4", "3e-4")
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100,)
-DEMO_SEEDS, DEMO_ARMS = tuple(range(10)), ("uniform", "entropy_budget .3", "ict_soft_budget .3", "ict_budget .3")
+DEMO_LR, DEMO_SEEDS = "2e-4", tuple(range(10))
+DEMO_ARMS = ("uniform", "ict_budget .3", "entropy_budget .3", "ict 10 %")
+SHARES = tuple(f"{kind} {share}" for kind in ("entropy_budget", "ict_budget") for share in (".1", ".3", ".5", ".7"))
 NO_RATIO = {"clip-higher"}  # arms that are uniform with one update a step
 PARTS = (
-    "off-policy-demo", "off-policy-test", "on-policy-test", "off-policy-rates", "on-policy-rates", "off-policy-best",
-    "on-policy-best",
+    "off-policy-demo", "off-policy-test", "on-policy-test", "off-policy-shares", "off-policy-rates", "on-policy-rates",
+    "off-policy-best", "on-policy-best",
 )  # fmt: skip
 FIGURES = tuple(
     f"{split}/{name}" for split in ("heldout", "ood", "multipath") for name in ("pass@1", "pass@16", "distinct")
@@ -94,7 +97,13 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.setting}-{parse_arm(ARMS[self.arm]).slug}-lr{self.lr}-s{self.seed}"
+        return f"{self.setting}-{parse_arm(self.text).slug}-lr{self.lr}-s{self.seed}"
+
+    @property
+    def text(self) -> str:
+        """The arm as `rlvr compare` writes it."""
+        kind, _, share = self.arm.partition(" ")
+        return ARMS.get(self.arm) or f"{kind}:share=0{share}"
 
     def job(self, store: Path) -> Job:
         """The run as a process to start, given what the store holds of it. Raises ConfigError."""
@@ -114,15 +123,16 @@ def part_of_study(name: str, best: dict[tuple[str, str], str]) -> Iterator[Run]:
     """The runs of one of PARTS, ordered by seed, so that a part that is cut off holds whole pairs."""
     setting, _, part = name.rpartition("-")
     usual = USUAL[setting]
-    arms = [arm for arm in ARMS if setting == "off-policy" or arm not in NO_RATIO]
-    for seed in {"rates": TUNING_SEEDS, "demo": DEMO_SEEDS}.get(part, SEEDS):
-        for arm in DEMO_ARMS if part == "demo" else arms:
-            if part == "rates":
-                yield from (Run(setting, arm, lr, seed) for lr in RATES)
-            elif part != "best":
-                yield Run(setting, arm, usual, seed)
-            elif (lr := best.get((setting, arm), usual)) != usual:
-                yield Run(setting, arm, lr, seed)
+    if part == "demo":
+        for arms in (DEMO_ARMS[:2], DEMO_ARMS[2:]):
+            yield from (Run(setting, arm, DEMO_LR, seed) for seed in DEMO_SEEDS for arm in arms)
+    elif part == "shares":
+        yield from (Run(setting, arm, usual, seed) for seed in TUNING_SEEDS for arm in SHARES)
+    else:
+        for seed in TUNING_SEEDS if part == "rates" else SEEDS:
+            for arm in ARMS if setting == "off-policy" else (arm for arm in ARMS if arm not in NO_RATIO):
+                lrs = {"rates": RATES, "test": (usual,)}.get(part, {best.get((setting, arm), usual)} - {usual})
+                yield from (Run(setting, arm, lr, seed) for lr in lrs)
 
 
 def score(rows: Sequence[dict[str, str]]) -> float:
@@ -206,7 +216,8 @@ def write(rows: dict[Run, list[dict[str, str]]]) -> None:
         for rate, lrs, seeds in (
             ("usual", dict.fromkeys(ARMS, usual), SEEDS),
             ("best", best_lrs, SEEDS),
-            ("demo", {arm: usual for arm in DEMO_ARMS if setting == "off-policy"}, DEMO_SEEDS),
+            ("demo", dict.fromkeys(DEMO_ARMS if setting == "off-policy" else (), DEMO_LR), DEMO_SEEDS),
+            ("shares", dict.fromkeys(("uniform", *SHARES) if setting == "off-policy" else (), usual), TUNING_SEEDS),
         ):
             known = {arm: of for arm, lr in lrs.items() if (of := _curves(rows, setting, arm, lr, seeds))}
             if "uniform" in known and len(known) > 1:
