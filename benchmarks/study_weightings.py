@@ -8,7 +8,7 @@ policy, prompts and sampling seed. Runs that the folder or benchmarks/results/we
 again, so the study goes on where it was cut off, also on another machine.
 
 The parts, in the order in which they are trained:
-- demo: the arms of the demo at its learning rate, 2e-4, seeds 0 to 9. The rate was chosen on seeds 100, 200 and 201.
+- demo: the arms of the demo, and the budget without a ranking, at the usual rate, seeds 0 to 9.
 - test: every arm at the setting's usual learning rate, seeds 0 to 4.
 - rates: every arm at all three rates, seed 100, which serves no other purpose. An arm's best rate is the one with the
   highest pass@1 + distinct / 16, both held out, mean of the last three evaluations. The rule was written before any
@@ -70,8 +70,8 @@ USUAL = {"off-policy": "1e-4", "on-policy": "3e-4"}
 RATES = ("3e-5", "1e-4", "3e-4")
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100,)
-DEMO_LR, DEMO_SEEDS = "2e-4", tuple(range(10))
-DEMO_ARMS = ("uniform", "ict_budget .3", "entropy_budget .3", "ict 10 %")
+DEMO_SEEDS = tuple(range(10))
+DEMO_ARMS = ("uniform", "ict_budget .3", "entropy_budget .3")
 SHARES = tuple(f"{kind} {share}" for kind in ("entropy_budget", "ict_budget") for share in (".1", ".3", ".5", ".7"))
 NO_RATIO = {"clip-higher"}  # arms that are uniform with one update a step
 PARTS = (
@@ -125,7 +125,7 @@ def part_of_study(name: str, best: dict[tuple[str, str], str]) -> Iterator[Run]:
     usual = USUAL[setting]
     if part == "demo":
         for arms in (DEMO_ARMS[:2], DEMO_ARMS[2:]):
-            yield from (Run(setting, arm, DEMO_LR, seed) for seed in DEMO_SEEDS for arm in arms)
+            yield from (Run(setting, arm, usual, seed) for seed in DEMO_SEEDS for arm in arms)
     elif part == "shares":
         yield from (Run(setting, arm, usual, seed) for seed in TUNING_SEEDS for arm in SHARES)
     else:
@@ -216,7 +216,7 @@ def write(rows: dict[Run, list[dict[str, str]]]) -> None:
         for rate, lrs, seeds in (
             ("usual", dict.fromkeys(ARMS, usual), SEEDS),
             ("best", best_lrs, SEEDS),
-            ("demo", dict.fromkeys(DEMO_ARMS if setting == "off-policy" else (), DEMO_LR), DEMO_SEEDS),
+            ("demo", dict.fromkeys(DEMO_ARMS if setting == "off-policy" else (), usual), DEMO_SEEDS),
             ("shares", dict.fromkeys(("uniform", *SHARES) if setting == "off-policy" else (), usual), TUNING_SEEDS),
         ):
             known = {arm: of for arm, lr in lrs.items() if (of := _curves(rows, setting, arm, lr, seeds))}
