@@ -13,6 +13,7 @@ The parts, in the order in which they are trained:
 - rates: every arm at all three rates, seed 100, which serves no other purpose. An arm's best rate is the one with the
   highest pass@1 + distinct / 16, both held out, mean of the last three evaluations. The rule was written before any
   run.
+- faster: uniform and ict_budget at twice the usual rate, seeds 0 to 2: where the budget loses.
 - shares: both budgets at four shares of uniform's loss, at the usual rate, seed 100.
 - best: arms whose best rate is not the usual one, at their best, seeds 0 to 4.
 
@@ -72,11 +73,12 @@ SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100,)
 DEMO_SEEDS = tuple(range(10))
 DEMO_ARMS = ("uniform", "ict_budget .3", "entropy_budget .3")
+FASTER_LR, FASTER_SEEDS = "2e-4", (0, 1, 2)
 SHARES = tuple(f"{kind} {share}" for kind in ("entropy_budget", "ict_budget") for share in (".1", ".3", ".5", ".7"))
 NO_RATIO = {"clip-higher"}  # arms that are uniform with one update a step
 PARTS = (
-    "off-policy-demo", "off-policy-test", "on-policy-test", "off-policy-shares", "off-policy-rates", "on-policy-rates",
-    "off-policy-best", "on-policy-best",
+    "off-policy-demo", "off-policy-test", "on-policy-test", "off-policy-faster", "off-policy-shares",
+    "off-policy-rates", "on-policy-rates", "off-policy-best", "on-policy-best",
 )  # fmt: skip
 FIGURES = tuple(
     f"{split}/{name}" for split in ("heldout", "ood", "multipath") for name in ("pass@1", "pass@16", "distinct")
@@ -126,6 +128,8 @@ def part_of_study(name: str, best: dict[tuple[str, str], str]) -> Iterator[Run]:
     if part == "demo":
         for arms in (DEMO_ARMS[:2], DEMO_ARMS[2:]):
             yield from (Run(setting, arm, usual, seed) for seed in DEMO_SEEDS for arm in arms)
+    elif part == "faster":
+        yield from (Run(setting, arm, FASTER_LR, seed) for seed in FASTER_SEEDS for arm in DEMO_ARMS[:2])
     elif part == "shares":
         yield from (Run(setting, arm, usual, seed) for seed in TUNING_SEEDS for arm in SHARES)
     else:
@@ -217,6 +221,7 @@ def write(rows: dict[Run, list[dict[str, str]]]) -> None:
             ("usual", dict.fromkeys(ARMS, usual), SEEDS),
             ("best", best_lrs, SEEDS),
             ("demo", dict.fromkeys(DEMO_ARMS if setting == "off-policy" else (), usual), DEMO_SEEDS),
+            ("faster", dict.fromkeys(DEMO_ARMS[:2] if setting == "off-policy" else (), FASTER_LR), FASTER_SEEDS),
             ("shares", dict.fromkeys(("uniform", *SHARES) if setting == "off-policy" else (), usual), TUNING_SEEDS),
         ):
             known = {arm: of for arm, lr in lrs.items() if (of := _curves(rows, setting, arm, lr, seeds))}

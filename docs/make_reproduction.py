@@ -80,7 +80,7 @@ def tables() -> dict[str, list[str]]:
     made: dict[str, list[str]] = {}
     every = rows()
     for setting in SETTINGS:
-        for rate in ("usual", "best", "demo"):
+        for rate in ("usual", "best", "demo", "faster", "shares"):
             own = [row for row in every if (row["setting"], row["rate"]) == (setting, rate)]
             name = f"{setting}-{rate}"
             if not own:
