@@ -34,7 +34,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.tasks.chain import MAX_STEPS, MIN_STEPS, apply
-from trainer.tasks.paths import CELLS, MOVES, STEPS
+from trainer.tasks.paths import CELLS, MAX_MOVES, MOVES, STEPS
 
 LOW, HIGH = 10, 150  # targets in the training data of chains; reinforcement learning uses 10 to 99
 CONTEXT = 80
@@ -72,7 +72,7 @@ def other_target(rng: random.Random, prompt: str) -> str:
 def random_path(rng: random.Random) -> tuple[str, str]:
     """The prompt "start,goal" of a random walk that enters no cell twice, and its moves as text."""
     cells, moves = [rng.choice(CELLS)], ""
-    for _ in range(rng.choices(range(1, len(LENGTHS) + 1), LENGTHS)[0]):
+    for _ in range(rng.choices(range(1, MAX_MOVES + 1), weights=range(MAX_MOVES, 0, -1))[0]):  # mostly short
         ways = [(move, cell) for move in MOVES if (cell := STEPS.get((cells[-1], move))) and cell not in cells]
         if not ways:
             break
@@ -100,13 +100,13 @@ class Recipe:
     unrelated: Callable[[random.Random, str], str]
     related_steps: int
     unrelated_steps: int
-    share: float = 0.3
+    share: float
 
 
 RECIPES = {
-    "chain": Recipe(128, 4, random_chain, other_target, related_steps=1300, unrelated_steps=200),
-    "chain_small": Recipe(96, 2, random_chain, other_target, related_steps=900, unrelated_steps=0),
-    "paths": Recipe(96, 4, random_path, other_goal, related_steps=1300, unrelated_steps=200),
+    "chain": Recipe(128, 4, random_chain, other_target, related_steps=1300, unrelated_steps=200, share=0.3),
+    "chain_small": Recipe(96, 2, random_chain, other_target, related_steps=900, unrelated_steps=0, share=0.0),
+    "paths": Recipe(96, 4, random_path, other_goal, related_steps=1400, unrelated_steps=200, share=0.4),
 }
 
 

@@ -8,8 +8,8 @@ Paths need not be shortest, so every prompt has many right answers. In `chain` a
 policy fails by wrong sums. Here nothing is stated: a policy must know the grid and keep count of where it is, and fails
 by walking into a wall, in a circle, or to another cell.
 
-Splits divide pairs of cells; a pair stands in one split, in one direction. `ood` has pairs 9 or more moves apart,
-longer than reinforcement learning ever sees. All others are 3 to 7 moves apart: `multipath` has those with 6 shortest
+Splits divide pairs of cells; a pair stands in one split, in one direction. `ood` has 64 pairs that are 10 moves or more
+apart, farther than reinforcement learning ever sees. All others are 4 to 8 apart: `multipath` has those with 7 shortest
 paths or more, `heldout` 64 of the rest, and `train` what is left. The pairs are shuffled once, with a fixed seed, so
 that the first prompts of a split are a fair sample of it.
 """
@@ -36,8 +36,8 @@ GRID = (  # "#" is a wall
 CELLS = tuple(f"{row}{col}" for row, line in enumerate(GRID) for col, place in enumerate(line) if place == ".")
 MOVES = {"8": (-1, 0), "2": (1, 0), "4": (0, -1), "6": (0, 1)}  # character -> (rows, columns)
 MAX_MOVES = 16
-NEAR, FAR = range(3, 8), 9  # shortest moves of the prompts of all splits but ood; the least of those of ood
-MANY_WAYS = 6  # shortest paths that put a prompt into multipath
+NEAR, FAR = range(4, 9), 10  # shortest moves of the prompts of all splits but ood; the least of those of ood
+MANY_WAYS = 7  # shortest paths that put a prompt into multipath
 HELDOUT, OOD = 64, 64  # prompts
 STEPS = {  # (cell, move) -> the cell that it enters; no row where a wall or the edge stops it
     (cell, move): entered
