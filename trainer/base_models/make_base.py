@@ -10,7 +10,10 @@ All learn next tokens of random right answers, each after the prompt that it ans
   one CPU core.
 - chain_small (0.2 M parameters, model "builtin-small"): two narrow layers, stopped early. The policy follows the target
   and fails by wrong sums, which a sparse update can make worse (docs/log.md). Takes about 2 minutes.
-- paths (PARAMS, model "builtin-paths"): PATHS
+- paths (0.5 M parameters, model "builtin-paths"): random walks (trainer/tasks/paths.py) after their start and goal,
+  stopped early; in a second stage 40 % of the goals are unrelated cells. The policy half-knows both the grid and the
+  goal: of its samples at temperature 1 on held-out prompts 32 % are right, 32 % run into a wall or the edge, 27 % end
+  at another cell, and 6 % cross their own path. Takes about 3 minutes.
 
 A policy is an ordinary Hugging Face folder; its tokenizer has one token per character, and ";" ends a sequence.
 training.json beside the weights holds the losses. The weights are not bit-reproducible across machines.
