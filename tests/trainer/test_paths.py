@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from trainer.base_models.make_base import RECIPES, build_texts, with_unrelated_prompts
 from trainer.commands.eval import main
 from trainer.tasks import SPLITS, make_task
 from trainer.tasks.paths import GRID, cells_of, written_moves
@@ -115,6 +116,22 @@ def test_the_order_is_fixed_and_mixed():
     for split in SPLITS:
         lengths = [len(shortest(p.columns["start"])[p.columns["goal"]][0].split()) - 1 for p in TASK.prompts(split)]
         assert abs(sum(lengths[:24]) / 24 - sum(lengths) / len(lengths)) < 0.6
+
+
+def test_the_texts_of_the_base_policy_are_right_answers_until_their_prompts_are_replaced():
+    recipe = RECIPES["paths"]
+    texts = build_texts(recipe, 1000, seed=0)
+    changed = with_unrelated_prompts(recipe, texts, seed=0)
+
+    def right(texts):
+        prompts, answers = zip(*(text.split(":") for text in texts), strict=True)
+        columns = {"start": [p[:2] for p in prompts], "goal": [p[3:] for p in prompts]}
+        return TASK.reward(list(prompts), list(answers), [[]] * len(texts), **columns)
+
+    assert right(texts) == [1.0] * 1000 and max(map(len, texts)) == 6 + 16 + 1  # "13,52:", 16 moves, ";"
+    # 40 % get another goal, which is theirs again one time in 50: 1 - .4 * 49/50 = .608, standard error .015
+    assert abs(sum(right(changed)) / 1000 - 0.608) < 0.05
+    assert [text[:3] + text[5:] for text in changed] == [text[:3] + text[5:] for text in texts]
 
 
 def test_the_base_policy_half_knows_the_task(capsys):
