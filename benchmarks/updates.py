@@ -13,7 +13,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from monitor.signals.stats import signal_statistics, step_record
-from trainer.base_models.make_chain import build_tokenizer
+from trainer.base_models.make_base import build_tokenizer
 from trainer.config import TrainConfig
 from trainer.flow import TokenBatch
 from trainer.policy.policy import Policy

@@ -68,7 +68,7 @@ def test_presets_are_valid():
     import tomllib
 
     presets = {path.stem: tomllib.loads(path.read_text()) for path in (ROOT / "trainer" / "presets").glob("*.toml")}
-    assert {"demo", "smollm2-chain-sum", "paper-gsm8k", "paper-math"} <= presets.keys()
+    assert {"demo", "paths", "smollm2-chain-sum", "paper-gsm8k", "paper-math"} <= presets.keys()
     assert [TrainConfig(**settings).steps for settings in presets.values()] == [s["steps"] for s in presets.values()]
 
 

@@ -23,7 +23,7 @@ def test_the_wheel_holds_the_four_packages_and_their_data(wheel):
     info = next(name.split("/")[0] for name in names if ".dist-info/" in name)
     assert {name.split("/")[0] for name in names} == {"rlvr_monitor", "monitor", "trainer", "dashboard", info}
     wanted = {"rlvr_monitor/py.typed", "monitor/py.typed", "trainer/presets/demo.toml", "dashboard/report.html"}
-    wanted |= {f"trainer/base_models/{name}/model.safetensors" for name in ("chain", "chain_small")}
+    wanted |= {f"trainer/base_models/{name}/model.safetensors" for name in ("chain", "chain_small", "paths")}
     wanted |= {"dashboard/components/chart.js", "monitor/alerts/rates.json", "monitor/integrations/files/series.py"}
     assert wanted <= names
 

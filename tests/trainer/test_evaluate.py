@@ -71,3 +71,9 @@ def test_unknown_tasks_name_the_nearest():
         make_task("chian")
     with pytest.raises(ValueError, match=r"Unknown task 'reasoning_gym:'"):
         make_task("reasoning_gym:")
+    with pytest.raises(
+        ValueError, match=r"'path'\. Did you mean 'paths'\? Known tasks: chain, chain:<\.\.\.>, paths, rea"
+    ):
+        make_task("path")
+    with pytest.raises(ValueError, match=r"Unknown task 'paths:8'"):  # it takes no argument
+        make_task("paths:8")

@@ -65,10 +65,11 @@ def test_folders_files_and_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("name", "expected"),
     [
         ("builtn", "Did you mean 'builtin'?"),
+        ("builtin-path", "Did you mean 'builtin-paths'?"),
         ("smollm2-135", "Did you mean 'smollm2-135m'?"),
         (
             "gpt2",
-            "Expected builtin, builtin-small, smollm2-135m, a local folder, or a Hugging Face id like owner",
+            "Expected builtin, builtin-small, builtin-paths, smollm2-135m, a local folder, or a Hugging Face id like",
         ),
         ("./not/here", "no folder of that name here"),
         ("../x", "no folder of that name here"),

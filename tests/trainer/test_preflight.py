@@ -203,6 +203,7 @@ def test_a_run_is_judged_once_after_its_first_200_rollouts():
     ("task", "answers", "no_answers"),
     [
         ("chain", ["9*5=45,45+8=53,53+4=57;", "9*5=44,44+8=1,1+4=57"], ["9*5=45;", "57", "9*5=45,45+8,53+4=57"]),
+        ("paths", ["22224;", "8" * 16], [";", "2" * 17, "5;", "22 24;", "13,52:22224;"]),
         ("reasoning_gym:gcd", ["so <answer>4</answer>"], ["4", "<answer> </answer>", "\\boxed{4}"]),
         ("jsonl", ["<answer>4</answer>", "it is \\boxed{4}"], ["it is 4", "\\boxed{}"]),
     ],

@@ -19,7 +19,7 @@ def test_every_preset_is_a_configuration_by_name_and_options_win(name):
     config = parse_config([name, "--steps", "3"])
     assert config.steps == 3 and config == parse_config([str(PRESETS / f"{name}.toml"), "--steps", "3"])
     assert name in HELP
-    assert config.task.startswith(("chain", "reasoning_gym:", "jsonl:"))
+    assert config.task.startswith(("chain", "paths", "reasoning_gym:", "jsonl:"))
 
 
 def test_the_papers_settings():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.base_models.make_chain import build_tokenizer
+from trainer.base_models.make_base import build_tokenizer
 from trainer.policy.policy import Policy
 
 

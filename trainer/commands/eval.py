@@ -57,7 +57,7 @@ class Options:
         Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]
     ]  # a run of the store, a Hugging Face folder, or a model as rlvr train takes it
     store: str = "runs"  # folder of the store
-    task: str | None = None  # chain, reasoning_gym:<dataset> or jsonl:<path>; none: the run's, or chain
+    task: str | None = None  # chain, paths, reasoning_gym:<dataset> or jsonl:<path>; none: the run's, or chain
     # splits to evaluate; those that the task lacks are left out
     split: tuple[Literal["train", "heldout", "ood", "multipath"], ...] = ("heldout", "ood", "multipath")
     samples: int = 16  # samples of each prompt

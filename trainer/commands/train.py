@@ -36,7 +36,7 @@ TOKEN_BYTES, SAMPLE_BYTES, STEP_BYTES = 20, 150, 15_000  # on disk, measured by 
 HELP = f"""Train a policy with group-relative policy optimisation, recording every token.
 
 rlvr train [CONFIG.toml or preset] [--dotted.options]: the defaults, then the file, then the options. Presets: demo,
-smollm2-chain-sum, paper-gsm8k, paper-math.
+paths, smollm2-chain-sum, paper-gsm8k, paper-math.
 
 rlvr train --resume RUN [--store STORE] [--steps N]: go on from the run's newest checkpoint, as if it had never
 stopped; only --steps may be raised.

@@ -184,9 +184,10 @@ class TrainConfig(_Group):
     """Configuration of `rlvr train`. Without arguments it trains the built-in policy on the built-in task."""
 
     model: str = Field(
-        "builtin", description="builtin, builtin-small, smollm2-135m, a local folder or a Hugging Face id"
+        "builtin",
+        description="builtin, builtin-small, builtin-paths, smollm2-135m, a local folder or a Hugging Face id",
     )
-    task: str = Field("chain", description="chain, chain:<low>-<high>, reasoning_gym:<dataset> or jsonl:<path>")
+    task: str = Field("chain", description="chain, chain:<low>-<high>, paths, reasoning_gym:<dataset> or jsonl:<path>")
     reward: str | None = Field(None, description="package.module:function with TRL's signature; none: the task's own")
     steps: int = Field(200, ge=1, description="training steps")
     seed: int = Field(0, ge=0, description="seed of prompts and sampling; on one CPU a run is bit-reproducible")

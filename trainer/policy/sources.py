@@ -19,7 +19,11 @@ from monitor.errors import nearest
 from trainer.errors import ModelError
 
 _BASE_MODELS = Path(__file__).parents[1] / "base_models"
-BUILTIN = {"builtin": _BASE_MODELS / "chain", "builtin-small": _BASE_MODELS / "chain_small"}
+BUILTIN = {
+    "builtin": _BASE_MODELS / "chain",
+    "builtin-small": _BASE_MODELS / "chain_small",
+    "builtin-paths": _BASE_MODELS / "paths",
+}
 
 
 @dataclass(frozen=True, slots=True)

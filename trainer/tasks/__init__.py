@@ -11,6 +11,7 @@ from trainer.tasks.base import SPLITS, Prompt, Task
 TASKS = {  # kind -> "module:class"; kinds with an argument end in ":"
     "chain": "trainer.tasks.chain:ChainTask",
     "chain:": "trainer.tasks.chain:ChainTask",
+    "paths": "trainer.tasks.paths:PathsTask",
     "reasoning_gym:": "trainer.tasks.reasoning_gym:ReasoningGymTask",
     "jsonl:": "trainer.tasks.jsonl:JsonlTask",
 }
@@ -19,7 +20,7 @@ __all__ = ["SPLITS", "TASKS", "Prompt", "Task", "make_task"]
 
 
 def make_task(name: str) -> Task:
-    """The task called `name`: "chain", "chain:<low>-<high>", "reasoning_gym:<dataset>" or "jsonl:<path>".
+    """The task called `name`: "chain", "chain:<low>-<high>", "paths", "reasoning_gym:<dataset>" or "jsonl:<path>".
 
     Raises ValueError with the nearest known name for an unknown one.
     """

@@ -1,4 +1,4 @@
-"""The built-in task: reach a number by written steps of single-digit arithmetic.
+"""The first built-in task: reach a number by written steps of single-digit arithmetic.
 
 Prompt "57:" asks for a chain of 3 to 6 steps that ends in 57, e.g. "9*5=45,45+8=53,53+4=57;". The first step starts
 from a digit, and each later step from the result before it. Each operand is a digit 1 to 9, the operators are + - *,
