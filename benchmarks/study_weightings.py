@@ -1,9 +1,9 @@
-"""Does weighting tokens help? Arms x learning rates x seeds on the built-in task; rows for docs/reproduction.md.
+"""Does weighting tokens help? Arms x learning rates x seeds on the built-in tasks; rows for docs/reproduction.md.
 
     python -m benchmarks.study_weightings --work FOLDER [--jobs 2] [--part off-policy-test ...]     trains, resumable
     python -m benchmarks.study_weightings --work FOLDER --report                                    writes the rows
 
-Every run is an ordinary `rlvr train` with the `demo` preset and the options of SETTINGS. Arms of one seed share base
+Every run is an ordinary `rlvr train` with the preset and the options of SETTINGS. Arms of one seed share base
 policy, prompts and sampling seed. Runs that the folder or benchmarks/results/weightings_runs.csv hold are not trained
 again, so the study goes on where it was cut off, also on another machine.
 
@@ -63,11 +63,12 @@ SHARED = (
     "--steps", "150", "--eval.every", "15", "--eval.prompts", "40", "--eval.samples", "16", "--eval.k", "16",
     "--record.tokens-every", "1000", "--record.probe-every", "0", "--checkpoint.every", "0", "--threads", "1",
 )  # fmt: skip
-SETTINGS = {  # name -> options; with two epochs a step's second update is off-policy
-    "off-policy": ("--rollout.temperature", "0.6", "--optim.epochs", "2"),
-    "on-policy": ("--rollout.temperature", "1", "--optim.epochs", "1"),
+SETTINGS = {  # name -> preset and options; with two epochs a step's second update is off-policy
+    "off-policy": ("demo", "--rollout.temperature", "0.6", "--optim.epochs", "2"),
+    "on-policy": ("demo", "--rollout.temperature", "1", "--optim.epochs", "1"),
+    "paths": ("paths", "--rollout.temperature", "0.6", "--optim.epochs", "2"),  # the second task
 }
-USUAL = {"off-policy": "1e-4", "on-policy": "3e-4"}
+USUAL = {"off-policy": "1e-4", "on-policy": "3e-4", "paths": "1e-4"}
 RATES = ("3e-5", "1e-4", "3e-4")
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (100,)
@@ -77,7 +78,7 @@ FASTER_LR, FASTER_SEEDS = "2e-4", (0, 1, 2)
 SHARES = tuple(f"{kind} {share}" for kind in ("entropy_budget", "ict_budget") for share in (".1", ".3", ".5", ".7"))
 NO_RATIO = {"clip-higher"}  # arms that are uniform with one update a step
 PARTS = (
-    "off-policy-demo", "off-policy-test", "on-policy-test", "off-policy-faster", "off-policy-shares",
+    "off-policy-demo", "off-policy-test", "paths-test", "on-policy-test", "off-policy-faster", "off-policy-shares",
     "off-policy-rates", "on-policy-rates", "off-policy-best", "on-policy-best",
 )  # fmt: skip
 FIGURES = tuple(
@@ -109,15 +110,9 @@ class Run:
 
     def job(self, store: Path) -> Job:
         """The run as a process to start, given what the store holds of it. Raises ConfigError."""
-        options = [
-            "demo",
-            *SHARED,
-            *SETTINGS[self.setting],
-            "--optim.lr",
-            self.lr,
-            *parse_arm(ARMS[self.arm]).options(),
-        ]
-        options += ["--seed", str(self.seed), "--comparison", f"{self.setting}-lr{self.lr}", "--store", str(store)]
+        options = [*SETTINGS[self.setting], *SHARED, "--optim.lr", self.lr, "--seed", str(self.seed)]
+        options += ["--comparison", f"{self.setting}-lr{self.lr}", "--store", str(store)]
+        options += parse_arm(self.text).options()
         return settle(store, self.name, options, parse_config(options))
 
 
@@ -134,7 +129,7 @@ def part_of_study(name: str, best: dict[tuple[str, str], str]) -> Iterator[Run]:
         yield from (Run(setting, arm, usual, seed) for seed in TUNING_SEEDS for arm in SHARES)
     else:
         for seed in TUNING_SEEDS if part == "rates" else SEEDS:
-            for arm in ARMS if setting == "off-policy" else (arm for arm in ARMS if arm not in NO_RATIO):
+            for arm in ARMS if setting != "on-policy" else (arm for arm in ARMS if arm not in NO_RATIO):
                 lrs = {"rates": RATES, "test": (usual,)}.get(part, {best.get((setting, arm), usual)} - {usual})
                 yield from (Run(setting, arm, lr, seed) for lr in lrs)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "docs" / "reproduction.md", ROOT / "README.md")
 ROWS = ROOT / "benchmarks" / "results" / "weightings.csv"
-SETTINGS = ("off-policy", "on-policy")
+SETTINGS = ("off-policy", "on-policy", "paths")
 LAST = {
     "heldout/pass@1": "pass@1", "heldout/distinct": "distinct of 16", "multipath/distinct": "distinct, multi-path",
     "ood/pass@1": "pass@1, out of distribution", "entropy": "entropy, nats",
