@@ -1,4 +1,4 @@
-"""Makes docs/collapse.png, the README's picture, from the recorded run: python -m docs.make_picture"""
+"""Makes docs/compare.png, the README's picture, from the recorded runs: python -m docs.make_picture"""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def main() -> None:
                 executable_path=os.environ.get("RLVR_CHROMIUM") or "/usr/bin/chromium", args=FLAGS
             )
             page = browser.new_page(viewport={"width": 1280, "height": 1130}, color_scheme="light")
-            page.goto(f"{url}/run?run=uniform-s0")
-            page.get_by_text("Deviation of tokens").wait_for(timeout=60_000)
+            sides = [",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "ict_budget")]
+            page.goto(f"{url}/compare?a={sides[0]}&b={sides[1]}")
+            page.get_by_text("Distinct correct answers, heldout").first.wait_for(timeout=60_000)
             page.wait_for_timeout(3000)  # the charts draw one after the other
-            page.screenshot(path=ROOT / "docs" / "collapse.png")
+            page.screenshot(path=ROOT / "docs" / "compare.png")
             browser.close()
     finally:
         stop(server)
