@@ -17,7 +17,7 @@ from monitor.store.reader import open_store
 from monitor.store.schema import SegmentName
 from monitor.store.tail import Tail
 
-SAMPLES = Path(__file__).parents[2] / "sample_runs"
+SCHEMA_1 = Path(__file__).parent / "files" / "schema-1"  # a run of November 2026, whose steps are INTEGER
 
 
 def record(store: Path, run: str, steps: list[int] | range, attempt: int = 1, rank: int = 0) -> None:
@@ -103,9 +103,8 @@ def test_steps_of_any_size_are_recorded_and_read(tmp_path: Path, steps: list[int
 
 
 def test_runs_of_schema_1_and_2_stand_side_by_side(tmp_path: Path) -> None:
-    """The recorded samples have INTEGER steps; `a-new` sorts before them and `z-new` after."""
-    shutil.copytree(SAMPLES / "runs/ict-s0", tmp_path / "runs/ict-s0", symlinks=True)
-    shutil.copytree(SAMPLES / "runs/uniform-s0", tmp_path / "runs/uniform-s0", symlinks=True)
+    """`a-new` sorts before the old run and `z-new` after it."""
+    shutil.copytree(SCHEMA_1 / "runs/explosion", tmp_path / "runs/explosion", symlinks=True)
     with open_store(tmp_path) as store:  # of schema 1 alone
         alone = store.sql("SELECT *, typeof(step) FROM steps ORDER BY ALL LIMIT 50").rows
         assert store.sql("SELECT DISTINCT typeof(step) FROM tokens").rows == [("BIGINT",)]
@@ -113,13 +112,13 @@ def test_runs_of_schema_1_and_2_stand_side_by_side(tmp_path: Path) -> None:
     record(tmp_path, "z-new", [3_000_000_001])
     query = "SELECT run, max(step) FROM steps GROUP BY run ORDER BY run"
     assert shown(tmp_path, query) == [
-        ("a-new", 3_000_000_000), ("ict-s0", 120), ("uniform-s0", 120), ("z-new", 3_000_000_001),
+        ("a-new", 3_000_000_000), ("explosion", 60), ("z-new", 3_000_000_001),
     ]  # fmt: skip
     assert shown(tmp_path, "SELECT count(*) FROM tokens WHERE run IN ('a-new', 'z-new')") == [(400,)]
     with open_store(tmp_path) as store:
-        query = "SELECT *, typeof(step) FROM steps WHERE run IN ('ict-s0', 'uniform-s0') ORDER BY ALL LIMIT 50"
+        query = "SELECT *, typeof(step) FROM steps WHERE run = 'explosion' ORDER BY ALL LIMIT 50"
         assert store.sql(query).rows == alone
-        compact_run(tmp_path, "ict-s0", grace_s=0.0)
+        compact_run(tmp_path, "explosion", grace_s=0.0)
         assert store.sql(query).rows == alone
 
 
