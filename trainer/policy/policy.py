@@ -121,8 +121,9 @@ class Policy:
         A CPU computes padding as slowly as tokens. On CUDA the host would have to wait for the lengths.
         """
         n, width = batch.mask.shape
-        order = batch.mask.sum(1).argsort()
-        longest = batch.mask.sum(1)[order].tolist()
+        lengths = batch.mask.sum(1)
+        order = lengths.argsort()
+        longest = lengths[order].tolist()
         prompt, parts = batch.input_ids.shape[1] - width, []
         for rows in order.split(-(-n // LENGTH_PARTS)):
             longest, own = longest[len(rows) :], max(1, longest[len(rows) - 1])
