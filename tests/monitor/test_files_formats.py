@@ -120,8 +120,9 @@ def test_a_run_of_wandb_that_is_cut_or_damaged(wandb_folder: Path, tmp_path: Pat
     (source,) = wandb_folder.glob("*.wandb")
     data = source.read_bytes()
     cut, damaged = tmp_path / "run-cut.wandb", tmp_path / "run-damaged.wandb"
-    cut.write_bytes(data[:50_000])
-    damaged.write_bytes(data[:50_000] + bytes([data[50_000] ^ 1]) + data[50_001:])
+    inside = data.index(b"train/entropy", 50_000) + 5  # byte 50,000 itself may lie between two records
+    cut.write_bytes(data[:inside])
+    damaged.write_bytes(data[:inside] + bytes([data[inside] ^ 1]) + data[inside + 1 :])
     whole = read_series(str(source))
     for path in (cut, damaged):
         series = read_series(str(path))
