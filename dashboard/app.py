@@ -15,16 +15,20 @@ PAGES = (
     ("tokens", "Tokens", ":material/article:", tokens.page),
 )
 STYLE = """<style>
-.stMainBlockContainer { padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1680px; }
+.stMainBlockContainer { padding: 4.2rem 2.5rem 3rem; max-width: 1760px; }
+[class*="st-key-grid"] { display: grid; gap: .75rem 1.25rem;
+                         grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); }
+.st-key-unseen-title { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
-[data-testid="stPageLink"] p { font-size: 1rem; }
+[data-testid="stPageLink"] p { font-size: 1rem; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 640px) { .stMainBlockContainer { padding-left: 0.9rem; padding-right: 0.9rem; } }
 </style>"""
 
 
 def main() -> None:
     """The script that Streamlit runs for every session and every redraw."""
-    st.set_page_config(page_title="rlvr monitor", page_icon="📈", layout="wide")
+    run_name = st.query_params.get("run", "")
+    st.set_page_config(page_title=f"{run_name} · rlvr monitor".removeprefix(" · "), page_icon="📈", layout="wide")
     for path, title, icon, page in PAGES:
         shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")

@@ -14,6 +14,8 @@ import streamlit as st
 from dashboard.data_path import STORE_VARIABLE
 from dashboard.shown_arms import Arm, by_seed
 from monitor.alerts.marks import Marks, read_marks
+from monitor.alerts.outlook import window_of
+from monitor.alerts.window import Window
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
 from monitor.queries.frames import Frame
 from monitor.stats.comparison import live_verdicts
@@ -100,6 +102,28 @@ def actions(name: str) -> Frame:
 
 def events(names: Sequence[str]) -> Frame:
     return _ask(alerts.events, names, tuple(names))
+
+
+def window(name: str, keys: Sequence[str]) -> Window:
+    """The series of a run as the alert rules see them: the newest values, how they began, and their best."""
+
+    def question(con: duckdb.DuckDBPyConnection, keys: tuple[str, ...], warmup_steps: int) -> Window:
+        rows = series.scalar_series(con, [name], keys, max_points=10**9)
+        return window_of({key: series.series_of(rows, name, key) for key in keys}, warmup_steps)
+
+    entry = run(name)
+    config = dict(entry.info.get("config") or {}) if entry else {}
+    return _ask(question, (name,), tuple(keys), int(config.get("weighting", {}).get("warmup_steps") or 0))
+
+
+def newest_step(name: str) -> float:
+    """The newest committed step of a run; 0 without any."""
+    return float(np.max(latest([name])["step"], initial=0))
+
+
+def counts_at(name: str, metric: str, step: int | None, split: str = "all") -> Frame:
+    """`counts` of one step, of the first one where `step` is None or later than any."""
+    return _ask(distributions.counts_of_step, (name,), name, metric, split, step)
 
 
 def fan(name: str, metric: str = "entropy", split: str = "all") -> Frame:

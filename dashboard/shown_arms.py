@@ -40,6 +40,19 @@ def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
     return Arm(first.name, (first.name,)), Arm(second.name, (second.name,))
 
 
+def partner_arms(entry: RunEntry, entries: Sequence[RunEntry]) -> list[tuple[Arm, Arm]]:
+    """Uniform beside the weighting of `entry`, from their comparison; for a uniform run beside each other weighting."""
+    name, kind = entry.info.get("comparison"), str(entry.info.get("weighting"))
+    members = [other for other in entries if name and other.info.get("comparison") == name]
+    others = {str(other.info.get("weighting")) for other in members} - {"uniform"}
+    pairs = [
+        default_arms([other for other in members if str(other.info.get("weighting")) in ("uniform", shown)])
+        for shown in sorted(others if kind == "uniform" else others & {kind})
+        if len(members) > 1
+    ]
+    return [pair for pair in pairs if pair[0].name == "uniform"]
+
+
 def by_seed(entries: Sequence[RunEntry]) -> dict[int, str] | None:
     """{seed: run}, which pairs the runs of two arms; None if two runs have the same seed."""
     seeds = {int(entry.info.get("seed") or 0): entry.name for entry in entries}

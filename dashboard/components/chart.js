@@ -1,6 +1,8 @@
 // A Plotly chart that lives through updates: Plotly.react on the same node with uirevision keeps zoom and selection.
-// Charts of one group share their x range. plotly.min.js is the copy of the Python wheel, served by this server.
+// Charts of one group share their x range. The server keeps it in the address, as FROM-TO (TO left out: the newest).
+// plotly.min.js is the copy of the Python wheel, served by this server.
 const SOURCE = "/app/static/plotly.min.js";
+const DOUBLE_CLICK_MS = 300; // a click waits this long, because a double-click only zooms out
 const groups = (window.rlvrChartGroups ??= new Map());
 
 function plotly() {
@@ -20,6 +22,7 @@ function header(root, data) {
   root.querySelector(".rlvr-unit").textContent = data.unit;
   const help = root.querySelector(".rlvr-help");
   help.title = data.help;
+  help.setAttribute("aria-label", data.help);
   help.hidden = !data.help;
 }
 
@@ -39,52 +42,187 @@ function draw(root) {
   const spec = JSON.parse(data.figure);
   delete spec.layout.title; // it stands in the page, not in the plot
   spec.layout.margin.t = spec.layout.showlegend ? 30 : 10;
+  plot.rlvrScalesY = spec.layout.yaxis?.range === undefined;
   const config = {
     responsive: true, displaylogo: false, scrollZoom: false,
     modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   };
   plotly().then((Plotly) => Plotly.react(plot, spec.data, spec.layout, config)).then(() => {
-    if (plot.rlvrReady) return;
-    plot.rlvrReady = true;
-    if (data.group) follow(plot, data.group);
-    plot.on("plotly_click", (event) => {
-      const point = event.points?.[0];
-      if (point && root.rlvrPick) root.rlvrPick(Math.round(point.x));
-    });
-    plot.rlvrResize = new ResizeObserver(() => plot.offsetWidth && window.Plotly.Plots.resize(plot));
-    plot.rlvrResize.observe(root);
+    if (!plot.rlvrReady) prepare(root, plot, data);
+    const group = groups.get(data.group);
+    const news = group && data.zoom !== group.told; // the page begins, or its address changed
+    if (news) group.told = data.zoom;
+    if (news && data.zoom !== group.chosen) {
+      zoomAll(group, fromText(data.zoom));
+    } else if (group?.zoom && (group.zoom.to === null || !plot.rlvrZoomed)) zoom(plot, group.zoom);
+    newer(root, plot, group);
   }).catch((error) => { plot.textContent = String(error.message ?? error); });
 }
 
+function prepare(root, plot, data) {
+  plot.rlvrReady = true;
+  if (data.group) follow(plot, data.group);
+  plot.on("plotly_click", (event) => {
+    const point = event.points?.[0];
+    if (!point || !root.rlvrMenu) return;
+    clearTimeout(plot.rlvrClick);
+    plot.rlvrClick = setTimeout(() => openMenu(root, Math.round(point.x), event.event), DOUBLE_CLICK_MS);
+  });
+  plot.on("plotly_doubleclick", () => clearTimeout(plot.rlvrClick));
+  plot.rlvrResize = new ResizeObserver(() => plot.offsetWidth && window.Plotly.Plots.resize(plot));
+  plot.rlvrResize.observe(root);
+}
+
+// ---- zoom: one range of steps for all charts of a group ----
+
+function fromText(text) {
+  const found = /^(\d+)-(\d*)$/.exec(text);
+  return found ? { from: Number(found[1]), to: found[2] === "" ? null : Number(found[2]) } : null;
+}
+
+function toText(range) {
+  if (!range) return "";
+  return `${Math.max(0, Math.round(range.from))}-${range.to === null ? "" : Math.round(range.to)}`;
+}
+
 function follow(plot, name) {
-  if (!groups.has(name)) groups.set(name, { plots: new Set(), update: null });
+  if (!groups.has(name)) groups.set(name, { plots: new Set() });
   const group = groups.get(name);
   for (const old of group.plots) if (!old.isConnected) group.plots.delete(old);
-  if (!group.plots.size) group.update = null; // a new page begins unzoomed
+  if (!group.plots.size) Object.assign(group, { zoom: null, told: "", chosen: "" }); // a new page begins unzoomed
   group.plots.add(plot);
-  if (group.update) zoom(plot, group.update); // the others were zoomed before this one was drawn
   plot.on("plotly_relayout", (change) => {
     if (plot.rlvrFollowing) return;
     const zoomed = "xaxis.range[0]" in change;
     if (!zoomed && !("xaxis.autorange" in change)) return;
-    const range = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
-    group.update = zoomed ? { "xaxis.range": range } : null;
-    for (const other of group.plots) {
-      if (other !== plot && other.isConnected) zoom(other, group.update ?? { "xaxis.autorange": true });
-    }
+    const [from, to] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+    choose(plot, group, zoomed ? { from, to } : null, "yaxis.range[0]" in change ? plot : null);
   });
 }
 
-function zoom(plot, update) {
+// The reader's own zoom: at once on the screen, then into the address.
+function choose(plot, group, range, except = null) {
+  group.chosen = toText(range);
+  zoomAll(group, range, except);
+  plot.closest(".rlvr-chart").rlvrTell("zoom", group.chosen);
+}
+
+function zoomAll(group, range, except = null) {
+  group.zoom = range;
+  for (const plot of group.plots) {
+    if (!plot.isConnected) continue;
+    if (plot !== except) zoom(plot, range);
+    newer(plot.closest(".rlvr-chart"), plot, group);
+  }
+}
+
+function zoom(plot, range) {
+  if (!plot._fullLayout) return;
+  const update = { "xaxis.autorange": true };
+  if (plot.rlvrScalesY) update["yaxis.autorange"] = true;
+  if (range) {
+    const newest = newestStep(plot);
+    const shown = [range.from, range.to ?? newest + 0.5 + 0.01 * (newest - range.from)];
+    delete update["xaxis.autorange"];
+    update["xaxis.range"] = shown;
+    const heights = plot.rlvrScalesY ? heightsWithin(plot, shown) : null;
+    if (heights) {
+      delete update["yaxis.autorange"];
+      update["yaxis.range"] = heights;
+    }
+  }
+  plot.rlvrZoomed = Boolean(range);
   plot.rlvrFollowing = true;
-  window.Plotly.relayout(plot, { ...update }).finally(() => { plot.rlvrFollowing = false; });
+  window.Plotly.relayout(plot, update).finally(() => { plot.rlvrFollowing = false; });
+}
+
+const lines = (plot) => plot._fullData.filter((trace) => trace.visible === true && (trace.yaxis ?? "y") === "y");
+
+function heightsWithin(plot, [from, to]) {
+  if (lines(plot).some((trace) => trace.type !== "scatter")) return null;
+  const axis = plot._fullLayout.yaxis, log = axis.type === "log";
+  let low = Infinity, high = -Infinity;
+  for (const { x, y } of lines(plot)) {
+    for (let i = 0; i < x.length; i++) {
+      const value = log ? Math.log10(y[i]) : y[i];
+      if (x[i] < from || x[i] > to || y[i] === null || !Number.isFinite(value)) continue;
+      low = Math.min(low, value);
+      high = Math.max(high, value);
+    }
+  }
+  if (low > high) return null;
+  const room = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.05;
+  const grounded = !log && axis.rangemode === "tozero" && low >= 0;
+  return [grounded ? 0 : low - room, high + room];
+}
+
+function newestStep(plot) {
+  let newest = -Infinity;
+  for (const { x } of lines(plot)) if (x?.length) newest = Math.max(newest, Number(x[x.length - 1]));
+  return newest;
+}
+
+// A zoomed chart says that newer steps are to the right of it.
+function newer(root, plot, group) {
+  const button = root.querySelector(".rlvr-newer"), to = group?.zoom?.to ?? null;
+  const hidden = to === null || !plot._fullData || newestStep(plot) <= to + 1;
+  button.hidden = hidden;
+  if (!hidden) {
+    button.textContent = `newest step ${Math.floor(newestStep(plot))} is off screen: show it`;
+    button.onclick = () => choose(plot, group, { from: group.zoom.from, to: null });
+  }
+}
+
+// ---- the menu of a clicked step ----
+
+function openMenu(root, step, event) {
+  closeMenu();
+  const menu = document.createElement("div");
+  menu.className = "rlvr-menu";
+  menu.setAttribute("role", "menu");
+  menu.setAttribute("aria-label", `Step ${step}`);
+  const plot = root.querySelector(".rlvr-plot");
+  const title = document.createElement("b");
+  title.textContent = `Step ${step}`;
+  menu.append(title);
+  const choices = {
+    "Read its tokens": () => root.rlvrTell("tokens", String(step)),
+    "Pin its distribution": () => root.rlvrTell("pin", String(step)),
+    "Show from here on": () => choose(plot, groups.get(root.rlvrGroup), { from: step, to: null }),
+  };
+  for (const [text, act] of Object.entries(choices)) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("role", "menuitem");
+    button.textContent = text;
+    button.onclick = () => { closeMenu(); act(); };
+    menu.append(button);
+  }
+  root.append(menu);
+  const box = root.getBoundingClientRect();
+  const [x, y] = event ? [event.clientX - box.left, event.clientY - box.top] : [box.width / 2, box.height / 2];
+  menu.style.left = `${Math.max(0, Math.min(x + 8, box.width - menu.offsetWidth - 4))}px`;
+  menu.style.top = `${y + 8}px`;
+  menu.querySelector("button").focus({ preventScroll: true });
+}
+
+function closeMenu() {
+  document.querySelectorAll(".rlvr-menu").forEach((menu) => menu.remove());
+}
+
+if (!window.rlvrClosesMenus) {
+  window.rlvrClosesMenus = true;
+  document.addEventListener("keydown", (event) => event.key === "Escape" && closeMenu());
+  document.addEventListener("pointerdown", (event) => event.target.closest(".rlvr-menu") || closeMenu());
 }
 
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const root = parentElement.querySelector(".rlvr-chart");
   const plot = root.querySelector(".rlvr-plot");
-  root.rlvrPick = data.pick ? (step) => setTriggerValue("pick", step) : null;
+  root.rlvrMenu = data.menu;
+  root.rlvrTell = (what, value) => setTriggerValue("pick", { what, value });
+  root.rlvrGroup = data.group;
   root.rlvrData = data;
   header(root, data);
   plot.style.height = `${data.height}px`;

@@ -14,21 +14,18 @@ from monitor.queries.frames import Frame
 def entropy_fan(
     theme: Theme,
     fan: Frame,
-    renyi2: tuple[np.ndarray, np.ndarray],
     colour: str,
     *,
     alerts: Frame | None = None,
     log: bool = False,
     height: int = 340,
 ) -> go.Figure:
-    """Quantiles of token entropy over steps (p5-p95 pale, p25-p75 darker, median dashed, p99 dotted) with both means.
+    """Quantiles of token entropy over steps (p5-p95 pale, p25-p75 darker, median dashed, p99 dotted) and their mean.
 
     On a linear axis p99 is hidden until its legend entry is clicked, because it would press everything else flat.
     """
     _, unit, help_text = label("entropy")
-    fig = figure(
-        theme, "Entropy of tokens, quantiles", unit=unit, help=f"{help_text} {label('renyi2')[2]}", height=height
-    )
+    fig = figure(theme, "Entropy of tokens, quantiles", unit=unit, help=help_text, height=height)
     x = fan["step"]
     floor = 1e-5 if log else 0.0  # a log axis cannot show 0
     bounded = {name: np.maximum(values, floor) for name, values in fan.items()}
@@ -41,8 +38,7 @@ def entropy_fan(
             *_band("p25", "p75", x, bounded, faded(colour, 0.26)),
             p99,
             _curve("median", x, bounded["p50"], colour, width=1.2, dash="dash"),
-            _curve("mean H1", x, bounded["mean"], colour),
-            _curve("mean H2 (Renyi-2)", renyi2[0], np.maximum(renyi2[1], floor), theme.second),
+            _curve("mean", x, bounded["mean"], colour),
         ]
     )
     kind = "log" if log else "linear"
@@ -214,6 +210,34 @@ def selected_against_all(
     axis = _log_cells(borders, unit) | {"hoverformat": ".2~g"}
     fig.layout.xaxis = axis
     fig.layout.yaxis = {"tickformat": ".3~%", "rangemode": "tozero", "title": {"text": "share of tokens"}}
+    return fig
+
+
+def step_against_step(
+    theme: Theme, earlier: Frame, newest: Frame, colour: str, *, key: str = "entropy", height: int = 300
+) -> go.Figure:
+    """Distribution of a metric over the tokens of two steps; frames as `monitor.queries.distributions` give them."""
+    name, unit, _ = label(key)
+    fig = figure(
+        theme,
+        f"{name}, step {newest['step'][-1]:.0f} against step {earlier['step'][0]:.0f}",
+        unit=unit,
+        x=unit,
+        height=height,
+        help="Share of the tokens in each cell. Click a step in a chart above and pin it to see another one here.",
+    )
+    borders = cell_borders(str(newest["edges_id"][0]))
+    middle = np.sqrt(borders[:-1] * borders[1:])
+    for rows, step, line in ((earlier, earlier["step"][0], theme.uniform), (newest, newest["step"][-1], theme.accent)):
+        share = rows["counts"].sum(0) / max(rows["counts"].sum(), 1)
+        fig.add_trace(
+            go.Scatter(
+                x=middle, y=share, name=f"step {step:.0f}", mode="lines",
+                line={"color": line, "width": 2, "shape": "hvh"}, hovertemplate="%{y:.1%}",
+            )
+        )  # fmt: skip
+    fig.layout.xaxis.type, fig.layout.hovermode = "log", "x"
+    fig.layout.yaxis = {"type": "log", "tickformat": ".3~%", "dtick": 1}  # most tokens lie in the lowest cell
     return fig
 
 

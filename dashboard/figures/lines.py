@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.escape import plotly
@@ -14,6 +15,9 @@ from dashboard.figures.marks import add_alerts
 from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, number_format
 from monitor.queries.frames import Frame
 from monitor.queries.series import series_of
+from monitor.stats.entropy_law import fit_entropy_law
+
+LAW_R2 = 0.3  # share of the variance below which the entropy-reward law is not drawn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,8 +140,31 @@ def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0)
     ]
 
 
+def smoothed(line: Line, over: int) -> list[Line]:
+    """[the line], or with `over` steps > 0 its exponential mean, the values themselves pale before it.
+
+    mean_t = mean_(t-1) + a (y_t - mean_(t-1)), a = 2 / (over + 1), from mean_0 = y_0. Missing values keep the mean.
+    """
+    if not over or line.points or len(line.x) < 3:
+        return [line]
+    mean = pd.Series(line.y).ewm(span=over, adjust=False, ignore_na=True).mean().to_numpy()
+    told = f"{line.name}, mean of {over} steps"
+    return [replace(line, faint=True, group=told), replace(line, name=told, y=mean, group=told)]
+
+
+def is_flat(values: np.ndarray) -> bool:
+    """Whether a series never moves, but for rounding errors: such a one is told and not drawn."""
+    finite = values[np.isfinite(values)]
+    return len(finite) > 1 and float(np.ptp(finite)) <= 1e-6 * max(1.0, float(np.abs(finite).max()))
+
+
 def reward_and_pass(
-    theme: Theme, reward: Line, passes: Mapping[str, Line], *, alerts: Frame | None = None, height: int = 280
+    theme: Theme,
+    reward: Sequence[Line],
+    passes: Sequence[Line],
+    *,
+    alerts: Frame | None = None,
+    height: int = 280,
 ) -> go.Figure:
     """Training reward with held-out pass@k. If pass@1 rises while pass@k falls, diversity is being lost."""
     _, _, help_text = label("reward")
@@ -147,11 +174,60 @@ def reward_and_pass(
         height=height,
         help=f"{help_text} Points are evaluations. If pass@1 rises while pass@k falls, diversity is being lost.",
     )
-    fig.add_traces([_trace(reward, ""), *(_trace(line, "share") for line in passes.values())])
-    clip_steps(fig, reward.x, *(line.x for line in passes.values()))
+    fig.add_traces([*(_trace(line, "") for line in reward), *(_trace(line, "share") for line in passes)])
+    clip_steps(fig, *(line.x for line in (*reward, *passes)))
     fig.layout.showlegend = bool(passes)
     if alerts is not None:
-        add_alerts(fig, alerts, _last_step([reward, *passes.values()]), theme)
+        add_alerts(fig, alerts, _last_step([*reward, *passes]), theme)
+    return fig
+
+
+def entropy_against_reward(
+    theme: Theme,
+    steps: np.ndarray,
+    entropy: np.ndarray,
+    reward: np.ndarray,
+    colour: str,
+    *,
+    law: bool,
+    height: int = 280,
+) -> go.Figure:
+    """The run's path through entropy (x) and reward (y); with `law` the fitted R = -a exp(H) + b and its ceiling.
+
+    law is False where something changed the entropy from outside: the law holds only while the settings stay the same.
+    """
+    fig = figure(
+        theme,
+        "Reward against entropy",
+        x="entropy, nats",
+        height=height,
+        help="Each point is a step, the newest is large. The curve is R = -a exp(H) + b (arXiv 2505.22617), fitted to "
+        "all of them; its value at H = 0 is the reward that this run can reach by spending all of its entropy. "
+        "It is left out where an action or an entropy bonus changed the entropy.",
+    )
+    size = np.full(len(steps), 5.0)
+    size[-1:] = 12.0
+    fig.add_trace(
+        go.Scatter(
+            x=entropy, y=reward, mode="markers", name="steps", customdata=steps,
+            marker={"size": size, "color": faded(colour, 0.6)},
+            hovertemplate="step %{customdata}: entropy %{x:.3~g}, reward %{y:.3~g}<extra></extra>",
+        )
+    )  # fmt: skip
+    keep = np.isfinite(entropy) & np.isfinite(reward)
+    fitted = fit_entropy_law(entropy[keep], reward[keep]) if law and len(np.unique(entropy[keep])) > 3 else None
+    if fitted is not None and fitted.r2 >= LAW_R2:
+        x = np.linspace(0.0, float(entropy[keep].max()), 60)
+        name = f"law, r² {fitted.r2:.2f}, ceiling {fitted.ceiling:.2f}"
+        line = {"color": theme.second, "width": 1.8}
+        fig.add_trace(
+            go.Scatter(x=x, y=fitted.b - fitted.a * np.exp(x), mode="lines", name=name, line=line, hoverinfo="skip")
+        )
+    elif fitted is not None:
+        fig.data[0].name = f"steps; the law does not fit, r² {fitted.r2:.2f}"
+    fig.layout.hovermode, fig.layout.showlegend = "closest", True
+    fig.layout.xaxis.rangemode = "tozero"
+    fig.layout.yaxis.title = {"text": "reward"}
     return fig
 
 

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from dashboard.escape import plotly
 from dashboard.figures.theme import Theme, faded
+from monitor.alerts.outlook import Outlook
 from monitor.queries.frames import Frame, n_rows
 from monitor.records import SEVERITY_RANK
 
@@ -65,6 +66,47 @@ def add_actions(fig: go.Figure, actions: Frame, theme: Theme) -> go.Figure:
             customdata=texts, hovertemplate="<b>action after step %{x}</b><br>%{customdata}<extra></extra>",
         )
     )  # fmt: skip
+    return fig
+
+
+def add_outlook(fig: go.Figure, theme: Theme, ahead: Outlook, last_step: float, planned: float) -> go.Figure:
+    """Draws the baseline and the floor of a series, and the cone of its way there, up to the `planned` last step.
+
+    The cone is the line through the logarithms of the last rows with the 95 % interval of its slope. planned <= the
+    last step: no cone, because nothing more comes.
+    """
+    fig.layout.shapes = [
+        *(fig.layout.shapes or ()),
+        *(
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "layer": "below",
+             "line": {"color": theme.muted, "width": 1, "dash": dash}}
+            for y, dash in ((ahead.baseline, "dash"), (ahead.floor, "dot"))
+        ),
+    ]  # fmt: skip
+    told = (f"baseline {ahead.baseline:.3g}", f"floor {ahead.floor:.2g}")
+    fig.layout.annotations = [
+        *(fig.layout.annotations or ()),
+        *(
+            {"xref": "paper", "x": 1, "y": np.log10(y) if fig.layout.yaxis.type == "log" else y, "text": text,
+             "showarrow": False, "xanchor": "right", "yanchor": "bottom", "font": {"size": 10, "color": theme.muted}}
+            for y, text in zip((ahead.baseline, ahead.floor), told, strict=True)
+        ),
+    ]  # fmt: skip
+    end = min(planned, last_step + min(ahead.steps_left, max(20.0, 0.25 * last_step)))
+    if ahead.direction == "falling" and end > last_step:
+        x = np.linspace(last_step, end, 12)
+        low, middle, high = (
+            ahead.level * np.exp((ahead.slope + z * ahead.error) * (x - last_step)) for z in (-1.96, 0.0, 1.96)
+        )
+        shared = {"x": x, "mode": "lines", "showlegend": False, "hoverinfo": "skip"}
+        fig.add_traces(
+            [
+                go.Scatter(y=low, line={"width": 0}, **shared),
+                go.Scatter(y=high, line={"width": 0}, fill="tonexty", fillcolor=faded(theme.muted, 0.2), **shared),
+                go.Scatter(y=middle, line={"width": 1.5, "dash": "dot", "color": theme.muted}, **shared),
+            ]
+        )
+        fig.layout.xaxis.autorangeoptions.clipmax = float(end) + 0.5
     return fig
 
 

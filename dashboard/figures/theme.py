@@ -30,6 +30,7 @@ class Theme:
     uniform: str
     accent: str
     second: str
+    good: str
     severity: dict[str, str]
     wheel: tuple[str, ...]
     sequential: tuple[str, ...]
@@ -45,6 +46,7 @@ LIGHT = Theme(
     uniform="#8a919c",
     accent="#0072b2",
     second="#c2571a",
+    good="#2e7d4f",
     severity={"info": "#56789a", "warning": "#c98a00", "critical": "#c2410c"},
     wheel=("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#d55e00", "#56b4e9", "#7a4fbf", "#7d6608"),
     sequential=("#ffffff", "#dbe9f5", "#a6cbe5", "#5ba3d0", "#1f6cae", "#08306b"),
@@ -59,6 +61,7 @@ DARK = Theme(
     uniform="#98a0ac",
     accent="#56b4e9",
     second="#f0955c",
+    good="#57b884",
     severity={"info": "#8fb0d0", "warning": "#f0b429", "critical": "#ff7a45"},
     wheel=("#56b4e9", "#2fc79a", "#e3a0c6", "#f0b429", "#ff7a45", "#8fb0ff", "#b79cf5", "#c7b84a"),
     sequential=("#0e1117", "#12304d", "#1a5486", "#2f86c4", "#7dbde8", "#e4f2fc"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 from markupsafe import Markup
+from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import data
 from dashboard.components.chart import live_chart
@@ -60,7 +61,7 @@ def choose(
     return current
 
 
-def pick_run() -> RunEntry | None:
+def pick_run(**settings: Any) -> RunEntry | None:
     """The run of the URL, else the one shown last, else the newest. An unknown name shows a hint and gives None."""
     names = [entry.name for entry in data.runs()]
     wanted = st.query_params.get("run")
@@ -69,7 +70,7 @@ def pick_run() -> RunEntry | None:
         return None
     last = st.session_state.get("last_run")
     default = last if last in names else names[0]
-    chosen = choose(st.selectbox, "Run", "run", names, default)
+    chosen = choose(st.selectbox, "Run", "run", names, default, **settings)
     st.session_state["last_run"] = chosen
     return data.run(chosen)
 
@@ -123,14 +124,53 @@ def number(value: float, unit: str = "") -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def chart(fig: go.Figure, key: str, *, group: str = "steps", pick: bool = False) -> None:
-    """Draws a figure. With `pick`, a click on a step puts a link to its tokens at the top of the page."""
-    clicked = live_chart(fig, key=key, group=group, pick=pick)
-    if clicked is not None:
-        st.session_state["picked_step"] = clicked
+def chart(fig: go.Figure, key: str, *, group: str = "steps", run: str = "") -> None:
+    """Draws a figure. The zoom of charts over steps stands in the URL.
+
+    With `run`, a click on a step opens a menu: read its tokens, or pin its distribution.
+    """
+    zoom = st.query_params.get("x", "") if group == "steps" else ""
+    picked = live_chart(fig, key=key, group=group, menu=bool(run), zoom=zoom)
+    if picked is None:
+        return
+    if picked.what == "tokens":
+        st.switch_page(PAGES["tokens"], query_params={"run": run, "step": picked.value})
+    elif picked.what == "pin":
+        st.query_params["pin"] = f"{run}@{picked.value}"
         st.rerun()
+    elif picked.value:
+        st.query_params["x"] = picked.value
+    else:
+        st.query_params.pop("x", None)
 
 
-def small_heading(text: str, note: str = "") -> None:
-    tail = html('<span style="opacity:.65;font-size:.85rem;font-weight:400"> {}</span>', note) if note else Markup("")
-    st.html(html('<div style="font-weight:600;font-size:1.05rem;margin-top:.6rem">{}{}</div>', text, tail))
+def pinned_step(run: str) -> int | None:
+    """The step of `run` that the URL pins."""
+    of, _, step = st.query_params.get("pin", "").rpartition("@")
+    return int(step) if of == run and step.isascii() and step.isdigit() else None
+
+
+def grid(name: str) -> DeltaGenerator:
+    """A container that sets charts side by side, as many as the screen has room for."""
+    return st.container(key=f"grid-{name}")
+
+
+def title(page: LiteralString, of: str = "") -> None:
+    """The heading of a page for screen readers; sighted readers see the page's name in its bar."""
+    with st.container(key="unseen-title"):
+        st.markdown(markdown("# {} {}", page, of))
+
+
+def small_heading(text: str, note: str = "", place: DeltaGenerator | None = None) -> None:
+    """A heading within a page, at `place` where that is given."""
+    tail = html('<span style="opacity:.75;font-size:.85rem;font-weight:400"> {}</span>', note) if note else Markup("")
+    (place or st).html(
+        html('<h2 style="font-weight:600;font-size:1.05rem;margin:.6rem 0 0;padding:0">{}{}</h2>', text, tail)
+    )
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '3 min', '2.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

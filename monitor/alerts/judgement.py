@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from monitor.alerts.rules import Finding, Rule
-from monitor.alerts.trends import TINY_NATS, fit_trend
+from monitor.alerts.trends import TINY_NATS, fit_trend, reach
 from monitor.alerts.window import BASELINE_ROWS, Window
 from monitor.metrics import metric
 from monitor.records import SEVERITY_RANK, Severity, finite
@@ -170,12 +170,10 @@ def _floor(rule: Rule, fires: Open, window: Window, step_s: float | None) -> Cla
         text = f"It is at its floor of {target:.3g} ({rule.floor:.0%} of {base:.3g})."
         return Clause("floor", text, fires.series, int(steps[0]), int(steps[-1]), 0.0)
     trend = fit_trend(steps, np.log(np.maximum(values, TINY_NATS)))
-    way = math.log(target / level)
-    if trend.direction != "falling" or way / trend.slope > _FARTHEST:
+    soonest, left, slowest = reach(level, target, trend)
+    if trend.direction != "falling" or left > _FARTHEST:
         return None
-    soonest, left = way / (trend.slope - 1.96 * trend.error), way / trend.slope
-    slowest = trend.slope + 1.96 * trend.error
-    latest = f"{math.ceil(way / slowest)}" if slowest < 0 and way / slowest < _FARTHEST else "never"
+    latest = f"{math.ceil(slowest)}" if slowest < _FARTHEST else "never"
     minutes = f", {_duration(left * step_s)}" if step_s else ""
     text = (
         f"About {math.ceil(left)} steps (95 % interval {math.ceil(soonest)} to {latest}{minutes}) to its floor of "

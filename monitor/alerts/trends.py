@@ -86,6 +86,16 @@ def steps_to(level: float, target: float, slope: float) -> float:
     return math.log(target / level) / slope if slope < 0 else math.inf
 
 
+def reach(level: float, target: float, trend: Trend) -> tuple[float, float, float]:
+    """(soonest, expected, latest) steps until level falls to target, for a `trend` of logarithms that falls.
+
+    Each is ln(target / level) / slope, with the slope's 95 % interval -+ 1.96 standard errors; inf where it rises.
+    """
+    slopes = (trend.slope - 1.96 * trend.error, trend.slope, trend.slope + 1.96 * trend.error)
+    soonest, expected, latest = (steps_to(level, target, slope) for slope in slopes)
+    return soonest, expected, latest
+
+
 def _variance_inflation(residual: np.ndarray, least: float = 0.0) -> float:
     """(1 + r) / (1 - r) of AR(1) residuals, r in [0, 0.9], 0 if under `least`; small windows underestimate r."""
     total = float(residual @ residual)

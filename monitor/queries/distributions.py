@@ -59,6 +59,24 @@ def count_matrix(
     }
 
 
+def counts_of_step(
+    con: duckdb.DuckDBPyConnection, run: str, metric: str, split: str = "all", step: int | None = None
+) -> Frame:
+    """As `count_matrix`, of one step alone: the last one up to `step`, or the first of all where there is none."""
+    rows = frame(
+        con,
+        "SELECT step, any_value(edges_id) AS edges_id, sum(n) AS n, list(counts) AS counts FROM histograms "
+        "WHERE run = ? AND metric = ? AND split = ? GROUP BY step "
+        "ORDER BY step <= CAST(? AS BIGINT) DESC NULLS LAST, "
+        "CASE WHEN step <= CAST(? AS BIGINT) THEN -step ELSE step END LIMIT 1",
+        [run, metric, split, step, step],
+    )
+    counts = [np.sum(np.stack(list(per_rank)), axis=0) for per_rank in rows["counts"]]
+    return {name: rows[name] for name in ("step", "n", "edges_id")} | {
+        "counts": np.stack(counts) if counts else np.zeros((0, 1), np.int64)
+    }
+
+
 def quantile_series(
     con: duckdb.DuckDBPyConnection, run: str, metric: str, split: str = "all", max_columns: int = MAX_POINTS
 ) -> Frame:

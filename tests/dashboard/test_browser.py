@@ -15,7 +15,7 @@ from dashboard.launch import start, stop
 from monitor.recorder import Recorder
 
 PATIENCE_S = 60.0  # generous: a busy machine is slow, a broken page never comes
-PAGES = {"": 2, "run?run=ict-s0": 9, "compare": 10, "tokens?run=ict-s0": 0}  # page -> least number of charts
+PAGES = {"": 2, "run?run=ict-s0": 12, "compare": 10, "tokens?run=ict-s0": 0}  # page -> least number of charts
 # Streamlit itself asks for these below the page's path before it asks at the root, on every page but the first
 STREAMLIT_PROBES = re.compile(r"/_stcore/(health|host-config)$")
 
@@ -126,7 +126,7 @@ def test_the_url_brings_a_view_back(browser, url: str) -> None:
         page.get_by_role("link", name="uniform-s0").click()
         page.wait_for_url("**/run?*", timeout=PATIENCE_S * 1000)
         until(page, lambda: "run=uniform-s0" in page.url)
-        until(page, lambda: plot(page, "Mean entropy", "p.data[0].name") == "mean H1")
+        until(page, lambda: plot(page, "Mean entropy", "p.data[0].name") == "Entropy")
     address = f"{url}/tokens?run=uniform-s0&step=9&colour=deviation"
     with opened(browser, address) as page:
         page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
@@ -169,11 +169,69 @@ def test_a_live_run_grows_and_the_zoom_stays(browser, tmp_path: Path) -> None:
             stop(process)
 
 
-def test_a_click_on_a_curve_leads_to_its_tokens(browser, url: str) -> None:
+REWARD, SHOWN = "Reward and pass@k", "[...p._fullLayout.xaxis.range]"
+
+
+def click_step(page, title: str, step: int) -> None:
+    """Emits the click that Plotly emits, because the mouse cannot aim at one step."""
+    page.evaluate(
+        "([title, x]) => [...document.querySelectorAll('.rlvr-plot')]"
+        ".find(n => n.getAttribute('aria-label') === title).emit('plotly_click', {points: [{x}]})",
+        [title, step],
+    )
+
+
+def test_a_click_on_a_curve_opens_a_menu_that_leads_to_its_tokens(browser, url: str) -> None:
     with opened(browser, f"{url}/run?run=ict-s0") as page:
-        until(page, lambda: plot(page, "Reward and pass@k", "p.data.length"))
-        page.locator(".rlvr-plot").first.scroll_into_view_if_needed()
-        page.evaluate("() => document.querySelector('.rlvr-plot').emit('plotly_click', {points: [{x: 17}]})")
-        page.get_by_role("link", name="Step 17 picked").click(timeout=PATIENCE_S * 1000)
+        until(page, lambda: plot(page, REWARD, "p.data.length"))
+        click_step(page, REWARD, 17)
+        page.evaluate("() => document.querySelector('.rlvr-plot').emit('plotly_click', {points: [{x: 3}]})")
+        page.evaluate("() => document.querySelector('.rlvr-plot').emit('plotly_doubleclick', {})")
+        menu = page.get_by_role("menu", name="Step 17")
+        menu.wait_for(timeout=PATIENCE_S * 1000)
+        page.wait_for_timeout(400)
+        assert page.get_by_role("menu").count() == 1, "a double-click only zooms out"
+        page.keyboard.press("Escape")
+        assert page.get_by_role("menu").count() == 0
+        click_step(page, REWARD, 17)
+        page.get_by_role("menuitem", name="Pin its distribution").click(timeout=PATIENCE_S * 1000)
+        until(page, lambda: "pin=ict-s0%4017" in page.url)
+        until(page, lambda: page.get_by_text("Entropy, step 40 against step 17").count())
+        click_step(page, REWARD, 17)
+        page.get_by_role("menuitem", name="Read its tokens").click(timeout=PATIENCE_S * 1000)
         page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
-        assert "step=17" in page.url and "run=ict-s0" in page.url
+        until(page, lambda: "step=17" in page.url and "run=ict-s0" in page.url)
+
+
+def test_the_zoom_stands_in_the_address_and_fits_the_height(browser, url: str) -> None:
+    with opened(browser, f"{url}/run?run=uniform-s0&x=10-20") as page:
+        until(page, lambda: plot(page, REWARD, SHOWN) == [10, 20])
+        until(page, lambda: plot(page, "Mean entropy", SHOWN) == [10, 20])
+        low, high = plot(page, REWARD, "[...p._fullLayout.yaxis.range]")
+        inside = plot(
+            page, REWARD, "p._fullData.filter(t => (t.yaxis ?? 'y') === 'y').flatMap(t => Array.from(t.x)"
+            ".map((x, i) => [x, t.y[i]]).filter(([x]) => x >= 10 && x <= 20).map(([x, y]) => y))"
+        )  # fmt: skip
+        room = 0.06 * (max(inside) - min(inside))
+        assert [low, high] == pytest.approx([min(inside) - room, max(inside) + room])
+        # newer steps are to the right, and a click shows them
+        page.get_by_role("button", name="newest step 40 is off screen").first.click()
+        until(page, lambda: plot(page, REWARD, SHOWN)[1] > 40)
+        until(page, lambda: re.search("x=10-(&|$)", page.url))
+        menu_step = 25
+        click_step(page, REWARD, menu_step)
+        page.get_by_role("menuitem", name="Show from here on").click(timeout=PATIENCE_S * 1000)
+        until(page, lambda: plot(page, REWARD, SHOWN)[0] == menu_step and "x=25-" in page.url)
+
+
+def test_the_sentence_leads_to_its_evidence(browser, url: str) -> None:
+    with opened(browser, f"{url}/run?run=uniform-s0") as page:
+        until(page, lambda: plot(page, REWARD, "p.data.length"))
+        assert page.title() == "uniform-s0 · rlvr monitor"
+        since = page.get_by_role("link", name="Show the fall since step")
+        step = int(re.search(r"\d+", since.inner_text()).group())
+        since.click()
+        until(page, lambda: plot(page, REWARD, SHOWN)[0] == step)
+        page.get_by_role("link", name="where the alert fired").click()
+        page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
+        until(page, lambda: "step=25" in page.url)

@@ -138,7 +138,8 @@ def test_figures_hold_no_markup_of_a_run():
     drawn = [
         lines.lines(LIGHT, "entropy", [line, line], alerts=alerts),
         lines.lines(LIGHT, "entropy", lines.arm_lines(EVIL, [EVIL, "b"], "entropy", _rows(EVIL, "b"), "#123456")),
-        lines.reward_and_pass(LIGHT, line, {EVIL: line}),
+        lines.reward_and_pass(LIGHT, [line], [line]),
+        lines.lines(LIGHT, "entropy", lines.smoothed(lines.Line(EVIL, *np.ones((2, 3)), "#123456"), 5)),
         lines.pass_against_distinct(LIGHT, [line]),
         intervals.difference_intervals(LIGHT, "entropy", [row], {EVIL: "#123456"}),
         distributions.difference_map(LIGHT, gap, "entropy", (EVIL, EVIL)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +13,19 @@ import pytest
 from dashboard.figures import distributions
 from dashboard.figures.lines import (
     Line,
+    entropy_against_reward,
+    is_flat,
     lines,
     mean_line,
     pass_against_distinct,
     reward_and_pass,
     seed_band,
+    smoothed,
     sparkline,
 )
-from dashboard.figures.marks import add_actions
+from dashboard.figures.marks import add_actions, add_outlook
 from dashboard.figures.theme import DARK, LIGHT, arm_colours, number_format
+from monitor.alerts.outlook import Outlook
 from monitor.metrics import METRICS, inner_edges, n_cells
 
 STEPS = np.arange(1, 11)
@@ -137,14 +142,13 @@ def test_an_action_is_a_dotted_line_and_a_diamond_that_tells_it() -> None:
     assert marks.customdata[0] == "lower_lr for &lt;b&gt;x&lt;/b&gt;: optim.lr 3 -&gt; 1."
 
 
-def test_the_fan_holds_quantiles_and_both_means() -> None:
-    fig = distributions.entropy_fan(LIGHT, fan(), (STEPS, np.full(10, 0.65)), LIGHT.accent, alerts=alerts())
+def test_the_fan_holds_quantiles_and_their_mean() -> None:
+    fig = distributions.entropy_fan(LIGHT, fan(), LIGHT.accent, alerts=alerts())
     by_name = {trace.name: trace for trace in fig.data}
-    np.testing.assert_allclose(by_name["mean H1"].y, 0.7)
-    np.testing.assert_allclose(by_name["mean H2 (Renyi-2)"].y, 0.65)
+    np.testing.assert_allclose(by_name["mean"].y, 0.7)
     np.testing.assert_allclose(by_name["p5–p95"].y, 0.5)
     assert by_name["p5–p95"].fill == "tonexty" and by_name["p99"].visible == "legendonly"
-    log = distributions.entropy_fan(LIGHT, fan() | {"p5": np.zeros(10)}, (STEPS, STEPS * 0.0), LIGHT.accent, log=True)
+    log = distributions.entropy_fan(LIGHT, fan() | {"p5": np.zeros(10)}, LIGHT.accent, log=True)
     assert log.layout.yaxis.type == "log"
     assert all((np.asarray(trace.y) > 0).all() for trace in log.data), "a log axis cannot show 0"
 
@@ -189,9 +193,61 @@ def test_joint_counts_put_entropy_across() -> None:
 
 
 def test_reward_and_pass_share_a_panel() -> None:
-    passes = {"k": Line("pass@1", STEPS[::5], STEPS[::5] / 10, LIGHT.second, points=True)}
-    fig = reward_and_pass(LIGHT, Line("Reward", STEPS, STEPS / 10, LIGHT.accent), passes, alerts=alerts())
+    passes = [Line("pass@1", STEPS[::5], STEPS[::5] / 10, LIGHT.second, points=True)]
+    fig = reward_and_pass(LIGHT, [Line("Reward", STEPS, STEPS / 10, LIGHT.accent)], passes, alerts=alerts())
     assert fig.data[1].mode == "lines+markers" and fig.layout.showlegend
+
+
+def test_a_smoothed_line_is_an_exponential_mean_before_its_pale_values() -> None:
+    line = Line("a", np.arange(4.0), np.array([0.0, 1.0, np.nan, 1.0]), LIGHT.accent)
+    raw, mean = smoothed(line, 3)  # weight 2 / (3 + 1) = .5
+    np.testing.assert_allclose(mean.y, [0.0, 0.5, 0.5, 0.75])
+    assert raw.faint and not mean.faint and mean.name == "a, mean of 3 steps"
+    np.testing.assert_array_equal(raw.y, line.y)
+    assert smoothed(line, 0) == [line] and smoothed(replace(line, points=True), 3)[0].points
+
+
+@pytest.mark.parametrize(
+    ("values", "flat"),
+    [([0.0, 0.0], True), ([1e-13, 3e-13], True), ([1e6, 1e6 + 0.5], True), ([0.0, 0.01], False), ([2.0], False)],
+)
+def test_what_never_moves_is_flat(values: list[float], flat: bool) -> None:
+    assert is_flat(np.array([*values, np.nan])) == flat
+
+
+def test_the_cone_leads_to_the_floor_and_ends_with_the_plan() -> None:
+    # .2 nat falling by 5 % a step: ln(.1 / .2) / -.05 = 13.9 steps to the floor of .1
+    ahead = Outlook(0.2, 1.0, 0.1, "falling", 30, 11.0, 13.863, 18.0, slope=-0.05, error=0.005)
+    drawn = [Line("a", np.arange(1.0, 51), np.linspace(1, 0.2, 50), LIGHT.accent)]
+    fig = add_outlook(lines(LIGHT, "entropy", drawn), LIGHT, ahead, 50.0, 1000.0)
+    low, high, middle = fig.data[-3:]
+    assert middle.x[0] == 50 and middle.x[-1] == pytest.approx(63.863)
+    assert middle.y[0] == 0.2 and middle.y[-1] == pytest.approx(0.1, abs=1e-4)
+    assert np.all(low.y[1:] < middle.y[1:]) and np.all(high.y[1:] > middle.y[1:])
+    assert [shape.y0 for shape in fig.layout.shapes] == [1.0, 0.1]
+    assert [note.text for note in fig.layout.annotations] == ["baseline 1", "floor 0.1"]
+    ended = add_outlook(lines(LIGHT, "entropy", drawn), LIGHT, ahead, 50.0, 0.0)
+    assert len(ended.data) == 1 and len(ended.layout.shapes) == 2  # nothing more comes
+
+
+def test_two_steps_are_drawn_as_shares() -> None:
+    one, two = matrix("nats96"), matrix("nats96")
+    earlier = {name: column[:1] for name, column in one.items()}
+    earlier["counts"] = np.eye(1, n_cells("nats96"), 7, dtype=np.int64) * 4
+    fig = distributions.step_against_step(LIGHT, earlier, two, LIGHT.accent)
+    assert fig.layout.title.text == "Entropy, step 10 against step 1" and fig.data[0].name == "step 1"
+    assert fig.data[0].y[7] == 1.0 and np.sum(fig.data[1].y) == pytest.approx(1.0)
+
+
+def test_the_law_is_drawn_where_it_fits_and_nothing_broke_it() -> None:
+    entropy = np.linspace(0.1, 1.0, 20)
+    reward = 1.0 - 0.2 * np.exp(entropy)  # ceiling b - a = .8
+    fig = entropy_against_reward(LIGHT, np.arange(20), entropy, reward, LIGHT.accent, law=True)
+    assert fig.data[1].name == "law, r² 1.00, ceiling 0.80" and fig.data[1].y[0] == pytest.approx(0.8)
+    assert len(entropy_against_reward(LIGHT, np.arange(20), entropy, reward, LIGHT.accent, law=False).data) == 1
+    noise = np.random.default_rng(0).normal(size=20)
+    unfit = entropy_against_reward(LIGHT, np.arange(20), entropy, noise, LIGHT.accent, law=True)
+    assert len(unfit.data) == 1 and "the law does not fit" in unfit.data[0].name
 
 
 def test_pass_against_distinct_marks_the_newest() -> None:

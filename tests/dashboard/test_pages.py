@@ -260,12 +260,12 @@ def test_a_live_run_that_is_critical_comes_first() -> None:
     assert [entry.name for entry in found] == ["c", "b", "n", "a", "d", "e"]
 
 
-def test_a_run_of_which_nothing_was_said_has_no_banner(monkeypatch, tmp_path: Path, store: Path) -> None:
+def test_a_run_of_which_nothing_was_said_says_so(monkeypatch, tmp_path: Path, store: Path) -> None:
     with Recorder(tmp_path, RunInfo(name="older")) as recorder:
         recorder.record(StepRecord(1, {"entropy": 0.5, "reward": 0.5}))
     app = open_page(monkeypatch, tmp_path, "run", run="older")
-    assert not (app.error or app.warning or app.info or app.success or app.expander)
-    assert "No alert has fired." in words(app)
+    assert not (app.error or app.warning or app.success or app.expander)
+    assert told(app.info[0]) == "Nothing has judged this run: it was recorded without an alert engine."
     # an older run's newest open alert speaks for it
     app = open_page(monkeypatch, store, "run", run="uniform-s0")
     assert told(app.error[0]).startswith("**Critical:** Entropy fell to 23 % of its baseline while the reward")
@@ -296,16 +296,18 @@ def test_alerts_stand_on_the_chart_of_what_their_rule_watches() -> None:
     assert list(unrecorded.on("entropy")["rule"]) == list(names) and not len(unrecorded.on("reward")["rule"])
 
 
-def test_diagnostics_stand_on_the_run_page_of_runs_that_recorded_them(monkeypatch, store: Path, tmp_path: Path) -> None:
-    def headings(app: AppTest) -> str:
-        return " ".join(str(element.proto.body) for element in app.get("html"))
+def test_the_run_page_has_a_section_only_of_what_was_recorded(monkeypatch, tmp_path: Path) -> None:
+    for name, scalars in (("plain", {}), ("more", {"regime_h_share": 0.9, "kl": 0.0, "lr": 1e-4})):
+        with Recorder(tmp_path, RunInfo(name=name)) as recorder:
+            for step in (1, 2):
+                moving = {"regime_h_share": 0.8 + step / 100} if scalars else {}
+                recorder.record(StepRecord(step, {"entropy": 0.5, "reward": 0.5} | scalars | moving))
+    plain, more = (open_page(monkeypatch, tmp_path, "run", run=name) for name in ("plain", "more"))
+    headings = [" ".join(str(element.proto.body) for element in app.get("html")) for app in (plain, more)]
+    assert ["Where the entropy goes" in text for text in headings] == [False, True]
+    assert "Not drawn: KL to reference, 0 in all steps; Learning rate, 0.0001 in all steps." in words(more)
+    assert "Not drawn" not in words(plain)
 
-    assert "Diagnostics" not in headings(open_page(monkeypatch, store, "run", run="ict-s0"))
-    record, tokens, samples = simulated.step(1, weighting="ict", seed=0, total=1)
-    scalars = {**record.scalars, "regime_h_share": 0.9, "regime_h_share_selected": 0.95}
-    with Recorder(tmp_path, simulated.info("new", "ict", 0, 1)) as recorder:
-        recorder.record(StepRecord(1, scalars, record.histograms), tokens, samples)
-    assert "Diagnostics" in headings(open_page(monkeypatch, tmp_path, "run", run="new"))
 
 
 def entry(name: str, weighting: str, seed: int, comparison: str = "c") -> RunEntry:
