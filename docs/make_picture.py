@@ -21,7 +21,7 @@ def main() -> None:
                 executable_path=os.environ.get("RLVR_CHROMIUM") or "/usr/bin/chromium", args=FLAGS
             )
             page = browser.new_page(viewport={"width": 1280, "height": 1130}, color_scheme="light")
-            sides = [",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "ict_budget")]
+            sides = [",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "entropy_budget")]
             page.goto(f"{url}/compare?a={sides[0]}&b={sides[1]}")
             page.get_by_text("Distinct correct answers, heldout").first.wait_for(timeout=60_000)
             page.wait_for_timeout(3000)  # the charts draw one after the other

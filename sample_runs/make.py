@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent  # commands run here, so that recorded paths are relative
 PRESET = "trainer/presets/demo.toml"
 RLVR = (sys.executable, "-m", "monitor.cli")
-ARMS = ("uniform", "ict_budget", "ict")
+ARMS = ("uniform", "entropy_budget", "ict")
 PAIRS = {
     f"{kind}-s{seed}": f"--weighting.kind {kind} --seed {seed} --comparison demo" for seed in (0, 1, 2) for kind in ARMS
 }

@@ -44,7 +44,7 @@ def test_the_wheel_works_from_any_folder(wheel, tmp_path):
     packages = ("rlvr_monitor", "trainer", "dashboard")
     assert run(sys.executable, "-c", script).split() == [str(site / name / "__init__.py") for name in packages]
     runs = json.loads(run(str(site / "bin" / "rlvr"), "ls", str(ROOT / "sample_runs"), "--json"))
-    assert {"explosion", "uniform-s0", "ict_budget-s0", "ict-s0"} <= {row["run"] for row in runs}
+    assert {"explosion", "uniform-s0", "entropy_budget-s0", "ict-s0"} <= {row["run"] for row in runs}
 
 
 def test_the_install_page_names_the_oldest_versions():

@@ -66,12 +66,12 @@ def test_demo_trains_both_arms_and_keeps_the_dashboard_up_until_ctrl_c(tmp_path,
         urllib.request.urlopen(url, timeout=2)
     for row in ("Entropy kept", "pass@1, held-out", "pass@4, held-out", "Distinct correct of 16", "Warnings"):
         assert row in told
-    assert "ict_budget against uniform, 1 pair: too few to tell" in " ".join(told.split())
-    assert "First warning, uniform: none; ict_budget: none." in " ".join(told.split())
+    assert "entropy_budget against uniform, 1 pair: too few to tell" in " ".join(told.split())
+    assert "First warning, uniform: none; entropy_budget: none." in " ".join(told.split())
     with open_store(tmp_path) as store:
         states = {state.name: state for state in store.runs()}
         assert {name: state.status for name, state in states.items()} == {
-            "demo-uniform": "finished", "demo-ict_budget": "finished"
+            "demo-uniform": "finished", "demo-entropy_budget": "finished"
         }  # fmt: skip
         first = store.sql("SELECT DISTINCT step, name, value FROM steps WHERE step < 2 AND name LIKE 'eval/%'").rows
         assert len({name for _, name, _ in first}) == len(first)  # both arms start from the same policy

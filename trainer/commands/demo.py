@@ -1,4 +1,4 @@
-"""`rlvr demo`: two monitored runs, uniform and ict_budget, and the live dashboard.
+"""`rlvr demo`: two monitored runs, uniform and entropy_budget, and the live dashboard.
 
 This module only starts processes and reads the store. Both runs start from the same base policy, seed and prompts with
 the settings of presets/demo.toml, on one CPU core each.
@@ -33,7 +33,7 @@ from monitor.stats.comparison import live_verdicts
 from monitor.store.tail import Tail
 from trainer.runtime.children import ending, interrupts_raise, run_bars, start_trainer
 
-ARMS = ("uniform", "ict_budget")
+ARMS = ("uniform", "entropy_budget")
 PRESET = Path(__file__).parents[1] / "presets" / "demo.toml"
 LEVEL = "eval/heldout/pass@1"
 FIGURES = {  # row of the table -> (series, format)
@@ -46,7 +46,7 @@ FIGURES = {  # row of the table -> (series, format)
 
 @dataclass(frozen=True)
 class Options:
-    """Train uniform and ict_budget side by side and watch them."""
+    """Train uniform and entropy_budget side by side and watch them."""
 
     store: str = "runs"  # folder of the store
     seed: int = 0  # seed of both runs
