@@ -73,10 +73,9 @@ def main() -> None:
         line = Line("entropy", *series_of(series, RUN, "entropy"), LIGHT.accent)
         fan = quantile_series(con, RUN, "entropy", "all", 1000)
         cells = count_matrix(con, RUN, "deviation", "all", 300)
-        renyi2 = series_of(series, RUN, "renyi2")
         for name, build in (
             ("line", lambda: lines(LIGHT, "entropy", [line])),
-            ("entropy fan", lambda: distributions.entropy_fan(LIGHT, fan, renyi2, LIGHT.accent)),
+            ("entropy fan", lambda: distributions.entropy_fan(LIGHT, fan, LIGHT.accent)),
             ("deviation heatmap", lambda: distributions.histogram_map(LIGHT, cells, "deviation")),
         ):
             rows.append(measure(f"figure: {name}", build))

@@ -18,7 +18,7 @@ STYLE = """<style>
 .stMainBlockContainer { padding: 4.2rem 2.5rem 3rem; max-width: 1760px; }
 [class*="st-key-grid"] { display: grid; gap: .75rem 1.25rem;
                          grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); }
-.st-key-unseen-title { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+[class*="st-key-unseen-"] { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
 [data-testid="stPageLink"] p { font-size: 1rem; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 640px) { .stMainBlockContainer { padding-left: 0.9rem; padding-right: 0.9rem; } }
@@ -34,6 +34,7 @@ def main() -> None:
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")
     st.html(STYLE)
     drawn = data.poll()
+    st.session_state["calm_run"] = None  # the run of which a page shows parts that may lag behind
     if _ready():
         _quarantine_banner()
         chosen.run()
@@ -74,7 +75,8 @@ def _quarantine_banner() -> None:
 @st.fragment(run_every=0.5)
 def _watch(drawn: int) -> None:
     """Redraws the page if the data's version changed. Otherwise this costs a few stat calls."""
-    if data.poll() != drawn:
+    behind = st.session_state.get("calm_run")
+    if data.poll() != drawn or (behind is not None and data.calm_is_behind(behind)):
         st.rerun()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,16 +19,23 @@ from monitor.alerts.marks import Marks, read_marks
 from monitor.alerts.outlook import window_of
 from monitor.alerts.window import Window
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
+from monitor.queries.followed import Followed
 from monitor.queries.frames import Frame
 from monitor.stats.comparison import live_verdicts
 from monitor.store.tail import RunEntry, Tail
 
 T = TypeVar("T")
+CALM_S = 20.0  # how far what is not on the screen may lag behind a live run
 
 
 def store_path() -> Path:
     """The store that this server shows; chosen at its start, never by the URL."""
-    return Path(os.environ.get(STORE_VARIABLE, "runs")).expanduser().resolve()
+    return _resolved(os.environ.get(STORE_VARIABLE, "runs"))
+
+
+@cache
+def _resolved(store: str) -> Path:
+    return Path(store).expanduser().resolve()
 
 
 @st.cache_resource(show_spinner=False)
@@ -104,43 +113,72 @@ def events(names: Sequence[str]) -> Frame:
     return _ask(alerts.events, names, tuple(names))
 
 
+@st.cache_resource(show_spinner=False)
+def _all_followed(store: str) -> dict[str, tuple[Followed, list[int]]]:
+    return {}
+
+
+def followed(name: str) -> Followed:
+    """All scalars of a run, and its histograms when asked for; a look costs what is new since the last one."""
+    source, entry = tail(), run(name)
+    found, looked = _all_followed(str(source.store)).setdefault(name, (Followed(name), []))
+    if entry is not None and looked != [entry.version]:
+        version = entry.version
+        found.look(source.cursor(), entry.basis)
+        looked[:] = [version]
+    return found
+
+
+def counts_of(name: str, metric: str, split: str = "all") -> Frame:
+    """step, counts [S, cells], n, sum, min, max, edges_id of every step of a run."""
+    return followed(name).counts(tail().cursor(), metric, split)
+
+
 def window(name: str, keys: Sequence[str]) -> Window:
     """The series of a run as the alert rules see them: the newest values, how they began, and their best."""
-
-    def question(con: duckdb.DuckDBPyConnection, keys: tuple[str, ...], warmup_steps: int) -> Window:
-        rows = series.scalar_series(con, [name], keys, max_points=10**9)
-        return window_of({key: series.series_of(rows, name, key) for key in keys}, warmup_steps)
-
-    entry = run(name)
-    config = dict(entry.info.get("config") or {}) if entry else {}
-    return _ask(question, (name,), tuple(keys), int(config.get("weighting", {}).get("warmup_steps") or 0))
+    entry, source = run(name), followed(name)
+    warmup_steps = int(entry.info.get("warmup_steps") or 0) if entry else 0
+    return window_of({key: source.series(key) for key in keys}, warmup_steps)
 
 
 def newest_step(name: str) -> float:
     """The newest committed step of a run; 0 without any."""
-    return float(np.max(latest([name])["step"], initial=0))
+    return float(max(0, followed(name).newest_step))
 
 
-def counts_at(name: str, metric: str, step: int | None, split: str = "all") -> Frame:
-    """`counts` of one step, of the first one where `step` is None or later than any."""
-    return _ask(distributions.counts_of_step, (name,), name, metric, split, step)
+@st.cache_resource(show_spinner=False)
+def _calm(store: str) -> dict[str, tuple[float, int]]:
+    return {}
 
 
-def fan(name: str, metric: str = "entropy", split: str = "all") -> Frame:
-    return _ask(distributions.quantile_series, (name,), name, metric, split, 1000)
+def calm_version(name: str) -> int:
+    """A version of a run that changes at most every CALM_S while it runs: for what need not follow each step."""
+    entry, known = run(name), _calm(str(store_path()))
+    if entry is None:
+        return -1
+    since, version = known.get(name, (0.0, -1))
+    if version != entry.version and (time.monotonic() - since >= CALM_S or entry.status != "running"):
+        known[name] = (time.monotonic(), entry.version)
+    return known[name][1]
 
 
-def counts(name: str, metric: str, split: str = "all", columns: int = 300) -> Frame:
-    return _ask(distributions.count_matrix, (name,), name, metric, split, columns)
+def calm_is_behind(name: str) -> bool:
+    """Whether `calm_version` is due to change."""
+    entry = run(name)
+    since, version = _calm(str(store_path())).get(name, (0.0, -1))
+    return entry is not None and version not in (-1, entry.version) and time.monotonic() - since >= CALM_S
 
 
-def newest_counts(name: str, metric: str, split: str, steps: int = 20) -> Frame:
-    """`counts` of only the last `steps` steps, which costs the same however long the run is."""
-    return _ask(distributions.count_matrix, (name,), name, metric, split, frames.MAX_POINTS, steps)
+def remembered(name: str, question: str, arguments: tuple, ask: Callable[[], T], *, calm: bool) -> T:
+    """`ask()`, remembered until the version of the run changes; with `calm`, until `calm_version` does."""
+    version = calm_version(name) if calm else tail().run_version(name)[0]
+    return _cached(str(store_path()), (version,), question, (name, *arguments), ask)
 
 
-def joint(name: str) -> np.ndarray:
-    return _ask(distributions.joint_counts, (name,), name, "entropy*deviation", "all", 20)
+def joint(name: str, newest: int) -> np.ndarray:
+    """Joint counts of entropy and deviation over the last `newest` steps."""
+    since = followed(name).newest_step - newest
+    return distributions.joint_counts(tail().cursor(), name, "entropy*deviation", after=since)
 
 
 def difference(baseline: Sequence[str], other: Sequence[str], metric: str = "entropy") -> Frame:

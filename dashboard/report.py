@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from dashboard.figures.intervals import difference_intervals
 from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
-from dashboard.figures.theme import DARK, LIGHT, Theme, arm_colours
+from dashboard.figures.theme import DARK, LIGHT, THEMES, Theme, arm_colours, template
 from monitor.commands.comparison_table import cells, notes
 from monitor.commands.parsing import StoreFolder, call
 from monitor.queries.frames import Frame
@@ -73,7 +73,9 @@ def page(comparison: Mapping[str, Any], rows: Frame, info: Mapping[str, Any]) ->
     places = [(key, _place(index, fig)) for index, (key, fig) in enumerate(charts["light"].items())]
     curves = "".join(place for key, place in places if not key.startswith("gap "))
     gaps = "".join(place for key, place in places if key.startswith("gap "))
-    drawn = {name: [json.loads(_bare(fig).to_json()) for fig in of.values()] for name, of in charts.items()}
+    drawn = {
+        name: [json.loads(_bare(fig, THEMES[name]).to_json()) for fig in of.values()] for name, of in charts.items()
+    }
     created = strftime("%Y-%m-%d %H:%M UTC", gmtime(comparison["created"]))
     what = f"{info.get('model', '')} on {info.get('task', '')}"
     body = [
@@ -159,8 +161,9 @@ def _place(index: int, fig: go.Figure) -> str:
 <figcaption>{told}</figcaption><div data-chart="{index}"></div></figure>"""
 
 
-def _bare(fig: go.Figure) -> go.Figure:
-    """Without title and legend, which the page shows once."""
+def _bare(fig: go.Figure, theme: Theme) -> go.Figure:
+    """With its style, and without title and legend, which the page shows once."""
+    fig.layout.template = template(theme)
     fig.layout.title, fig.layout.showlegend, fig.layout.margin.t = None, False, 8
     return fig
 

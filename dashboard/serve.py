@@ -1,7 +1,7 @@
 """The dashboard's server process: `python -m dashboard.serve HOST PORT`, started by dashboard.launch.
 
 Streamlit serves static files only from the folder of its main script, and an installed package may be read-only. So the
-main script is a two-line file in a temporary folder, beside the copy of plotly.min.js that the charts load.
+main script is a two-line file in a temporary folder, beside the scripts that the charts load.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 from importlib.resources import files
 from pathlib import Path
 
+from dashboard.components.chart import chart_code
 from dashboard.settings import flags
 
 MAIN = "from dashboard.app import main\n\nmain()\n"
@@ -26,6 +27,7 @@ def make_app_folder(folder: Path) -> Path:
     static.mkdir()
     with (files("plotly") / "package_data" / PLOTLY).open("rb") as source, open(static / PLOTLY, "wb") as target:
         shutil.copyfileobj(source, target)
+    (static / "chart.js").write_text(chart_code(), encoding="utf-8")
     script = folder / "rlvr_dashboard.py"
     script.write_text(MAIN)
     return script

@@ -1,8 +1,12 @@
 // A Plotly chart that lives through updates: Plotly.react on the same node with uirevision keeps zoom and selection.
 // Charts of one group share their x range. The server keeps it in the address, as FROM-TO (TO left out: the newest).
 // plotly.min.js is the copy of the Python wheel, served by this server.
+const style = document.createElement("style");
+style.textContent = __CSS__;
+document.head.appendChild(style);
 const SOURCE = "/app/static/plotly.min.js";
 const DOUBLE_CLICK_MS = 300; // a click waits this long, because a double-click only zooms out
+const VISIBLE_MS = 250;
 const groups = (window.rlvrChartGroups ??= new Map());
 
 function plotly() {
@@ -32,14 +36,29 @@ const watcher = new IntersectionObserver((entries) => {
     entry.target.rlvrVisible = entry.isIntersecting;
     if (entry.isIntersecting) draw(entry.target);
   }
+  clearTimeout(window.rlvrTelling);
+  window.rlvrTelling = setTimeout(tellVisible, VISIBLE_MS);
 }, { rootMargin: "150px" });
+
+// The server builds sections anew at every step only while they are on the screen.
+function tellVisible() {
+  const shown = [...document.querySelectorAll(".rlvr-chart")].filter((root) => root.rlvrSection && root.rlvrVisible);
+  const sections = [...new Set(shown.map((root) => root.rlvrSection))].sort().join("|");
+  if (shown.length && sections !== shown[0].rlvrShown) shown[0].rlvrTell("visible", sections);
+}
 
 function draw(root) {
   const data = root.rlvrData;
   if (!data || !root.rlvrVisible) return;
+  const old = data.old_id ? window.rlvrOldPoints?.get(data.key) : null;
+  if (data.old_id && old?.id !== data.old_id) return; // they are on their way
   root.rlvrData = null;
   const plot = root.querySelector(".rlvr-plot");
   const spec = JSON.parse(data.figure);
+  old?.traces.forEach((trace, i) => {
+    for (const axis of Object.keys(trace)) spec.data[i][axis] = joined(trace[axis], spec.data[i][axis]);
+  });
+  spec.layout.template = TEMPLATES[data.theme];
   delete spec.layout.title; // it stands in the page, not in the plot
   spec.layout.margin.t = spec.layout.showlegend ? 30 : 10;
   plot.rlvrScalesY = spec.layout.yaxis?.range === undefined;
@@ -57,6 +76,21 @@ function draw(root) {
     } else if (group?.zoom && (group.zoom.to === null || !plot.rlvrZoomed)) zoom(plot, group.zoom);
     newer(root, plot, group);
   }).catch((error) => { plot.textContent = String(error.message ?? error); });
+}
+
+const NUMBERS = { f4: Float32Array, f8: Float64Array, i4: Int32Array, i2: Int16Array, i1: Int8Array };
+
+function numbers({ dtype, bdata }) {
+  const bytes = Uint8Array.from(atob(bdata), (character) => character.charCodeAt(0));
+  return new NUMBERS[dtype](bytes.buffer);
+}
+
+function joined(old, recent) {
+  const [first, second] = [numbers(old), numbers(recent)];
+  const all = new first.constructor(first.length + second.length);
+  all.set(first);
+  all.set(second, first.length);
+  return all;
 }
 
 function prepare(root, plot, data) {
@@ -216,11 +250,13 @@ if (!window.rlvrClosesMenus) {
   document.addEventListener("pointerdown", (event) => event.target.closest(".rlvr-menu") || closeMenu());
 }
 
-export default function (component) {
+window.rlvrChart = function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const root = parentElement.querySelector(".rlvr-chart");
   const plot = root.querySelector(".rlvr-plot");
   root.rlvrMenu = data.menu;
+  root.rlvrSection = data.section;
+  root.rlvrShown = data.shown;
   root.rlvrTell = (what, value) => setTriggerValue("pick", { what, value });
   root.rlvrGroup = data.group;
   root.rlvrData = data;
@@ -229,11 +265,14 @@ export default function (component) {
   plot.setAttribute("aria-label", data.title);
   watcher.observe(root);
   draw(root);
+  const redraw = () => draw(root);
+  window.addEventListener("rlvr-old-points", redraw);
   return () => {
+    window.removeEventListener("rlvr-old-points", redraw);
     watcher.unobserve(root);
     plot.rlvrResize?.disconnect();
     groups.get(data.group)?.plots.delete(plot);
     if (plot.rlvrReady) window.Plotly.purge(plot);
     plot.rlvrReady = false;
   };
-}
+};

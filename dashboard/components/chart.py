@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
+from plotly.io.json import to_json_plotly
+
+from dashboard.figures.theme import THEMES, template
 
 _HERE = Path(__file__).parent
+_LOADER = """// Loads the script of the charts once.
+await (window.rlvrChartCode ??= new Promise((resolve, reject) => {
+  const script = document.createElement("script");
+  script.src = "/app/static/chart.js?v=__VERSION__";
+  script.onload = resolve;
+  script.onerror = () => reject(new Error(`${script.src} is not served: start the dashboard with "rlvr dashboard".`));
+  document.head.appendChild(script);
+}));
+export default window.rlvrChart;
+"""
+BLOCK = 48  # points by which the older part of a curve grows
 _HTML = (
     '<div class="rlvr-chart"><div class="rlvr-head"><span class="rlvr-title"></span><span class="rlvr-unit"></span>'
     '<span class="rlvr-help" role="note" hidden>?</span><button class="rlvr-newer" type="button" hidden></button></div>'
@@ -19,46 +38,105 @@ _HTML = (
 
 
 @cache
+def chart_code() -> str:
+    """The script of all charts, which dashboard.serve serves: Streamlit would send it again with each update."""
+    styles = {name: template(theme).to_plotly_json() for name, theme in THEMES.items()}
+    code = (_HERE / "chart.js").read_text().replace("__CSS__", json.dumps((_HERE / "chart.css").read_text()))
+    return f"(() => {{\nconst TEMPLATES = {to_json_plotly(styles)};\n{code}\n}})();\n"
+
+
+@cache
 def _component() -> Callable:
+    version = hashlib.sha1(chart_code().encode(), usedforsecurity=False).hexdigest()[:12]  # no browser keeps an old one
     return st.components.v2.component(
-        "rlvr_chart",
-        html=_HTML,
-        css=(_HERE / "chart.css").read_text(),
-        js=(_HERE / "chart.js").read_text(),
-        isolate_styles=False,
+        "rlvr_chart", html=_HTML, js=_LOADER.replace("__VERSION__", version), isolate_styles=False
     )
+
+
+@cache
+def _old_points() -> Callable:
+    return st.components.v2.component("rlvr_old_points", js=(_HERE / "old_points.js").read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A figure as it is sent: its JSON without what the page shows around it.
+
+    old: of each trace the points that stay as they are while the run grows, as JSON, "" for none. They are sent apart
+    (`send_old_points`), because Streamlit does not send again what the browser has. old_id: their hash.
+    """
+
+    figure: str
+    title: str
+    unit: str
+    help: str
+    theme: str
+    height: int
+    old: str = ""
+    old_id: str = ""
+
+
+def packed(fig: go.Figure, *, split: bool = False) -> Packed:
+    """A figure ready to be sent; with `split`, the older points of long curves apart from it."""
+    title, meta = fig.layout.title, fig.layout.meta or {}
+    spec = fig.to_plotly_json()  # whose arrays are as Plotly reads them: their type and their bytes in base64
+    spec["layout"].pop("template", None)  # the browser has ours
+    old = [_take_old(trace, spec["data"][i]) if split else {} for i, trace in enumerate(fig.data)]
+    text = json.dumps(old) if any(old) else ""
+    name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() if text else ""
+    return Packed(
+        to_json_plotly(spec), title.text or "", title.subtitle.text or "", meta.get("help", ""),
+        meta.get("theme", "light"), int(fig.layout.height), text, name,
+    )  # fmt: skip
+
+
+def _take_old(trace: Any, sent: dict[str, Any]) -> dict[str, Any]:
+    """Takes the older points out of a trace as it is sent, a whole number of blocks of them; {} where it has few."""
+    if not isinstance(trace, go.Scatter) or trace.customdata is not None or "bdata" not in (sent.get("x") or ()):
+        return {}
+    cut = (len(trace.x) - 1) // BLOCK * BLOCK
+    if cut <= 0:
+        return {}
+    old = {axis: _numbers(trace[axis][:cut]) for axis in ("x", "y")}
+    sent |= {axis: _numbers(trace[axis][cut:]) for axis in ("x", "y")}
+    return old
+
+
+def _numbers(values: np.ndarray) -> dict[str, str]:
+    return {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values.tobytes()).decode()}
+
+
+def send_old_points(charts: Mapping[str, Packed], *, key: str) -> None:
+    """Sends the older points of charts {their key: chart}, for which the charts wait in the browser."""
+    old = {name: {"id": chart.old_id, "traces": chart.old} for name, chart in charts.items() if chart.old}
+    if old:
+        _old_points()(key=key, data=old)
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
     """What a reader did on a chart.
 
-    what: "tokens" or "pin", chosen in the menu of a clicked step, which is the value; or "zoom", whose value is the
-    range of x as FROM-TO, FROM- up to the newest, or "" for all of it.
+    what: "tokens" or "pin", chosen in the menu of a clicked step, which is the value; "zoom", whose value is the range
+    of x as FROM-TO, FROM- up to the newest, or "" for all of it; or "visible": the sections on the screen, by "|".
     """
 
     what: str
     value: str
 
 
-def live_chart(fig: go.Figure, *, key: str, group: str = "", menu: bool = False, zoom: str = "") -> Pick | None:
+def live_chart(
+    fig: Packed, *, key: str, group: str = "", menu: bool = False, zoom: str = "", section: str = "", shown: str = ""
+) -> Pick | None:
     """Draws a figure and returns what a reader just did on it; with `menu`, a click opens a menu of its step.
 
     Charts of equal `group` zoom together along x; `zoom` is the range that a page begins with, as in `Pick`. A chart
     with the same `key` keeps its node, zoom and selection over all updates. The figure is sent as text, which the
-    browser parses only once the chart is on the screen.
+    browser parses only once the chart is on the screen. A chart of a `section` tells which sections are on the screen
+    when these are others than `shown`.
     """
-    title = fig.layout.title
-    data = {
-        "figure": fig.to_json(),
-        "title": title.text or "",
-        "unit": title.subtitle.text or "",
-        "help": (fig.layout.meta or {}).get("help", ""),
-        "height": fig.layout.height,
-        "group": group,
-        "menu": menu,
-        "zoom": zoom,
-    }
+    data = asdict(fig) | {"key": key, "group": group, "menu": menu, "zoom": zoom, "section": section, "shown": shown}
+    del data["old"]
     result = _component()(key=key, data=data, on_pick_change=lambda: None)
     done = getattr(result, "pick", None)
     return Pick(str(done["what"]), str(done["value"])) if done else None

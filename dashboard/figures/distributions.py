@@ -6,9 +6,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dashboard.figures.marks import add_alerts
-from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, scale
+from dashboard.figures.theme import Theme, clip_steps, compact, faded, figure, label, scale
 from monitor.metrics import inner_edges
 from monitor.queries.frames import Frame
+
+SHADES = 255  # steps of the colour of a map, so that a cell takes one byte
 
 
 def entropy_fan(
@@ -26,9 +28,9 @@ def entropy_fan(
     """
     _, unit, help_text = label("entropy")
     fig = figure(theme, "Entropy of tokens, quantiles", unit=unit, help=help_text, height=height)
-    x = fan["step"]
+    x = compact(fan["step"])
     floor = 1e-5 if log else 0.0  # a log axis cannot show 0
-    bounded = {name: np.maximum(values, floor) for name, values in fan.items()}
+    bounded = {name: compact(np.maximum(values, floor)) for name, values in fan.items()}
     p99 = _curve("p99", x, bounded["p99"], faded(colour, 0.55), width=1.0, dash="dot")
     if not log:
         p99.visible = "legendonly"
@@ -86,7 +88,7 @@ def _step_borders(step: np.ndarray, last_step: np.ndarray | None = None) -> np.n
 
 
 def histogram_map(theme: Theme, matrix: Frame, key: str, *, height: int = 300) -> go.Figure:
-    """Counts over steps on the metric's fixed logarithmic cells. The colour is log1p(count)."""
+    """Counts over steps on the metric's fixed logarithmic cells. The colour is log1p(count), in SHADES steps."""
     name, unit, help_text = label(key)
     fig = figure(theme, f"{name} of tokens", unit=unit, help=help_text, height=height)
     if not len(matrix["step"]):
@@ -100,17 +102,17 @@ def histogram_map(theme: Theme, matrix: Frame, key: str, *, height: int = 300) -
         go.Heatmap(
             x=_step_borders(matrix["step"], matrix["last_step"]),
             y=borders,
-            z=np.log1p(counts).astype(np.float32),
-            customdata=counts.astype(np.int32),
+            z=np.round(np.log1p(counts) * (SHADES / max(top, 1e-9))).astype(np.uint8),
+            customdata=counts.astype(np.min_scalar_type(int(counts.max()))),
             zmin=0.0,
-            zmax=top,
+            zmax=SHADES,
             colorscale=scale(theme.sequential),
             hovertemplate="step %{x:.0f}, " + name.lower() + " %{y:.2~g}: %{customdata} tokens<extra></extra>",
             colorbar={
                 "title": {"text": "tokens", "side": "right", "font": {"size": 11}},
                 "thickness": 10,
                 "outlinewidth": 0,
-                "tickvals": np.log1p(ticks),
+                "tickvals": np.log1p(ticks) * (SHADES / max(top, 1e-9)),
                 "ticktext": [f"{tick:,}" for tick in ticks],
                 "x": 1.01,
                 "tickfont": {"size": 10, "color": theme.muted},
@@ -214,7 +216,7 @@ def selected_against_all(
 
 
 def step_against_step(
-    theme: Theme, earlier: Frame, newest: Frame, colour: str, *, key: str = "entropy", height: int = 300
+    theme: Theme, earlier: Frame, newest: Frame, *, key: str = "entropy", height: int = 300
 ) -> go.Figure:
     """Distribution of a metric over the tokens of two steps; frames as `monitor.queries.distributions` give them."""
     name, unit, _ = label(key)

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from dashboard.escape import plotly
 from dashboard.figures.marks import add_alerts
-from dashboard.figures.theme import Theme, clip_steps, faded, figure, label, number_format
+from dashboard.figures.theme import Theme, clip_steps, compact, faded, figure, label, number_format
 from monitor.queries.frames import Frame
 from monitor.queries.series import series_of
 from monitor.stats.entropy_law import fit_entropy_law
@@ -63,8 +63,8 @@ def lines(
 def _trace(line: Line, unit: str) -> go.Scatter:
     colour = faded(line.colour, 0.35) if line.faint else line.colour
     return go.Scatter(
-        x=line.x,
-        y=line.y,
+        x=compact(line.x),
+        y=compact(line.y),
         name=plotly(line.name),
         mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
         line={"color": colour, "width": 1 if line.faint else 1.8, "dash": line.dash},

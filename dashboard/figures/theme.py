@@ -72,7 +72,10 @@ THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 @cache
 def template(theme: Theme) -> go.layout.Template:
-    """The Plotly template of a theme: transparent paper, quiet grid, one font."""
+    """The Plotly template of a theme: transparent paper, quiet grid, one font.
+
+    Figures do not hold it, because it would be copied into each of them and sent with each: the browser has it.
+    """
     axis = {
         "gridcolor": theme.grid,
         "linecolor": theme.grid,
@@ -117,9 +120,8 @@ def figure(
     """An empty figure in our style: a title above with unit and help text, and one hover label for all lines."""
     return go.Figure(  # one construction: every later update_layout costs some 5 ms
         layout={
-            "template": template(theme),
             "title": {"text": title, "subtitle": {"text": unit}, "x": 0, "xanchor": "left", "font": {"size": 14}},
-            "meta": {"help": help},
+            "meta": {"help": help, "theme": theme.name},
             "height": height,
             "margin": {"l": 8, "r": 12, "t": 34, "b": 8},
             "hovermode": "x unified",
@@ -168,3 +170,10 @@ def arm_colours(weightings: Sequence[str], theme: Theme) -> dict[str, str]:
     others = sorted((kind for kind in dict.fromkeys(weightings) if kind != "uniform"), key="random".__eq__)
     wheel = {kind: theme.wheel[i % len(theme.wheel)] for i, kind in enumerate(others)}
     return wheel | {"uniform": theme.uniform}
+
+
+def compact(values: np.ndarray) -> np.ndarray:
+    """Values as a figure sends them: whole numbers as int32, others as float32. A chart has 3 digits, these have 7."""
+    if values.dtype.kind in "iu":
+        return values.astype(np.int32) if not len(values) or np.abs(values).max() < 2**31 else values
+    return values.astype(np.float32) if values.dtype.kind == "f" else values

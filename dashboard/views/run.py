@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard import data
+from dashboard.components.chart import Packed, packed, send_old_points
 from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, entropy_against_reward, is_flat, lines, reward_and_pass, smoothed
@@ -18,13 +20,15 @@ from dashboard.figures.theme import Theme, arm_colours, label
 from dashboard.views import glance, shared
 from monitor.alerts import RULES
 from monitor.alerts.outlook import outlook
+from monitor.queries.distributions import pooled, quantiles
+from monitor.queries.followed import thinned
 from monitor.queries.frames import Frame, n_rows, select
-from monitor.queries.series import series_of
 from monitor.store.tail import RunEntry
 
 PASSES = ("eval/heldout/pass@1", "eval/heldout/pass@4")
-TRAINED = ("entropy", "renyi2", "reward")
 FIRST_HEIGHT, HEIGHT = 250, 240
+POINTS, COLUMNS = 600, 300  # most points of a series and columns of a map: more than such a chart has pixels for
+LATE = 20  # steps that "newest" pools where one alone has few tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ def page() -> None:
         with st.popover("View", icon=":material/tune:"):
             view = _view()
     shared.title("Run", entry.name)
-    if not len(data.sample_steps(entry.name)) and not data.scalar_names([entry.name]):
+    run = data.followed(entry.name)
+    if not run.keys and not len(data.sample_steps(entry.name)):
         st.info(
             markdown("This run has {}. {}", shared.no_steps(entry), WHAT_NOW[shared.no_steps(entry)]),
             icon=":material/hourglass_empty:",
@@ -96,19 +101,17 @@ def page() -> None:
     drawing = Drawing(
         entry,
         shared.theme(),
-        RunAlerts(data.transitions(entry.name), data.actions(entry.name), frozenset(data.scalar_names([entry.name]))),
+        RunAlerts(data.transitions(entry.name), data.actions(entry.name), frozenset(run.keys)),
         view,
     )
     window = data.window(entry.name, glance.KEYS)
     glance.show(entry, window)
-    with shared.grid("first"):
-        _entropy(drawing, window)
-        _fan(drawing)
-        _reward(drawing)
+    st.session_state["calm_run"] = entry.name
+    _show(drawing, shared.FIRST, partial(_first, drawing))
     glance.strip(entry, window)
     for heading in SECTIONS:
-        _section(drawing, heading)
-    _distributions(drawing)
+        _show(drawing, heading, partial(_section, drawing, heading))
+    _show(drawing, "Distributions of tokens", partial(_distributions, drawing))
     _events(entry)
 
 
@@ -168,28 +171,65 @@ class Drawing:
         """For the series of one chart."""
         return self.colour, self.theme.second, self.theme.wheel[1]
 
-    def show(self, fig: go.Figure, key: str) -> None:
-        shared.chart(add_actions(fig, self.alerts.actions, self.theme), f"{key}-{self.name}", run=self.name)
+    def over_steps(self, fig: go.Figure) -> go.Figure:
+        """A figure over steps, with the actions of the run."""
+        return add_actions(fig, self.alerts.actions, self.theme)
 
-    def line(
-        self, rows: Frame, key: str, colour: str, *, name: str = "", points: bool = False, dash: str = "solid"
-    ) -> list[Line]:
+    def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of a series, with as many points as a chart can show."""
+        return thinned(data.followed(self.name).series(key), POINTS)
+
+    def line(self, key: str, colour: str, *, name: str = "", points: bool = False, dash: str = "solid") -> list[Line]:
         """The line of a series, with its raw values pale behind it where it is smoothed; [] of none."""
-        steps, values = series_of(rows, self.name, key)
+        steps, values = self.series(key)
         line = Line(name or label(key)[0], steps, values, colour, points=points, dash=dash)
         return smoothed(line, self.view.smoothing) if len(steps) else []
 
 
-def _entropy(drawing: Drawing, window) -> None:
-    theme = drawing.theme
-    rows = data.scalars([drawing.name], ("entropy", "renyi2", "entropy_selected"))
-    steps, every = series_of(rows, drawing.name, "entropy")
-    drawn = [*drawing.line(rows, "entropy", drawing.colour), *drawing.line(rows, "renyi2", theme.second)]
-    selected = series_of(rows, drawing.name, "entropy_selected")[1]
-    if len(selected) and not np.array_equal(selected, every):  # with equal weights they are one curve
-        drawn += drawing.line(rows, "entropy_selected", theme.wheel[1], dash="dot")
-    if not drawn:
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What stands under a heading: its charts by key, those of them over steps, and a line of what is not drawn."""
+
+    charts: dict[str, Packed]
+    over_steps: frozenset[str]
+    quiet: str = ""
+
+
+def _show(drawing: Drawing, heading: str, build: Callable[[], Section]) -> None:
+    """A section of the page. It is built at every step while it is on the screen, and now and then while it is not."""
+    alerts = (n_rows(drawing.alerts.alerts), n_rows(drawing.alerts.actions))
+    asked = (drawing.theme.name, drawing.view, shared.pinned_step(drawing.name), alerts)
+    section = data.remembered(drawing.name, heading, asked, build, calm=not shared.is_visible(heading))
+    if not section.charts and not section.quiet:
         return
+    if heading != shared.FIRST:
+        shared.small_heading(heading)
+    keyed = {f"{key}-{drawing.name}": chart for key, chart in section.charts.items()}
+    with st.container(key=f"unseen-{heading.replace(' ', '-')}"):
+        send_old_points(keyed, key=f"old-{heading}-{drawing.name}")
+    with shared.grid(heading.replace(" ", "-")):
+        for key, chart in section.charts.items():
+            group = "steps" if key in section.over_steps else ""
+            shared.chart(chart, f"{key}-{drawing.name}", group=group, run=drawing.name, section=heading)
+    if section.quiet:
+        st.caption(markdown("Not drawn: {}.", section.quiet))
+
+
+def _first(drawing: Drawing) -> Section:
+    drawn = {"entropy": _entropy(drawing), "fan": _fan(drawing), "reward": _reward(drawing)}
+    charts = {key: packed(drawing.over_steps(fig), split=True) for key, fig in drawn.items() if fig is not None}
+    return Section(charts, frozenset(charts))
+
+
+def _entropy(drawing: Drawing) -> go.Figure | None:
+    theme = drawing.theme
+    steps, every = drawing.series("entropy")
+    drawn = [*drawing.line("entropy", drawing.colour), *drawing.line("renyi2", theme.second)]
+    selected = drawing.series("entropy_selected")[1]
+    if len(selected) and not np.array_equal(selected, every):  # with equal weights they are one curve
+        drawn += drawing.line("entropy_selected", theme.wheel[1], dash="dot")
+    if not drawn:
+        return None
     fig = lines(
         theme,
         "entropy",
@@ -200,63 +240,57 @@ def _entropy(drawing: Drawing, window) -> None:
         height=FIRST_HEIGHT,
         zero=True,
     )
-    found = outlook(window)
+    found = outlook(data.window(drawing.name, ("entropy",)))
     if found is not None:
         planned = drawing.entry.info.get("config", {}).get("steps")
         ahead = float(planned or np.inf) if drawing.entry.status == "running" else 0.0
         add_outlook(fig, theme, found, float(steps[-1]), ahead)
-    drawing.show(fig, "entropy")
+    return fig
 
 
-def _fan(drawing: Drawing) -> None:
-    fan = data.fan(drawing.name)
-    if len(fan["step"]):
-        fig = distributions.entropy_fan(
-            drawing.theme, fan, drawing.colour, alerts=drawing.alerts.on("entropy"), log=drawing.view.log,
-            height=FIRST_HEIGHT,
-        )  # fmt: skip
-        drawing.show(fig, "fan")
+def _fan(drawing: Drawing) -> go.Figure | None:
+    fan = quantiles(pooled(data.counts_of(drawing.name, "entropy"), COLUMNS))
+    if not len(fan["step"]):
+        return None
+    return distributions.entropy_fan(
+        drawing.theme, fan, drawing.colour, alerts=drawing.alerts.on("entropy"), log=drawing.view.log,
+        height=FIRST_HEIGHT,
+    )  # fmt: skip
 
 
-def _reward(drawing: Drawing) -> None:
+def _reward(drawing: Drawing) -> go.Figure | None:
     theme = drawing.theme
-    rows = data.scalars([drawing.name], ("reward", *PASSES))
     passes = [
         line
         for key, colour, dash in zip(PASSES, (theme.second, theme.wheel[1]), ("solid", "dot"), strict=True)
-        for line in drawing.line(rows, key, colour, points=True, dash=dash)[-1:]
+        for line in drawing.line(key, colour, points=True, dash=dash)
     ]
-    reward = drawing.line(rows, "reward", drawing.colour)
-    if reward or passes:
-        on = drawing.alerts.on("reward", *PASSES, "same_answer_share")
-        drawing.show(reward_and_pass(theme, reward, passes, alerts=on, height=FIRST_HEIGHT), "reward")
+    reward = drawing.line("reward", drawing.colour)
+    if not reward and not passes:
+        return None
+    on = drawing.alerts.on("reward", *PASSES, "same_answer_share")
+    return reward_and_pass(theme, reward, passes, alerts=on, height=FIRST_HEIGHT)
 
 
-def _section(drawing: Drawing, heading: str) -> None:
+def _section(drawing: Drawing, heading: str) -> Section:
     """The charts for which the run has recorded something; of series that never move, or equal another, one line."""
-    charts = SECTIONS[heading]
-    rows = data.scalars([drawing.name], tuple(key for chart in charts for key in chart.keys))
-    quiet = list[str]()
-    with st.container(key=f"section-{heading.replace(' ', '-')}"):
-        head = st.empty()
-        with shared.grid(heading.replace(" ", "-")):
-            for chart in charts:
-                keys, told = _moving(drawing, rows, chart)
-                quiet += told
-                if keys:
-                    _series_chart(drawing, rows, chart, keys)
-            if heading == "Where the entropy goes":
-                _law(drawing)
-        if quiet or set(rows["name"]):
-            shared.small_heading(heading, place=head)
-        if quiet:
-            st.caption(markdown("Not drawn: {}.", "; ".join(quiet)))
+    charts, quiet = dict[str, Packed](), list[str]()
+    for chart in SECTIONS[heading]:
+        keys, told = _moving(drawing, chart)
+        quiet += told
+        if keys:
+            charts[keys[0]] = packed(drawing.over_steps(_series_chart(drawing, chart, keys)), split=True)
+    over_steps = frozenset(charts)
+    law = _law(drawing) if heading == "Where the entropy goes" else None
+    if law is not None:
+        charts["law"] = packed(law)
+    return Section(charts, over_steps, "; ".join(quiet))
 
 
-def _moving(drawing: Drawing, rows: Frame, chart: Chart) -> tuple[list[str], list[str]]:
+def _moving(drawing: Drawing, chart: Chart) -> tuple[list[str], list[str]]:
     """(the recorded keys of a chart that are worth a line, what is to be said of the others)."""
     drawn, told = list[str](), list[str]()
-    values = {key: series_of(rows, drawing.name, key)[1] for key in chart.keys}
+    values = {key: data.followed(drawing.name).series(key)[1] for key in chart.keys}
     for key in (key for key in chart.keys if len(values[key])):
         name, unit, _ = label(key)
         same = next((other for other in drawn if np.array_equal(values[other], values[key], equal_nan=True)), None)
@@ -269,7 +303,7 @@ def _moving(drawing: Drawing, rows: Frame, chart: Chart) -> tuple[list[str], lis
     return drawn, told
 
 
-def _series_chart(drawing: Drawing, rows: Frame, chart: Chart, keys: Sequence[str]) -> None:
+def _series_chart(drawing: Drawing, chart: Chart, keys: Sequence[str]) -> go.Figure:
     names = {key: label(key)[0] for key in keys}
     kinds = {name.rpartition(", ")[0] for name in names.values()}
     if chart.title and len(kinds) == 1 and "" not in kinds:  # "pass@1, heldout" under the title "pass@1 by split"
@@ -277,32 +311,27 @@ def _series_chart(drawing: Drawing, rows: Frame, chart: Chart, keys: Sequence[st
     drawn = [
         line
         for key, colour in zip(keys, drawing.colours, strict=False)
-        for line in drawing.line(rows, key, colour, name=names[key], points=key.startswith(("eval/", "probe_")))
+        for line in drawing.line(key, colour, name=names[key], points=key.startswith(("eval/", "probe_")))
     ]
     title, alerts = chart.title or _joined(keys), drawing.alerts.on(*keys)
-    drawing.show(
-        lines(drawing.theme, keys[0], drawn, title=title, alerts=alerts, log=chart.log, height=HEIGHT), keys[0]
-    )
+    return lines(drawing.theme, keys[0], drawn, title=title, alerts=alerts, log=chart.log, height=HEIGHT)
 
 
-def _law(drawing: Drawing) -> None:
-    """Reward against entropy, with the law fitted to the steps after warm-up; without it where an action broke it."""
-    rows = data.scalars([drawing.name], TRAINED)
-    (steps, entropy), (seen, reward) = (series_of(rows, drawing.name, key) for key in ("entropy", "reward"))
+def _law(drawing: Drawing) -> go.Figure | None:
+    """Reward against entropy, with the law fitted to the steps; without it where an action or a control broke it."""
+    (steps, entropy), (seen, reward) = (data.followed(drawing.name).series(key) for key in ("entropy", "reward"))
     both, at, of = np.intersect1d(steps, seen, return_indices=True)
-    if len(both) >= 10:
-        fig = entropy_against_reward(
-            drawing.theme, both, entropy[at], reward[of], drawing.colour, law=not _disturbed(drawing), height=HEIGHT
-        )
-        shared.chart(fig, f"law-{drawing.name}", group="")
+    if len(both) < 10:
+        return None
+    return entropy_against_reward(
+        drawing.theme, both, entropy[at], reward[of], drawing.colour, law=not _disturbed(drawing), height=HEIGHT
+    )
 
 
 def _disturbed(drawing: Drawing) -> bool:
     """Whether an action or a moving entropy control changed what the entropy does."""
-    controls = ("entropy_coef", "budget_share", "temperature")
-    rows = data.scalars([drawing.name], controls)
-    moving = any(not is_flat(series_of(rows, drawing.name, key)[1]) for key in controls if key in set(rows["name"]))
-    return moving or bool(n_rows(drawing.alerts.actions))
+    controls = (data.followed(drawing.name).series(key)[1] for key in ("entropy_coef", "budget_share", "temperature"))
+    return bool(n_rows(drawing.alerts.actions)) or any(len(values) > 1 and not is_flat(values) for values in controls)
 
 
 def _joined(keys: Sequence[str]) -> str:
@@ -311,35 +340,37 @@ def _joined(keys: Sequence[str]) -> str:
     return ", ".join([first, *(text if text[1:2].isupper() else text[0].lower() + text[1:] for text in rest)])
 
 
-def _distributions(drawing: Drawing) -> None:
+def _distributions(drawing: Drawing) -> Section:
     """How entropy and deviation of single tokens are distributed: over all steps, at two of them, and together."""
     theme, name = drawing.theme, drawing.name
-    maps = {key: data.counts(name, key) for key in ("entropy", "deviation")}
-    if not any(len(matrix["step"]) for matrix in maps.values()):
-        return
-    shared.small_heading("Distributions of tokens")
-    with shared.grid("distributions"):
-        for key, matrix in maps.items():
-            if len(matrix["step"]):
-                drawing.show(distributions.histogram_map(theme, matrix, key, height=HEIGHT), f"{key}-map")
-        _two_steps(drawing)
-        every, selected = (data.newest_counts(name, "entropy", split) for split in ("all", "selected"))
-        if len(every["step"]) and len(selected["step"]) and every["counts"].sum() != selected["counts"].sum():
-            accent = drawing.colour if drawing.colour != theme.uniform else theme.accent
-            fig = distributions.selected_against_all(theme, every, selected, accent, height=HEIGHT)
-            shared.chart(fig, f"selected-{name}", group="")
-        counts = data.joint(name)
-        if counts.size:
-            shared.chart(distributions.joint_map(theme, counts, height=HEIGHT), f"joint-{name}", group="")
-
-
-def _two_steps(drawing: Drawing) -> None:
-    """The entropy of the newest step's tokens beside that of the pinned step, which is the first one if none is."""
-    newest = data.newest_counts(drawing.name, "entropy", "all", 1)
-    pinned = data.counts_at(drawing.name, "entropy", shared.pinned_step(drawing.name))
-    if len(newest["step"]) and len(pinned["step"]):
-        fig = distributions.step_against_step(drawing.theme, pinned, newest, drawing.colour, height=HEIGHT)
-        shared.chart(fig, f"two-steps-{drawing.name}", group="")
+    every, selected, deviation = (
+        data.counts_of(name, metric, split)
+        for metric, split in (("entropy", "all"), ("entropy", "selected"), ("deviation", "all"))
+    )
+    over_steps = {
+        f"{key}-map": drawing.over_steps(
+            distributions.histogram_map(theme, pooled(rows, COLUMNS, whole=True), key, height=HEIGHT)
+        )
+        for key, rows in (("entropy", every), ("deviation", deviation))
+        if n_rows(rows)
+    }
+    others = dict[str, go.Figure]()
+    if n_rows(every) > 1:
+        pinned = shared.pinned_step(name)
+        at = 0 if pinned is None else max(0, int(np.searchsorted(every["step"], pinned, side="right")) - 1)
+        one, newest = (select(every, every["step"] == every["step"][i]) for i in (at, -1))
+        others["two-steps"] = distributions.step_against_step(theme, one, newest, height=HEIGHT)
+    late, late_selected = (
+        select(rows, rows["step"] > rows["step"].max(initial=0) - LATE) for rows in (every, selected)
+    )
+    if n_rows(late_selected) and late["counts"].sum() != late_selected["counts"].sum():
+        accent = drawing.colour if drawing.colour != theme.uniform else theme.accent
+        others["selected"] = distributions.selected_against_all(theme, late, late_selected, accent, height=HEIGHT)
+    counts = data.joint(name, LATE)
+    if counts.size:
+        others["joint"] = distributions.joint_map(theme, counts, height=HEIGHT)
+    charts = {key: packed(fig) for key, fig in (over_steps | others).items()}
+    return Section(charts, frozenset(over_steps))
 
 
 def _events(entry: RunEntry) -> None:

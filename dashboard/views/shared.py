@@ -13,7 +13,7 @@ from markupsafe import Markup
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import data
-from dashboard.components.chart import live_chart
+from dashboard.components.chart import Packed, live_chart, packed
 from dashboard.escape import html, markdown
 from dashboard.figures.theme import DARK, LIGHT, Theme
 from monitor.errors import nearest
@@ -29,6 +29,7 @@ STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
 ENDED = ("finished", "stopped", "crashed", "failed")
+FIRST = "first"  # the section of a page that is on the screen when it opens
 PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
 
 
@@ -124,24 +125,37 @@ def number(value: float, unit: str = "") -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def chart(fig: go.Figure, key: str, *, group: str = "steps", run: str = "") -> None:
+def chart(fig: go.Figure | Packed, key: str, *, group: str = "steps", run: str = "", section: str = "") -> None:
     """Draws a figure. The zoom of charts over steps stands in the URL.
 
-    With `run`, a click on a step opens a menu: read its tokens, or pin its distribution.
+    With `run`, a click on a step opens a menu: read its tokens, or pin its distribution. A chart of a `section` of the
+    page reports which sections are on the screen: `is_visible`.
     """
+    sent = fig if isinstance(fig, Packed) else packed(fig)
     zoom = st.query_params.get("x", "") if group == "steps" else ""
-    picked = live_chart(fig, key=key, group=group, menu=bool(run), zoom=zoom)
+    shown = st.session_state.get("visible_sections", "")
+    picked = live_chart(
+        sent, key=key, group=group, menu=bool(run) and group == "steps", zoom=zoom, section=section, shown=shown
+    )
     if picked is None:
         return
     if picked.what == "tokens":
         st.switch_page(PAGES["tokens"], query_params={"run": run, "step": picked.value})
+    elif picked.what == "zoom" and picked.value:
+        st.query_params["x"] = picked.value
+    elif picked.what == "zoom":
+        st.query_params.pop("x", None)
     elif picked.what == "pin":
         st.query_params["pin"] = f"{run}@{picked.value}"
         st.rerun()
-    elif picked.value:
-        st.query_params["x"] = picked.value
-    else:
-        st.query_params.pop("x", None)
+    elif picked.what == "visible" and picked.value != shown:
+        st.session_state["visible_sections"] = picked.value
+        st.rerun()
+
+
+def is_visible(section: str) -> bool:
+    """Whether a section is on the reader's screen, as its charts told it; the first one until they did."""
+    return section in st.session_state.get("visible_sections", FIRST).split("|")
 
 
 def pinned_step(run: str) -> int | None:

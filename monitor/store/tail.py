@@ -34,6 +34,7 @@ class RunEntry:
     info: dict[str, Any] = field(default_factory=dict)
     status: str = "crashed"
     version: int = 0
+    basis: int = 0  # changes when rows in memory were taken back, because a segment vanished
     heartbeats: list[dict[str, Any]] = field(default_factory=list)
     info_state: tuple[int, ...] = ()  # mtime and size of the run.json that was read last
     info_is_bad: bool = False
@@ -157,6 +158,7 @@ class Tail:
         names = {table: {str(segment.name) for segment in listed[table]} for table in SMALL_TABLES}
         if any(entry.seen[table] - names[table] for table in SMALL_TABLES):  # compacted, deleted or damaged
             self._forget_rows(entry.name)
+            entry.basis += 1
             entry.seen = {table: set() for table in SMALL_TABLES}
         fresh = {
             table: [segment for segment in listed[table] if str(segment.name) not in entry.seen[table]]

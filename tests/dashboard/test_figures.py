@@ -158,7 +158,8 @@ def test_the_heatmap_stands_on_the_fixed_cells(theme) -> None:
     fig = distributions.histogram_map(theme, matrix(), "deviation")
     heat = fig.data[0]
     assert heat.z.shape == (n_cells("deviation96"), 10) == (len(heat.y) - 1, len(heat.x) - 1)
-    np.testing.assert_allclose(heat.z[3], np.log1p(np.arange(10)), rtol=1e-6)
+    np.testing.assert_array_equal(heat.customdata[3], np.arange(10))
+    np.testing.assert_array_equal(heat.z[3], np.round(np.log1p(np.arange(10)) * 255 / np.log(10)))  # 9 is the highest
     np.testing.assert_allclose(heat.y[1:-1], inner_edges("deviation96"))
     assert heat.x[0] == 0.5 and heat.x[-1] == 10.5
     assert fig.layout.yaxis.type == "log" and heat.colorbar.title.text == "tokens"
@@ -234,7 +235,7 @@ def test_two_steps_are_drawn_as_shares() -> None:
     one, two = matrix("nats96"), matrix("nats96")
     earlier = {name: column[:1] for name, column in one.items()}
     earlier["counts"] = np.eye(1, n_cells("nats96"), 7, dtype=np.int64) * 4
-    fig = distributions.step_against_step(LIGHT, earlier, two, LIGHT.accent)
+    fig = distributions.step_against_step(LIGHT, earlier, two)
     assert fig.layout.title.text == "Entropy, step 10 against step 1" and fig.data[0].name == "step 1"
     assert fig.data[0].y[7] == 1.0 and np.sum(fig.data[1].y) == pytest.approx(1.0)
 

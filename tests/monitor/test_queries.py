@@ -137,7 +137,7 @@ def test_quantile_series(tail: Tail) -> None:
 @pytest.mark.parametrize("columns", [1, 5, 7, 12, 100])
 def test_pooled_columns_lose_no_token(tail: Tail, columns: int) -> None:
     matrix = count_matrix(tail.cursor(), "uniform", "entropy", max_columns=columns)
-    assert len(matrix["step"]) == min(columns, STEPS)
+    assert columns / 2 < len(matrix["step"]) <= columns or len(matrix["step"]) == STEPS
     assert matrix["counts"].sum() == 200 * STEPS == matrix["n"].sum()
     assert matrix["step"][0] == 1 and matrix["last_step"][-1] == STEPS
     np.testing.assert_array_equal(matrix["step"][1:], matrix["last_step"][:-1] + 1)
@@ -145,7 +145,7 @@ def test_pooled_columns_lose_no_token(tail: Tail, columns: int) -> None:
 
 def test_joint_counts_are_row_major(tail: Tail) -> None:
     np.testing.assert_array_equal(joint_counts(tail.cursor(), "uniform"), STEPS * JOINT)
-    np.testing.assert_array_equal(joint_counts(tail.cursor(), "uniform", newest=3), 3 * JOINT)
+    np.testing.assert_array_equal(joint_counts(tail.cursor(), "uniform", after=STEPS - 3), 3 * JOINT)
     assert joint_counts(tail.cursor(), "nobody").size == 0
 
 
@@ -259,10 +259,3 @@ def test_config_difference() -> None:
         "weighting.kind": {"a": "uniform", "b": "ict"},
     }
     assert config_difference({"a": {}, "b": {}}) == {}
-
-
-def test_newest_steps_are_the_last_rows_of_all(tail: Tail) -> None:
-    every = count_matrix(tail.cursor(), "uniform", "entropy")
-    newest = count_matrix(tail.cursor(), "uniform", "entropy", newest=4)
-    np.testing.assert_array_equal(newest["step"], every["step"][-4:])
-    np.testing.assert_array_equal(newest["counts"], every["counts"][-4:])
