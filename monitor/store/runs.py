@@ -7,6 +7,7 @@ import math
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,8 @@ class RunState:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is missing, half-written or holds something else."""
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return None
         value = json.loads(path.read_text(encoding="utf-8"))
         # a lone surrogate, half a character that no terminal, browser or database accepts, becomes "?"
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
@@ -124,7 +127,9 @@ def wrong_fields(path: Path) -> list[str]:
 def json_fault(path: Path) -> str:
     """What is wrong with a run.json or heartbeat; "" if nothing is."""
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{path.name} is not a regular file."
         with open(path, "rb"):
             pass
     except FileNotFoundError:
@@ -132,7 +137,7 @@ def json_fault(path: Path) -> str:
     except OSError as error:
         return f"Cannot be read: {error}."
     if read_json(path) is None:
-        return f"{path.name} is {'empty' if size == 0 else 'not a JSON object, as if cut off'}."
+        return f"{path.name} is {'empty' if found.st_size == 0 else 'not a JSON object, as if cut off'}."
     wrong = wrong_fields(path)
     return f"{path.name} has values of the wrong type: {', '.join(sorted(wrong))}." if wrong else ""
 
@@ -216,10 +221,10 @@ def pid_alive(pid: int) -> bool:
     except PermissionError:
         return True
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        told = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return True  # without /proc, a process that can be sent signals counts as alive
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    return told.rpartition(")")[2].split()[0] != "Z"
 
 
 def rank_status(beat: Mapping[str, Any], now: float) -> RunStatus:
