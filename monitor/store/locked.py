@@ -242,8 +242,8 @@ def _too_big(limits: Limits) -> str:
 
 def _broken(limits: Limits) -> str:
     return (
-        f"DuckDB fails on this query, as on some that need more than {limits.memory_mb} MB of memory, which is the most "
-        "a locked store gives. Ask for fewer runs or steps."
+        f"DuckDB fails on this query, as on some that need more than {limits.memory_mb} MB of memory, which is "
+        "the most a locked store gives. Ask for fewer runs or steps."
     )
 
 

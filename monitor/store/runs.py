@@ -307,11 +307,22 @@ def run_state(store: Path, run: str, now: float | None = None) -> RunState | Non
     )
 
 
+def is_run_name(name: str) -> bool:
+    """Whether a folder of this name may be a run: it is text, as databases and terminals take it, and not one of ours.
+
+    Python shows bytes of a file's name that are not UTF-8 as lone surrogates.
+    """
+    try:
+        return bool(name.encode()) and name[0] not in "_." and not set(name) & {"/", "\0"}
+    except UnicodeEncodeError:
+        return False
+
+
 def run_names(store: Path) -> list[str]:
-    """Names of the runs of a store, sorted; folders that start with '_' or '.' are not runs. Raises StoreError."""
+    """Names of the runs of a store, sorted; other folders are left out. Raises StoreError."""
     try:
         with os.scandir(store / "runs") as entries:
-            return sorted(entry.name for entry in entries if entry.name[0] not in "_." and entry.is_dir())
+            return sorted(entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir())
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -328,7 +339,7 @@ def list_runs(store: str | Path) -> list[RunState]:
 def get_run(store: str | Path, name: str) -> RunState:
     """The state of one run. Raises UnknownRunError with the nearest known name."""
     root = require_store(store)
-    state = run_state(root, name) if name and "/" not in name and name[0] not in "_." else None
+    state = run_state(root, name) if is_run_name(name) else None
     if state is None:
         known = run_names(root)
         listed = (
