@@ -261,10 +261,10 @@ def test_a_damaged_state_falls_back_to_the_checkpoint_before(saved, caplog, text
 @pytest.mark.parametrize("name", ["parameters", "optimizer", "rng-r000"])
 def test_tensors_of_other_names_or_shapes_fall_back_to_the_checkpoint_before(saved, caplog, name):
     parts, checkpoints = saved
-    parts.updater.optimizer.zero_grad(set_to_none=True)
     for parameter in parts.updater.trained:
         parameter.grad = torch.ones_like(parameter)
     parts.updater.optimizer.step()  # so that it has moments
+    parts.updater.optimizer.zero_grad()
     path = checkpoints.save(3) / f"{name}.safetensors"
     whole = load_file(path)
     first = max(whole, key=lambda key: whole[key].ndim)
