@@ -158,7 +158,7 @@ def comparison_verdict(baseline: Arm, other: Arm) -> str | None:
         return None
     names = (*baseline.runs, *other.runs)
     configs = {name: dict(entry.info.get("config") or {}) for name in names if (entry := run(name))}
-    k = next((of["eval"]["k"] for of in configs.values() if "k" in of.get("eval", {})), 4)
+    k = next((k for of in configs.values() if (k := differences.setting(of, "eval.k", int))), 4)
     return _ask(live_verdicts, names, sides, configs, k)[other.name]
 
 

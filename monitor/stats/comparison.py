@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from monitor.errors import StoreError, nearest
 from monitor.metrics import metric
 from monitor.queries.alerts import alert_log, alert_spans
-from monitor.queries.differences import config_difference, final_figures
+from monitor.queries.differences import config_difference, final_figures, setting
 from monitor.queries.series import scalar_series, series_of
 from monitor.records import finite
 from monitor.stats.comparison_verdict import comparison_verdicts
@@ -92,7 +92,7 @@ def paired_comparison(
         "failed": list(failed),
         "levels": levels,
         "samples": _eval_samples(settings),
-        "normalise": {arm: of.get("weighting", {}).get("normalise", "selected") for arm, of in settings.items()},
+        "normalise": {arm: setting(of, "weighting.normalise", str) or "selected" for arm, of in settings.items()},
         "rows": rows,
         "configuration": {o: row for o, row in differing.items() if o not in ("run", "seed", "save", "comparison")},
     }
@@ -119,7 +119,7 @@ def _by_text(of_arms: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[str, An
 
 def _eval_samples(settings: Mapping[str, Mapping[str, Any]]) -> int | None:
     """Samples of each prompt in an evaluation; None where the arms differ in it or do not say."""
-    found = {of["eval"]["samples"] for of in settings.values() if "samples" in of.get("eval", {})}
+    found = {n for of in settings.values() if (n := setting(of, "eval.samples", int)) is not None}
     return found.pop() if len(found) == 1 else None
 
 
@@ -157,7 +157,7 @@ def whole_run_figures(
         entropy, times, tokens, share = (series_of(rows, run, name)[1] for name in names)
         first[run] = float(entropy[0]) if len(entropy) else np.nan
         weight = last[run].get("weight_mean", np.nan)
-        to_all = configs.get(run, {}).get("weighting", {}).get("normalise") == "all"
+        to_all = setting(configs.get(run), "weighting.normalise", str) == "all"
         whole[run] = {
             "median_step_s": float(np.median(times)) if len(times) else np.nan,
             "tokens_trained": float((tokens * share).sum()) if len(tokens) == len(share) else np.nan,

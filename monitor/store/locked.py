@@ -144,7 +144,7 @@ def serve() -> None:
         except EOFError:
             return
         signal.alarm(limits.seconds + _SPARE_S)  # ends this process, whatever it is doing
-        rows, answer = b"", {}
+        rows, answer = b"", dict[str, object]()
         try:
             require_select(session.con, query)
             rows = session.run(query, params, lambda relation: _limited(relation, limits)) or b""

@@ -121,7 +121,8 @@ def wrong_fields(path: Path) -> list[str]:
     """Names of the fields of a run.json or heartbeat whose type is wrong, each with its value."""
     found = read_json(path) or {}
     types = _BEAT_TYPES if _BEAT_NAME.fullmatch(path.name) else _INFO_TYPES
-    return [f"{key} = {str(found[key])[:40]!r}" for key in found.keys() - _typed(found, types).keys()]
+    wrong = {key for key, value in found.items() if value is not None} - _typed(found, types).keys()
+    return [f"{key} = {str(found[key])[:40]!r}" for key in wrong]
 
 
 def json_fault(path: Path) -> str:
@@ -200,14 +201,14 @@ def _alive(folder: Path, beat: Mapping[str, Any]) -> bool | None:
 
 
 def _typed(found: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of the right type. Whole numbers may stand for floats; unknown fields are kept, nulls dropped."""
+    """The fields of the right type, without nulls. Whole numbers may stand for floats, and unknown fields are kept."""
 
     def fits(value: object, kind: type) -> bool:
         if kind is float:
             return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
-    return {key: value for key, value in found.items() if key not in types or value is None or fits(value, types[key])}
+    return {key: value for key, value in found.items() if key not in types or fits(value, types[key])}
 
 
 def pid_alive(pid: int) -> bool:
