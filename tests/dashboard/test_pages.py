@@ -324,7 +324,6 @@ def test_the_run_page_has_a_section_only_of_what_was_recorded(monkeypatch, tmp_p
     assert "Not drawn" not in words(plain)
 
 
-
 def entry(name: str, weighting: str, seed: int, comparison: str = "c") -> RunEntry:
     return RunEntry(name, {"weighting": weighting, "seed": seed, "comparison": comparison})
 
