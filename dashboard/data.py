@@ -112,8 +112,8 @@ def window(name: str, keys: Sequence[str]) -> Window:
         return window_of({key: series.series_of(rows, name, key) for key in keys}, warmup_steps)
 
     entry = run(name)
-    config = dict(entry.info.get("config") or {}) if entry else {}
-    return _ask(question, (name,), tuple(keys), int(config.get("weighting", {}).get("warmup_steps") or 0))
+    warmup_steps = differences.setting(entry and entry.info, "config.weighting.warmup_steps", int) or 0
+    return _ask(question, (name,), tuple(keys), warmup_steps)
 
 
 def newest_step(name: str) -> float:

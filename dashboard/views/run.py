@@ -18,6 +18,7 @@ from dashboard.figures.theme import Theme, arm_colours, label
 from dashboard.views import glance, shared
 from monitor.alerts import RULES
 from monitor.alerts.outlook import outlook
+from monitor.queries.differences import setting
 from monitor.queries.frames import Frame, n_rows, select
 from monitor.queries.series import series_of
 from monitor.store.tail import RunEntry
@@ -202,7 +203,7 @@ def _entropy(drawing: Drawing, window) -> None:
     )
     found = outlook(window)
     if found is not None:
-        planned = drawing.entry.info.get("config", {}).get("steps")
+        planned = setting(drawing.entry.info, "config.steps", int)
         ahead = float(planned or np.inf) if drawing.entry.status == "running" else 0.0
         add_outlook(fig, theme, found, float(steps[-1]), ahead)
     drawing.show(fig, "entropy")
