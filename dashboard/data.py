@@ -137,7 +137,7 @@ def counts_of(name: str, metric: str, split: str = "all") -> Frame:
 def window(name: str, keys: Sequence[str]) -> Window:
     """The series of a run as the alert rules see them: the newest values, how they began, and their best."""
     entry, source = run(name), followed(name)
-    warmup_steps = int(entry.info.get("warmup_steps") or 0) if entry else 0
+    warmup_steps = differences.setting(entry and entry.info, "warmup_steps", int) or 0
     return window_of({key: source.series(key) for key in keys}, warmup_steps)
 
 
@@ -196,7 +196,7 @@ def comparison_verdict(baseline: Arm, other: Arm) -> str | None:
         return None
     names = (*baseline.runs, *other.runs)
     configs = {name: dict(entry.info.get("config") or {}) for name in names if (entry := run(name))}
-    k = next((of["eval"]["k"] for of in configs.values() if "k" in of.get("eval", {})), 4)
+    k = next((k for of in configs.values() if (k := differences.setting(of, "eval.k", int))), 4)
     return _ask(live_verdicts, names, sides, configs, k)[other.name]
 
 

@@ -13,6 +13,7 @@ from dashboard.escape import html, markdown
 from dashboard.figures.lines import Line, lines, sparkline
 from dashboard.figures.theme import arm_colours, label
 from dashboard.views import shared, verdict
+from monitor.queries.differences import setting
 from monitor.queries.frames import Frame
 from monitor.queries.series import series_of
 from monitor.store.tail import RunEntry
@@ -114,7 +115,7 @@ def _together(entries: list[RunEntry], series: Frame) -> None:
 
 def _progress(entry: RunEntry, series: Frame) -> str:
     steps, _ = series_of(series, entry.name, SHOWN[0])
-    planned = entry.info.get("config", {}).get("steps")
+    planned = setting(entry.info, "config.steps", int)
     text = shared.no_steps(entry) if not len(steps) else f"step {steps[-1]}" + (f" of {planned}" if planned else "")
     created = entry.info.get("created")
     return " · ".join([shared.describe(entry), text] + ([f"started {shared.age(float(created))}"] if created else []))

@@ -20,6 +20,7 @@ from dashboard.figures.theme import Theme, arm_colours, label
 from dashboard.views import glance, shared
 from monitor.alerts import RULES
 from monitor.alerts.outlook import outlook
+from monitor.queries.differences import setting
 from monitor.queries.distributions import pooled, quantiles
 from monitor.queries.followed import thinned
 from monitor.queries.frames import Frame, n_rows, select
@@ -242,7 +243,7 @@ def _entropy(drawing: Drawing) -> go.Figure | None:
     )
     found = outlook(data.window(drawing.name, ("entropy",)))
     if found is not None:
-        planned = drawing.entry.info.get("config", {}).get("steps")
+        planned = setting(drawing.entry.info, "config.steps", int)
         ahead = float(planned or np.inf) if drawing.entry.status == "running" else 0.0
         add_outlook(fig, theme, found, float(steps[-1]), ahead)
     return fig

@@ -20,13 +20,18 @@ def call(function: Callable[..., int], argv: list[str], name: str) -> int:
     """Calls `function` with the arguments in `argv` and returns its exit code.
 
     Parameters before `/` are positional, the others options; a bool is a flag. The docstring's first paragraph and its
-    `Args:` are the help text. --help ends the process with exit code 0, wrong options end it with 2. A MonitorError is
-    printed as one line, and the exit code is 2.
+    `Args:` are the help text. --help ends the process with exit code 0, wrong options end it with 2. A MonitorError, or
+    what the system refuses, is printed as one line, and the exit code is 2.
     """
     try:
         return tyro.cli(function, args=argv, prog=f"rlvr {name}", config=_ONE_WAY)
     except MonitorError as error:
         print(f"rlvr {name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `rlvr ls | head`
+        raise
+    except OSError as error:
+        print(f"rlvr {name}: {error}. Check that path and who may read and write it.", file=sys.stderr)
         return 2
 
 

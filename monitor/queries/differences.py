@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from monitor.queries.distributions import count_matrix
 from monitor.queries.frames import Frame
 from monitor.queries.series import scalar_series, series_of
+
+T = TypeVar("T")
 
 
 def arm_shares(
@@ -55,6 +57,16 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
     return flat
+
+
+def setting(config: object, option: str, kind: type[T]) -> T | None:
+    """The value of a dotted option of a configuration, if it is of that type. Trainers of others store what they like.
+
+    Example: setting({"eval": {"k": 4}}, "eval.k", int) is 4, and setting({"eval": True}, "eval.k", int) is None.
+    """
+    for name in option.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config if isinstance(config, kind) and not isinstance(config, bool) else None
 
 
 def config_difference(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

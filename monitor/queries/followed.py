@@ -52,9 +52,14 @@ class Followed:
     def look(self, con: duckdb.DuckDBPyConnection, basis: object) -> None:
         """Read what is new of the scalars, and how far the ranks have come."""
         with self._lock:
+            newest = frame(
+                con,
+                "SELECT max(step) AS step, max(attempt) AS attempt FROM committed WHERE run = ? GROUP BY rank",
+                [self.run],
+            )
+            basis = (basis, *newest["attempt"])
             if basis != self._basis:
                 self._basis, self._scalars, self._series, self._counts = basis, _Settled(), {}, {}
-            newest = frame(con, "SELECT max(step) AS step FROM committed WHERE run = ? GROUP BY rank", [self.run])
             self._settled = int(newest["step"].min()) if n_rows(newest) else -1
             rows = frame(
                 con,

@@ -12,19 +12,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, NotRequired, cast
 
 import duckdb
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from monitor.errors import StoreError, nearest
 from monitor.metrics import metric
 from monitor.queries.alerts import alert_log, alert_spans
-from monitor.queries.differences import config_difference, final_figures
+from monitor.queries.differences import config_difference, final_figures, setting
 from monitor.queries.series import scalar_series, series_of
 from monitor.records import finite
 from monitor.stats.comparison_verdict import comparison_verdicts
 from monitor.stats.paired import holm, paired_difference
+from monitor.store.runs import read_json
 
 Runs = Mapping[str, Mapping[int, str]]  # arm -> seed -> run
 LEVEL = "eval/heldout/pass@1"
@@ -89,7 +92,7 @@ def paired_comparison(
         "failed": list(failed),
         "levels": levels,
         "samples": _eval_samples(settings),
-        "normalise": {arm: of.get("weighting", {}).get("normalise", "selected") for arm, of in settings.items()},
+        "normalise": {arm: setting(of, "weighting.normalise", str) or "selected" for arm, of in settings.items()},
         "rows": rows,
         "configuration": {o: row for o, row in differing.items() if o not in ("run", "seed", "save", "comparison")},
     }
@@ -116,7 +119,7 @@ def _by_text(of_arms: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[str, An
 
 def _eval_samples(settings: Mapping[str, Mapping[str, Any]]) -> int | None:
     """Samples of each prompt in an evaluation; None where the arms differ in it or do not say."""
-    found = {of["eval"]["samples"] for of in settings.values() if "samples" in of.get("eval", {})}
+    found = {n for of in settings.values() if (n := setting(of, "eval.samples", int)) is not None}
     return found.pop() if len(found) == 1 else None
 
 
@@ -154,7 +157,7 @@ def whole_run_figures(
         entropy, times, tokens, share = (series_of(rows, run, name)[1] for name in names)
         first[run] = float(entropy[0]) if len(entropy) else np.nan
         weight = last[run].get("weight_mean", np.nan)
-        to_all = configs.get(run, {}).get("weighting", {}).get("normalise") == "all"
+        to_all = setting(configs.get(run), "weighting.normalise", str) == "all"
         whole[run] = {
             "median_step_s": float(np.median(times)) if len(times) else np.nan,
             "tokens_trained": float((tokens * share).sum()) if len(tokens) == len(share) else np.nan,
@@ -230,7 +233,10 @@ def figure_label(name: str) -> tuple[str, str]:
     """(label, unit) of a figure of the table."""
     if name in OWN_FIGURES:
         return OWN_FIGURES[name]
-    found = metric(name)
+    try:
+        found = metric(name)
+    except ValueError:  # stored by a newer version
+        return name, ""
     return found.label, found.unit
 
 
@@ -256,14 +262,69 @@ def save_comparison(store: Path, comparison: Mapping[str, Any]) -> Path:
 def load_comparison(store: Path, name: str) -> dict[str, Any]:
     """What `save_comparison` wrote; an older file gets its verdicts here. Raises StoreError with the nearest name."""
     path = store / "comparisons" / f"{name}.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        if "verdicts" not in found:
-            found["verdicts"] = comparison_verdicts(found)
-        return found
-    except FileNotFoundError:
+    if not path.exists():
         known = sorted(each.stem for each in path.parent.glob("*.json"))
         listed = f" Known: {', '.join(known)}." if known else " It has none: `rlvr compare` makes one."
-        raise StoreError(f"No comparison {name!r} in store {str(store)!r}.{nearest(name, known)}{listed}") from None
-    except ValueError as error:
-        raise StoreError(f"{str(path)!r} does not hold a comparison: {error}. Run `rlvr compare` again.") from None
+        raise StoreError(f"No comparison {name!r} in store {str(store)!r}.{nearest(name, known)}{listed}")
+    try:
+        found = read_json(path) or {}
+        _check_stored(found)
+        return found if "verdicts" in found else found | {"verdicts": comparison_verdicts(found)}
+    except (ValueError, LookupError, StopIteration, TypeError) as error:
+        why = str(error).partition("\n")[0]
+        raise StoreError(f"{str(path)!r} does not hold a comparison: {why}. Run `rlvr compare` again.") from None
+
+
+class _Row(TypedDict):
+    when: str
+    figure: str
+    arm: str
+    mean: float
+    sd: float | None
+    values: dict[str, float | None]
+    difference: NotRequired[float | None]
+    baseline_mean: NotRequired[float | None]
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    p: NotRequired[float | None]
+    pairs: NotRequired[int]
+
+
+class _Stored(TypedDict):
+    """What readers of a stored comparison rely on."""
+
+    comparison: str
+    created: Annotated[float, Field(ge=0, lt=1e11)]
+    baseline: str
+    arms: dict[str, dict[Annotated[str, Field(pattern=r"^\d+$")], str]]
+    failed: list[str]
+    levels: dict[str, dict[str, float | None]]
+    normalise: dict[str, str]
+    rows: list[_Row]
+    configuration: dict[str, dict[str, Any]]
+    samples: NotRequired[int | None]
+    stopped: NotRequired[dict[str, int]]
+    verdicts: NotRequired[dict[str, str]]
+
+
+def _check_stored(found: Mapping[str, Any]) -> None:
+    """Raises ValueError, in one line, for what is not shaped like a stored comparison."""
+    if not found:
+        raise ValueError("it is no JSON object, or cut off")
+    try:
+        TypeAdapter(_Stored).validate_python(found, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    arms = found["arms"]
+    if not {found["baseline"], *found.get("verdicts", ()), *(row["arm"] for row in found["rows"])} <= arms.keys():
+        raise ValueError(f"it names an arm that is none of its arms, {', '.join(arms)}")
+    for row in found["rows"]:
+        if row.get("difference") is not None and not _is_paired(row):
+            raise ValueError(f"its row of {row['figure']} and {row['arm']} is not whole")
+
+
+def _is_paired(row: Mapping[str, Any]) -> bool:
+    """Whether a row has all that belongs to a difference."""
+    whole = row.get("baseline_mean") is not None and {"low", "high", "p", "pairs"} <= row.keys()
+    return whole and (row["low"] is None) == (row["high"] is None)

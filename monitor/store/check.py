@@ -22,6 +22,7 @@ from monitor.store.compact import generation_of, pruned_rows
 from monitor.store.runs import (
     RunState,
     heartbeat_files,
+    is_run_name,
     json_fault,
     read_heartbeat,
     read_info,
@@ -65,6 +66,10 @@ def check_store(store: str | Path) -> list[Finding]:
     found = [Finding("leftover", "", str(path), "Temporary file.", False) for path in root.glob("*.tmp")]
     for name in run_names(root):
         found += _check_run(root, name)
+    for folder in (root / "runs").iterdir():
+        if folder.name[0] not in "_." and not is_run_name(folder.name):
+            message = "Its name is not UTF-8, so it is not shown as a run. Rename it if it is one."
+            found.append(Finding("foreign", "", str(folder), message, False))
     return sorted(found, key=lambda finding: not finding.damage)
 
 

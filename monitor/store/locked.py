@@ -68,7 +68,9 @@ class LockedSession:
             except BaseException:  # on Ctrl-C too, or its late answer would be taken for the next query's
                 self._end()
                 raise
-        answer = json.loads(said)
+            answer = json.loads(said)
+            if answer.get("broken"):  # the next query starts another
+                self._end()
         self._unreadable = [Unreadable(run, Path(path), reason) for run, path, reason in answer["unreadable"]]
         if "error" in answer:
             kind = getattr(duckdb, str(answer["kind"]), None)
@@ -142,7 +144,7 @@ def serve() -> None:
         except EOFError:
             return
         signal.alarm(limits.seconds + _SPARE_S)  # ends this process, whatever it is doing
-        rows, answer = b"", {}
+        rows, answer = b"", dict[str, object]()
         try:
             require_select(session.con, query)
             rows = session.run(query, params, lambda relation: _limited(relation, limits)) or b""
@@ -150,6 +152,8 @@ def serve() -> None:
             answer = {"kind": "StoreError", "error": _too_slow(limits)}
         except (duckdb.OutOfMemoryException, MemoryError):
             answer = {"kind": "StoreError", "error": _too_big(limits)}
+        except (duckdb.InternalException, duckdb.FatalException):  # from now on this DuckDB refuses every query
+            answer = {"kind": "StoreError", "error": _broken(limits), "broken": True}
         except (duckdb.Error, StoreError, pa.ArrowException, RuntimeError) as error:
             answer = {"kind": type(error).__name__, "error": str(error)}
         signal.alarm(0)
@@ -233,6 +237,13 @@ def _too_big(limits: Limits) -> str:
     return (
         f"The query needs more than {limits.memory_mb} MB of memory, which is the most a locked store gives. "
         "Ask for fewer runs or steps."
+    )
+
+
+def _broken(limits: Limits) -> str:
+    return (
+        f"DuckDB fails on this query, as on some that need more than {limits.memory_mb} MB of memory, which is "
+        "the most a locked store gives. Ask for fewer runs or steps."
     )
 
 

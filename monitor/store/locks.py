@@ -71,7 +71,7 @@ class FileLock:
 def is_held(path: Path) -> bool | None:
     """Whether a process holds a lock alone; None where that cannot be told. The holder keeps its lock."""
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for ever
     except OSError:
         return None
     try:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,8 @@ class RunState:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None if the file is missing, half-written or holds something else."""
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return None
         value = json.loads(path.read_text(encoding="utf-8"))
         # a lone surrogate, half a character that no terminal, browser or database accepts, becomes "?"
         value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
@@ -118,13 +121,16 @@ def wrong_fields(path: Path) -> list[str]:
     """Names of the fields of a run.json or heartbeat whose type is wrong, each with its value."""
     found = read_json(path) or {}
     types = _BEAT_TYPES if _BEAT_NAME.fullmatch(path.name) else _INFO_TYPES
-    return [f"{key} = {str(found[key])[:40]!r}" for key in found.keys() - _typed(found, types).keys()]
+    wrong = {key for key, value in found.items() if value is not None} - _typed(found, types).keys()
+    return [f"{key} = {str(found[key])[:40]!r}" for key in wrong]
 
 
 def json_fault(path: Path) -> str:
     """What is wrong with a run.json or heartbeat; "" if nothing is."""
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{path.name} is not a regular file."
         with open(path, "rb"):
             pass
     except FileNotFoundError:
@@ -132,7 +138,7 @@ def json_fault(path: Path) -> str:
     except OSError as error:
         return f"Cannot be read: {error}."
     if read_json(path) is None:
-        return f"{path.name} is {'empty' if size == 0 else 'not a JSON object, as if cut off'}."
+        return f"{path.name} is {'empty' if found.st_size == 0 else 'not a JSON object, as if cut off'}."
     wrong = wrong_fields(path)
     return f"{path.name} has values of the wrong type: {', '.join(sorted(wrong))}." if wrong else ""
 
@@ -195,14 +201,14 @@ def _alive(folder: Path, beat: Mapping[str, Any]) -> bool | None:
 
 
 def _typed(found: Mapping[str, Any], types: Mapping[str, type]) -> dict[str, Any]:
-    """The fields of the right type. Whole numbers may stand for floats; unknown fields are kept, nulls dropped."""
+    """The fields of the right type, without nulls. Whole numbers may stand for floats, and unknown fields are kept."""
 
     def fits(value: object, kind: type) -> bool:
         if kind is float:
             return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
-    return {key: value for key, value in found.items() if key not in types or value is None or fits(value, types[key])}
+    return {key: value for key, value in found.items() if key not in types or fits(value, types[key])}
 
 
 def pid_alive(pid: int) -> bool:
@@ -216,10 +222,10 @@ def pid_alive(pid: int) -> bool:
     except PermissionError:
         return True
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        told = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return True  # without /proc, a process that can be sent signals counts as alive
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    return told.rpartition(")")[2].split()[0] != "Z"
 
 
 def rank_status(beat: Mapping[str, Any], now: float) -> RunStatus:
@@ -302,11 +308,22 @@ def run_state(store: Path, run: str, now: float | None = None) -> RunState | Non
     )
 
 
+def is_run_name(name: str) -> bool:
+    """Whether a folder of this name may be a run: it is text, as databases and terminals take it, and not one of ours.
+
+    Python shows bytes of a file's name that are not UTF-8 as lone surrogates.
+    """
+    try:
+        return bool(name.encode()) and name[0] not in "_." and not set(name) & {"/", "\0"}
+    except UnicodeEncodeError:
+        return False
+
+
 def run_names(store: Path) -> list[str]:
-    """Names of the runs of a store, sorted; folders that start with '_' or '.' are not runs. Raises StoreError."""
+    """Names of the runs of a store, sorted; other folders are left out. Raises StoreError."""
     try:
         with os.scandir(store / "runs") as entries:
-            return sorted(entry.name for entry in entries if entry.name[0] not in "_." and entry.is_dir())
+            return sorted(entry.name for entry in entries if is_run_name(entry.name) and entry.is_dir())
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -323,7 +340,7 @@ def list_runs(store: str | Path) -> list[RunState]:
 def get_run(store: str | Path, name: str) -> RunState:
     """The state of one run. Raises UnknownRunError with the nearest known name."""
     root = require_store(store)
-    state = run_state(root, name) if name and "/" not in name and name[0] not in "_." else None
+    state = run_state(root, name) if is_run_name(name) else None
     if state is None:
         known = run_names(root)
         listed = (

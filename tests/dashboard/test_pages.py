@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -102,6 +103,20 @@ def test_torn_segments_are_reported_and_the_rest_shown(monkeypatch, store: Path,
     segment.write_bytes(segment.read_bytes()[:100])
     app = open_page(monkeypatch, tmp_path / "torn", page)
     assert "1 file could not be read" in told(app.warning[0]) and segment.name in told(app.warning[0])
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("config", [None, {"eval": True, "weighting": "mine", "steps": "many"}, {"eval": {"k": None}}])
+def test_a_run_json_of_nulls_or_of_another_trainer_leaves_every_page_standing(
+    monkeypatch, store: Path, tmp_path: Path, page: str, config: object
+) -> None:
+    shutil.copytree(store, tmp_path / "odd", symlinks=True)
+    for run in ("uniform-s0", "ict-s0"):
+        path = tmp_path / "odd/runs" / run / "run.json"
+        info = json.loads(path.read_text())
+        nulls = dict.fromkeys(info) if config is None else {}
+        path.write_text(json.dumps(info | nulls | {"config": config, "seed": None}))
+    open_page(monkeypatch, tmp_path / "odd", page)
 
 
 def test_torn_tokens_leave_the_page_standing(monkeypatch, store: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class MuteServer:
             one.close()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 8.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until a condition holds; fails the test if it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():

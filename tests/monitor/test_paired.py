@@ -228,6 +228,41 @@ def test_it_is_stored_and_read_back_with_the_nearest_name_for_a_wrong_one(compar
         load_comparison(store, "mime")
 
 
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda found: "", "it is no JSON object, or cut off"),
+        (lambda found: "[1]", "it is no JSON object, or cut off"),
+        (lambda found: json.dumps(found)[:-9], "it is no JSON object, or cut off"),
+        (lambda found: {**found, "rows": 3}, "rows: Input should be a valid list"),
+        (lambda found: {**found, "created": "now"}, "created: Input should be a valid number"),
+        (lambda found: {**found, "arms": {"uniform": {"s": "u0"}}}, "should match pattern"),
+        (lambda found: {**found, "baseline": "none"}, "names an arm that is none of its arms, uniform, ict"),
+        (lambda found: {**found, "rows": [{**found["rows"][0], "mean": "x"}]}, "rows.0.mean: Input should be a valid"),
+        (lambda found: {**found, "rows": [{**found["rows"][1], "low": 1.0}]}, "pass@1 and ict is not whole"),
+        (lambda found: {key: value for key, value in found.items() if key != "levels"}, "levels: Field required"),
+    ],
+)
+def test_a_damaged_one_is_refused_in_one_line(comparison, tmp_path, damage, why):
+    path = save_comparison(tmp_path, comparison[1])
+    text = damage(comparison[1])
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(StoreError) as refused:
+        load_comparison(tmp_path, "c")
+    assert (
+        why in str(refused.value)
+        and "\n" not in str(refused.value)
+        and "Run `rlvr compare` again" in str(refused.value)
+    )
+
+
+def test_a_figure_of_a_newer_version_is_shown_by_its_key(comparison, tmp_path):
+    _, found = comparison
+    rows = [{**row, "figure": "new/figure"} for row in found["rows"][:1]]
+    save_comparison(tmp_path, {**found, "rows": rows})
+    assert cells(load_comparison(tmp_path, "c"), "last")[1] == [["new/figure", "0.7 ± 0.141"]]
+
+
 def test_tables_say_what_they_show(comparison, capsys):
     _, found = comparison
     header, rows = cells(found, "last")

@@ -12,7 +12,7 @@ from monitor.alerts.watch import Watcher
 from monitor.commands import ls, show
 from monitor.metrics import EDGES_IDS, inner_edges, n_cells
 from monitor.queries.alerts import alert_log, alert_spans, alert_transitions, events, verdict_texts, verdicts
-from monitor.queries.differences import config_difference, difference_matrix, final_figures
+from monitor.queries.differences import config_difference, difference_matrix, final_figures, setting
 from monitor.queries.distributions import count_matrix, joint_counts, quantile_series
 from monitor.queries.frames import MAX_POINTS, n_rows, select
 from monitor.queries.rollouts import samples_of_step, tokens_of_step
@@ -247,6 +247,20 @@ def test_final_figures_at_equal_level(tail: Tail) -> None:
     assert found["equal"]["uniform"]["step"] == pytest.approx(6) and found["equal"]["weighted"]["step"] == 12
     assert found["equal"]["uniform"]["reward"] == pytest.approx(0.6)
     assert final_figures(tail.cursor(), ["uniform", "nobody"], ["reward"])["equal"] == {}
+
+
+def test_a_setting_is_found_whatever_else_a_trainer_stores() -> None:
+    config = {"eval": {"k": 4, "on": True}, "steps": "many", "weighting": None}
+    assert setting(config, "eval.k", int) == 4
+    wrong = [
+        (config, "eval.on"),
+        (config, "steps"),
+        (config, "weighting.k"),
+        (config, "eval.k.x"),
+        (None, "a"),
+        (3, "a"),
+    ]
+    assert [setting(of, option, int) for of, option in wrong] == [None] * 6
 
 
 def test_config_difference() -> None:

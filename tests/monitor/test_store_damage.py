@@ -262,6 +262,7 @@ BAD_TEXTS = {
     "odd numbers": b'{"created": NaN, "seed": 1e999, "attempt": 99999999999999999999, "ts": Infinity, "pid": -1}',
     "half a character": b'{"model": "\\ud800", "host": "\\ud800"}',
     "gone": None,
+    "a pipe": None,
     "a folder": None,  # the last
 }
 
@@ -280,6 +281,8 @@ def test_a_damaged_run_json_or_heartbeat_costs_its_own_fields_alone(
             path.write_bytes(text)
         elif kind == "a folder":
             path.mkdir()
+        elif kind == "a pipe":
+            os.mkfifo(path)
         before = contents(store)
         with open_store(store) as opened:
             assert [opened.sql(question).rows for question in questions] == good
@@ -291,9 +294,9 @@ def test_a_damaged_run_json_or_heartbeat_costs_its_own_fields_alone(
         tail.poll()
         assert set(tail.runs) == {"good", "hurt"} and tail.runs["good"].status == "finished", kind
         tail.close()
-        if kind in ("half", "wrong types", "half a character", "a folder"):
+        if kind in ("half", "wrong types", "half a character", "a pipe", "a folder"):
             assert (path.name in commands_work(store, capsys)) == told
-        if kind != "a folder":
+        if kind not in ("a pipe", "a folder"):
             with duckdb.connect(str(ensure_catalog(store)), read_only=True) as shell:
                 assert shell.execute("SELECT status FROM runs WHERE run = 'good'").fetchall() == [("finished",)]
                 assert len(shell.execute("SELECT * FROM runs WHERE run = 'hurt'").fetchall()) == 1, kind

@@ -171,7 +171,7 @@ def test_a_real_watch_over_a_store_that_another_process_writes(
         wait_for(lambda: len(web.got) == 2)
         assert web.titles[1].startswith("CRITICAL: crashed in run theirs at step 39")
         watch.send_signal(signal.SIGTERM)
-        assert watch.wait(20) == 0
+        assert watch.wait(60) == 0
         assert watch.stderr is not None and watch.stderr.read() == ""
     finally:
         end(child)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,26 @@ def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_sampled(tmp_pa
     task = jsonl(tmp_path, "57: \\boxed", "7" * 90 + "\\boxed")
     assert main(["builtin", "--task", task, "--samples", "2", "--k", "1"]) == 2
     assert "Prompt 'line-2' of split 'heldout' has 96 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("model.safetensors", ""), ("config.json", "[1]"), ("config.json", "{"), ("tokenizer.json", "[1]")],
+)
+def test_a_damaged_policy_is_refused_in_one_line(store, tmp_path, capsys, name, text):
+    shutil.copytree(store / "policies" / "r", tmp_path / "r")
+    (tmp_path / "r" / name).write_text(text)
+    assert main([str(tmp_path / "r"), "--samples", "2", "--k", "1"]) == 2
+    assert capsys.readouterr().err.startswith("rlvr eval: ")
+
+
+def test_a_run_that_does_not_say_how_it_was_sampled_is_refused(store, tmp_path, capsys):
+    """Its run.json has lost the configuration: the defaults would be figures of another setting."""
+    shutil.copytree(store, tmp_path / "store", symlinks=True)
+    path = tmp_path / "store/runs/r/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": "lost"}))
+    assert main(["r", "--store", str(tmp_path / "store")]) == 2
+    assert "Run 'r' has no configuration of `rlvr train`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

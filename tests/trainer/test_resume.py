@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from monitor.alerts.engine import AlertEngine
 from monitor.recorder import Recorder
-from monitor.records import StepRecord
+from monitor.records import RunInfo, StepRecord
 from monitor.store.reader import open_store
 from monitor.store.runs import get_run
 from monitor.store.segments import list_segments
@@ -83,7 +83,7 @@ def test_a_run_killed_at_random_moments_goes_on_bit_identically(whole):
     rng = random.Random(time.time_ns())
     first = [*rlvr, *SMALL, "--steps", str(STEPS), "--store", str(whole), "--run", "cut"]
     resume = [*rlvr, "--resume", "cut", "--store", str(whole)]
-    delays = [rng.uniform(0, 0.3), rng.uniform(0, 0.3)]
+    delays = [rng.uniform(0, 0.1), rng.uniform(0, 0.1)]  # three steps and the last checkpoint take longer
     assert killed_after(first, whole, 1, 2, delays[0]), delays
     assert killed_after(resume, whole, 2, 5, delays[1]), delays
     done = subprocess.run(resume, capture_output=True, text=True, check=False)
@@ -236,11 +236,71 @@ def test_a_folder_for_the_policy_that_cannot_be_made_is_refused_before_training(
     assert not (tmp_path / "s").exists()
 
 
-def test_another_model_or_task_does_not_take_the_state(saved):
+def test_another_model_or_task_does_not_take_the_state(saved, caplog):
     parts, checkpoints = saved
-    for path in checkpoints_of(checkpoints.folder):
-        state = json.loads((path / "state.json").read_text())
-        state["stream"]["prompts"] += 1
-        (path / "state.json").write_text(json.dumps(state))
+    parts.stream._prompts = parts.stream._prompts[1:]
     with pytest.raises(CheckpointError):
         checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState())
+    assert "training prompts then and has" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", "{}", "[" * 100_000, '{"format": 1}', "CHANGED"])
+def test_a_damaged_state_falls_back_to_the_checkpoint_before(saved, caplog, text):
+    """CHANGED: one digit is another, so the file still is what it was in every other way."""
+    parts, checkpoints = saved
+    path = checkpoints_of(checkpoints.folder)[-1] / "state.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"warmup_steps": 0', '"warmup_steps": 9') if text == "CHANGED" else text)
+    assert path.read_text() != whole
+    assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 1
+    assert "step-00000002 cannot be used" in caplog.text
+    path.write_text(whole)
+    assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 2
+
+
+@pytest.mark.parametrize("name", ["parameters", "optimizer", "rng-r000"])
+def test_tensors_of_other_names_or_shapes_fall_back_to_the_checkpoint_before(saved, caplog, name):
+    parts, checkpoints = saved
+    for parameter in parts.updater.trained:
+        parameter.grad = torch.ones_like(parameter)
+    parts.updater.optimizer.step()  # so that it has moments
+    parts.updater.optimizer.zero_grad()
+    path = checkpoints.save(3) / f"{name}.safetensors"
+    whole = load_file(path)
+    first = max(whole, key=lambda key: whole[key].ndim)
+    for changed in (
+        {key: value for key, value in whole.items() if key != first},
+        whole | {f"{first}2": whole[first].clone()},
+        whole | {first: whole[first][:-1].clone()},
+    ):
+        save_file(changed, path)
+        caplog.clear()
+        assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 2
+        assert "step-00000003 cannot be used" in caplog.text and "differ, the first is" in caplog.text
+    save_file(whole, path)
+    assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 3
+
+
+def test_checkpoints_without_a_crc_are_read(saved):
+    """As older versions have written them."""
+    parts, checkpoints = saved
+    path = checkpoints_of(checkpoints.folder)[-1] / "state.json"
+    state = json.loads(path.read_text())
+    del state["crc32"]
+    path.write_text(json.dumps(state | {"format": 1}))
+    assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "Run 'r' has no configuration of `rlvr train`"),
+        ({"steps": "many"}, "that run 'r' has stored cannot be used: steps is 'many'"),
+        ({"weighting": 3}, "that run 'r' has stored cannot be used: weighting is 3"),
+        ({"weighting": {"kind": []}}, r"that run 'r' has stored cannot be used: Unknown weighting \[\]"),
+    ],
+)
+def test_a_run_whose_stored_configuration_is_damaged_is_refused_in_one_line(tmp_path, capsys, config, message):
+    Recorder(tmp_path, RunInfo("r", config=config)).close()
+    assert main(["--resume", "r", "--store", str(tmp_path)]) == 2
+    assert re.match(rf"rlvr train: .*{message}.*\n$", capsys.readouterr().err)

@@ -100,7 +100,12 @@ def main(argv: list[str]) -> int:
 def subject(name: str, store: Path) -> tuple[bool, str, TrainConfig]:
     """(whether `name` is a run, the model to load, the settings to sample with). Raises MonitorError or ConfigError."""
     if (store / "runs" / name / "run.json").is_file():
-        stored = dict(get_run(store, name).info.get("config") or {})
+        stored = get_run(store, name).info.get("config")
+        if not stored:
+            raise ConfigError(
+                f"Run {name!r} has no configuration of `rlvr train`, which says how to sample it. Give the folder of "
+                "its policy instead."
+            )
         config = TrainConfig.of_run(stored)
         folder = Path(config.save) if config.save else store / "policies" / name
         if not (folder / "config.json").is_file():

@@ -142,9 +142,13 @@ def resumed_config(argv: list[str]) -> TrainConfig | None:
         raise ConfigError(
             f"Run {options.resume!r} has no configuration of `rlvr train`: only its own trainer can go on."
         )
-    steps = options.steps or stored["steps"]
-    if steps < stored["steps"]:
-        raise ConfigError(f"--steps is {steps} but the run is to have {stored['steps']}: it may only be raised.")
+    try:
+        config = TrainConfig.of_run(stored, run=options.resume, store=options.store)
+    except ConfigError as error:
+        raise ConfigError(f"The configuration that run {options.resume!r} has stored cannot be used: {error}") from None
+    steps = options.steps or config.steps
+    if steps < config.steps:
+        raise ConfigError(f"--steps is {steps} but the run is to have {config.steps}: it may only be raised.")
     return TrainConfig.of_run(stored, run=options.resume, store=options.store, steps=steps)
 
 

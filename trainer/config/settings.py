@@ -224,8 +224,10 @@ class TrainConfig(_Group):
         """
         tree = dict(stored) | changed
         weighting = tree.get("weighting", {})
-        fields = WEIGHTINGS[weighting["kind"]].model_fields if weighting.get("kind") in WEIGHTINGS else weighting
-        tree["weighting"] = {name: value for name, value in weighting.items() if name in fields and value is not None}
+        if isinstance(weighting, Mapping):
+            kind = WEIGHTINGS.get(str(weighting.get("kind")))
+            fields = weighting if kind is None else kind.model_fields
+            tree["weighting"] = {k: value for k, value in weighting.items() if k in fields and value is not None}
         return cls(**tree)
 
     @field_validator("weighting", mode="before")

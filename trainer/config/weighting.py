@@ -195,7 +195,7 @@ def make_weighting(settings: Mapping[str, Any]) -> WeightingConfig:
     Raises ConfigError, which names the nearest kind, the kinds that have a parameter, or what a kind requires.
     """
     kind = settings.get("kind", DEFAULT_KIND)
-    if kind not in WEIGHTINGS:
+    if not isinstance(kind, str) or kind not in WEIGHTINGS:
         raise ConfigError(
             f"Unknown weighting {kind!r}.{nearest(str(kind), WEIGHTINGS)} Known: {', '.join(WEIGHTINGS)}."
         )

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monitor.signals import TokenSignals, token_signals
 from trainer.config import LoraConfig
+from trainer.errors import ModelError
 from trainer.flow import Rollouts, TokenBatch
 from trainer.policy.gguf import unpacked
 from trainer.policy.lora import merged_copy, with_adapters
@@ -65,14 +67,21 @@ class Policy:
 
     @classmethod
     def load(cls, source: ModelSource, device: torch.device | None = None, lora: LoraConfig | None = None) -> Policy:
-        """Loads the weights in float32 and the tokenizer. device: by default CUDA if there is one. lora: adapters."""
+        """Loads the weights in float32 and the tokenizer. device: by default CUDA if there is one. lora: adapters.
+
+        Raises ModelError, OSError or ValueError if they cannot be read.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         path = unpacked(source) if source.gguf_file else source.path
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        except (SafetensorError, TypeError, LookupError, AttributeError) as error:  # how transformers meets damage
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ModelError(f"Model {str(path)!r} cannot be loaded: {why}. Is a file of it damaged?") from error
         return cls(with_adapters(model, lora) if lora and lora.rank else model, tokenizer, device or pick_device())
 
     def autocast(self) -> torch.autocast:

@@ -4,7 +4,8 @@
       parameters.safetensors   trained parameters by name, float32
       optimizer.safetensors    AdamW moments, "<parameter>/<moment>"
       rng-r000.safetensors     states of a rank's generators: sampler, weighting, torch's own
-      state.json               step, prompt cursor, alert rules, actions, entropy control, optimizer's parameter groups
+      state.json               step, prompt cursor, alert rules, actions, entropy control, optimizer's parameter groups,
+                               and the CRC-32 of all this
 
 A folder appears under its final name only when all of it is durable, and only after the store holds every step up to
 it. So a resumed run may repeat steps but never leaves a gap. On a CPU the resumed run is bit-identical to one that
@@ -17,6 +18,8 @@ import json
 import logging
 import os
 import shutil
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -44,9 +47,11 @@ from trainer.runtime.disk import attempt
 from trainer.runtime.ranks import whole
 
 _log = logging.getLogger("rlvr.trainer")
-_FORMAT = 1
+_FORMAT = 2
+_FIRST_FORMAT = 1  # without a CRC
 _WAIT_S = 30.0  # how long a checkpoint waits for the recorder
-_UNUSABLE = (OSError, ValueError, KeyError, SafetensorError)  # what reading a damaged checkpoint raises
+# what reading a damaged checkpoint raises
+_UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -211,15 +216,26 @@ def _write(
     _save(trained, folder / "parameters.safetensors")
     _save({name: value.contiguous() for name, value in moments.items()}, folder / "optimizer.safetensors")
     with (folder / "state.json").open("w", encoding="utf-8") as file:
-        json.dump(state, file)
+        json.dump(state | {"crc32": _crc32_of(state)}, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _crc32_of(state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state).encode())
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file(tensors, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _check_shapes(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless both have the same names, and under each a tensor of the same shape."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, expected)]
+    if odd := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
+        raise ValueError(f"its {what}: {len(set(odd))} differ, the first is {odd[0]!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,21 +249,29 @@ class _Saved:
 
     @classmethod
     def read(cls, folder: Path, parts: Parts) -> _Saved:
-        """Reads a checkpoint. Raises OSError, ValueError, KeyError or SafetensorError if it is damaged or no fit."""
+        """Reads a checkpoint. Raises one of _UNUSABLE if it is damaged or no fit."""
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state["format"] != _FORMAT:
+        if state["format"] not in (_FIRST_FORMAT, _FORMAT):
             raise ValueError(f"its format is {state['format']}, expected {_FORMAT}")
+        if state["format"] == _FORMAT and state.pop("crc32") != _crc32_of(state):
+            raise ValueError("its state.json is not as it was written")
         if state["ranks"] != parts.ranks.world:
             raise ValueError(f"it was written by {state['ranks']} processes and {parts.ranks.world} resume it")
         parts.stream.check(state["stream"])
         trained = load_file(folder / "parameters.safetensors")
-        if odd := sorted(trained.keys() ^ parts.policy.trained().keys()):
-            raise ValueError(f"its parameters are not the model's: {len(odd)} differ, the first is {odd[0]!r}")
+        parameters = parts.policy.trained()
+        _check_shapes("parameters are not the model's", trained, parameters)
         moments: dict[str, dict[str, Tensor]] = {}
         for key, value in load_file(folder / "optimizer.safetensors").items():
             name, _, moment = key.rpartition("/")
             moments.setdefault(name, {})[moment] = value
-        return cls(state, trained, moments, load_file(folder / f"rng-r{parts.ranks.rank:03d}.safetensors"))
+        for moment in {moment for of in moments.values() for moment in of} - {"step"}:
+            found = {name: of[moment] for name, of in moments.items() if moment in of}
+            expected = {name: parameters[name] for name in moments if name in parameters}
+            _check_shapes("optimizer's state is not the model's", found, expected)
+        rng = load_file(folder / f"rng-r{parts.ranks.rank:03d}.safetensors")
+        _check_shapes("generators are not the run's", rng, _rng_states(parts))
+        return cls(state, trained, moments, rng)
 
     def load_into(self, parts: Parts, engine: AlertEngine, actions: ActionState) -> int:
         self.load_policy(parts)
