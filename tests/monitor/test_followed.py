@@ -107,8 +107,9 @@ def test_thinned_points_keep_extremes_and_what_is_drawn_already() -> None:
 
 @pytest.mark.parametrize(("n", "most", "sizes"), [(10, 20, [1] * 10), (10, 5, [2] * 5), (11, 5, [4, 4, 3])])
 def test_columns_pool_a_power_of_two_of_steps(n: int, most: int, sizes: list[int]) -> None:
-    rows = {"step": np.arange(n), "counts": np.eye(n, CELLS, dtype=np.int64), "n": np.ones(n), "sum": np.arange(n) * 1.0,
-            "min": -np.arange(n) * 1.0, "max": np.arange(n) * 1.0, "edges_id": np.array(["nats96"] * n, object)}  # fmt: skip
+    up, counts = np.arange(n) * 1.0, np.eye(n, CELLS, dtype=np.int64)
+    rows = {"step": np.arange(n), "counts": counts, "n": np.ones(n), "sum": up, "min": -up, "max": up}
+    rows["edges_id"] = np.array(["nats96"] * n, object)
     found = pooled(rows, most)
     assert list(found["n"]) == sizes and found["counts"].sum() == n
     assert found["sum"].sum() == n * (n - 1) / 2 and found["max"][-1] == n - 1 and found["min"][0] == 1 - sizes[0]
