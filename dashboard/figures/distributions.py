@@ -47,6 +47,7 @@ def entropy_fan(
     fig.layout.yaxis = {"type": kind, "title": {"text": unit}, "uirevision": kind}
     if not log:
         fig.layout.yaxis.rangemode = "tozero"
+    fig.layout.legend = {"font": {"size": 11}, "itemwidth": 30, "entrywidth": 0}
     clip_steps(fig, x)
     if alerts is not None:
         add_alerts(fig, alerts, float(x[-1]) if len(x) else 0.0, theme)

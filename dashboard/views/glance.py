@@ -53,9 +53,6 @@ def show(entry: RunEntry, window: Window) -> None:
             shared.link("run", markdown("Show the fall since step {}", ahead.since), where, ":material/zoom_in:")
         _tokens(entry, newest)
         _against(entry)
-    transitions = data.transitions(entry.name)
-    if n_rows(transitions):
-        verdict.alert_list(transitions, data.marks(entry.name))
 
 
 def _tokens(entry: RunEntry, newest: float) -> None:
@@ -126,6 +123,13 @@ def _fires(transitions: Frame) -> dict[str, tuple[str, str]]:
         for (rule, _), i in newest.items()
         if rule in RULES and transitions["state"][i] == "firing"
     }
+
+
+def alerts(entry: RunEntry) -> None:
+    """The alerts of the run behind one line."""
+    transitions = data.transitions(entry.name)
+    if n_rows(transitions):
+        verdict.alert_list(transitions, data.marks(entry.name))
 
 
 def _cell(vital: Vital) -> Markup:

@@ -110,6 +110,7 @@ def page() -> None:
     st.session_state["calm_run"] = entry.name
     _show(drawing, shared.FIRST, partial(_first, drawing))
     glance.strip(entry, window)
+    glance.alerts(entry)
     for heading in SECTIONS:
         _show(drawing, heading, partial(_section, drawing, heading))
     _show(drawing, "Distributions of tokens", partial(_distributions, drawing))
