@@ -21,7 +21,7 @@ from monitor.alerts.window import Window
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
 from monitor.queries.followed import Followed
 from monitor.queries.frames import Frame
-from monitor.stats.comparison import live_verdicts
+from monitor.stats.comparison import live_comparison
 from monitor.store.tail import RunEntry, Tail
 
 T = TypeVar("T")
@@ -189,15 +189,21 @@ def final_figures(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
     return _ask(differences.final_figures, names, tuple(names), tuple(keys))
 
 
-def comparison_verdict(baseline: Arm, other: Arm) -> str | None:
-    """The sentence about `other` against `baseline`; None where a side has two runs of one seed."""
+def comparison(baseline: Arm, other: Arm, names: Sequence[str] = ()) -> dict[str, Any] | None:
+    """`live_comparison` of `other` against `baseline`; None where a side has two runs of one seed."""
     sides = {arm.name: by_seed([entry for name in arm.runs if (entry := run(name))]) for arm in (baseline, other)}
     if None in sides.values():
         return None
-    names = (*baseline.runs, *other.runs)
-    configs = {name: dict(entry.info.get("config") or {}) for name in names if (entry := run(name))}
+    shown = (*baseline.runs, *other.runs)
+    configs = {name: entry.info.get("config") for name in shown if (entry := run(name))}
     k = next((k for of in configs.values() if (k := differences.setting(of, "eval.k", int))), 4)
-    return _ask(live_verdicts, names, sides, configs, k)[other.name]
+    return _ask(live_comparison, shown, sides, configs, k, tuple(names))
+
+
+def comparison_verdict(baseline: Arm, other: Arm) -> str | None:
+    """The sentence about `other` against `baseline`; None where a side has two runs of one seed."""
+    found = comparison(baseline, other)
+    return None if found is None else str(found["verdicts"][other.name])
 
 
 def sample_steps(name: str) -> np.ndarray:

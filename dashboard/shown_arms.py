@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -60,9 +61,16 @@ def by_seed(entries: Sequence[RunEntry]) -> dict[int, str] | None:
 
 
 def figures_table(
-    arms: Sequence[Arm], figures: Mapping[str, Mapping[str, float]], names: Sequence[str]
+    arms: Sequence[Arm],
+    figures: Mapping[str, Mapping[str, float]],
+    names: Sequence[str],
+    paired: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, list[str]]:
-    """Columns: figure, the mean of each arm over its runs, and their difference. Rows without values are left out."""
+    """Columns: figure, the mean of each arm over its runs, and their difference. Rows without values are left out.
+
+    paired: {figure: its row of monitor.stats.comparison}. With it the difference is that of pairs of equal seed, with
+    its 95 % interval, the p of its paired t test and the number of pairs.
+    """
     means = {
         arm.name: {name: _mean([figures[run].get(name) for run in arm.runs]) for name in ("step", *names)}
         for arm in arms
@@ -72,8 +80,26 @@ def figures_table(
     for arm in arms:
         table[arm.name] = [_text(means[arm.name][name], name) for name in kept]
     first, second = (means[arm.name] for arm in arms)
-    table["difference"] = [_text(second[name] - first[name], name, signed=True) for name in kept]
+    if paired is None:
+        table["difference"] = [_text(second[name] - first[name], name, signed=True) for name in kept]
+        return table
+    rows = [paired.get(name, {}) for name in kept]
+    table["difference, 95 % interval"] = [_interval(row, name) for row, name in zip(rows, kept, strict=True)]
+    table["p"] = ["–" if row.get("p_t") is None else f"{row['p_t']:.2g}" for row in rows]
+    table["pairs"] = [str(row.get("pairs", "–")) for row in rows]
     return table
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    """'-4.0 pp [-12.0, +1.0]', without the interval where there is none."""
+    if row.get("difference") is None:
+        return "–"
+    share = label(name)[1] == "share"
+    middle, low, high = (
+        "" if row[of] is None else f"{100 * row[of]:+.1f}" if share else f"{row[of]:+.3g}"
+        for of in ("difference", "low", "high")
+    )
+    return f"{middle}{' pp' if share else ''}" + (f" [{low}, {high}]" if low and high else "")
 
 
 def _mean(values: Sequence[float | None]) -> float:

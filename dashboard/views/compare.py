@@ -10,9 +10,9 @@ import streamlit as st
 from dashboard import data
 from dashboard.escape import markdown
 from dashboard.figures import distributions
-from dashboard.figures.lines import Line, arm_lines, lines, pass_against_distinct, seed_band
+from dashboard.figures.lines import Line, arm_lines, is_flat, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import Theme, arm_colours
-from dashboard.shown_arms import Arm, default_arms, figures_table
+from dashboard.shown_arms import Arm, default_arms, figures_table, partner_arms
 from dashboard.views import shared
 from monitor.queries.differences import config_difference
 from monitor.queries.series import series_of
@@ -44,30 +44,32 @@ FIGURES = (
     "response_length",
     "weight_mean",
 )
+NAMES = ("run", "seed", "save", "comparison", "store")  # options that differ from run to run and change nothing
 PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 
 
 def page() -> None:
+    shared.title("Compare")
     top = st.container()  # above the pickers, which say what it is about
     arms = _pick_arms()
     if arms is None:
         return
     with top:
         _verdict(arms)
+        _other_pairs(arms)
     theme = shared.theme()
     colours = arm_colours([arm.name for arm in arms], theme)
     if colours[arms[0].name] == colours[arms[1].name]:  # two arms of one kind: the first is the grey reference
         colours = {arms[0].name: theme.uniform, arms[1].name: theme.accent}
-    _curves(arms, colours, theme)
-    left, right = st.columns(2)
-    with left:
+    with shared.grid("curves"):
+        _curves(arms, colours, theme)
+    with shared.grid("difference"):
         gap = data.difference(arms[0].runs, arms[1].runs)
         if len(gap["step"]):
             names = (arms[0].name, arms[1].name)
             shared.chart(distributions.difference_map(theme, gap, "entropy", names), "difference")
         else:
             st.info("These runs have no step in common yet, so there is no difference of their entropies to show.")
-    with right:
         _pass_and_distinct(arms, colours, theme)
     _tables(arms)
 
@@ -119,6 +121,18 @@ def _verdict(arms: tuple[Arm, Arm]) -> None:
     )
 
 
+def _other_pairs(arms: tuple[Arm, Arm]) -> None:
+    """Links to the other weightings of the same comparison, each against uniform."""
+    first = data.run(arms[0].runs[0])
+    others = [pair for pair in partner_arms(first, data.runs()) if pair[1].name != arms[1].name] if first else []
+    if others and first and first.info.get("weighting") == "uniform":
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption("Also of this comparison:", width="content")
+            for pair in others:
+                where = {key: ",".join(arm.runs) for key, arm in zip("ab", pair, strict=True)}
+                shared.link("compare", markdown("{}", pair[1].name), where)
+
+
 def _multiselect(column, text: str, key: str, names: Sequence[str], default: Sequence[str]) -> list[str]:
     asked = [name for name in st.query_params.get(key, "").split(",") if name]
     state = f"arm_{key}"
@@ -139,16 +153,17 @@ def _arm_name(entries: Sequence[RunEntry], runs: Sequence[str]) -> str:
 def _curves(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> None:
     runs = [run for arm in arms for run in arm.runs]
     rows = data.scalars(runs, CURVES)
-    columns = st.columns(2)
     shown = [key for key in CURVES if key in set(rows["name"])]
-    for i, key in enumerate(shown):
+    for key in shown:
         drawn = {arm.name: arm_lines(arm.name, arm.runs, key, rows, colours[arm.name]) for arm in arms}
+        values = np.concatenate([line.y for part in drawn.values() for line in part])
+        if is_flat(values):  # no run ever left the one value: the table says it
+            continue
         fig = lines(theme, key, [line for part in drawn.values() for line in part], log=key == "grad_norm")
         for name, part in drawn.items():
             members = [line for line in part if line.faint]
             fig.add_traces(seed_band(theme, members, colours[name]) if members else [])
-        with columns[i % 2]:
-            shared.chart(fig, f"compare-{key}")
+        shared.chart(fig, f"compare-{key}")
 
 
 def _pass_and_distinct(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> None:
@@ -171,6 +186,7 @@ def _pass_and_distinct(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Th
 def _tables(arms: tuple[Arm, Arm]) -> None:
     runs = [run for arm in arms for run in arm.runs]
     found = data.final_figures(runs, FIGURES)
+    compared = data.comparison(*arms, FIGURES)
     for which, title, note in (
         ("last", "Final figures", "each run's newest values; mean of an arm's runs"),
         (
@@ -181,13 +197,16 @@ def _tables(arms: tuple[Arm, Arm]) -> None:
     ):
         if found[which]:
             shared.small_heading(title, note)
-            table = figures_table(arms, found[which], FIGURES)
-            st.dataframe(table, hide_index=True, column_config={"figure": st.column_config.TextColumn(width=230)})
+            rows = compared["rows"] if compared else []
+            paired = {row["figure"]: row for row in rows if row["when"] == which and row["arm"] == arms[1].name}
+            table = figures_table(arms, found[which], FIGURES, paired if compared and which == "last" else None)
+            widths = {"figure": st.column_config.TextColumn(width=230)}
+            st.dataframe(table, hide_index=True, height="content", column_config=widths)
     shared.small_heading("Configuration", "options that differ")
     configs = {run: dict(entry.info.get("config") or {}) for run in runs if (entry := data.run(run))}
-    differing = config_difference(configs)
+    differing = {option: row for option, row in config_difference(configs).items() if option not in NAMES}
     if differing:
         columns = {"option": list(differing)} | {run: [str(row[run]) for row in differing.values()] for run in runs}
-        st.dataframe(columns, hide_index=True)
+        st.dataframe(columns, hide_index=True, height="content")
     else:
-        st.caption("The runs' configurations are equal.")
+        st.caption("The runs' configurations are equal but for their names and seeds.")

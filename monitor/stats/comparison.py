@@ -100,16 +100,30 @@ def paired_comparison(
     return stored | {"verdicts": comparison_verdicts(stored)}
 
 
-def live_verdicts(
-    con: duckdb.DuckDBPyConnection, arms: Runs, configs: Mapping[str, Mapping[str, Any]], k: int = 4
-) -> dict[str, str]:
-    """The "verdicts" of `paired_comparison` alone, at under half the cost: for a page that redraws as runs train."""
-    names = [LEVEL, f"eval/heldout/pass@{k}", "eval/heldout/distinct", "reward", "entropy"]
+def live_comparison(
+    con: duckdb.DuckDBPyConnection,
+    arms: Runs,
+    configs: Mapping[str, Mapping[str, Any]],
+    k: int = 4,
+    names: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The "verdicts" of `paired_comparison`, and the "rows" that they rest on and of `names`, at the last step and at
+    equal pass@1. It costs under half of the whole, for a page that redraws as runs train.
+    """
+    names = [LEVEL, f"eval/heldout/pass@{k}", "eval/heldout/distinct", "reward", "entropy", *names]
     last = final_figures(con, [run for of in arms.values() for run in of.values()], names, LEVEL)["last"]
     rows, levels = _last_and_equal(con, arms, list(dict.fromkeys(names)), last, {})
     settings = {arm: configs.get(next(iter(of.values()), ""), {}) for arm, of in arms.items()}
     found = {"baseline": next(iter(arms)), "arms": _by_text(arms), "levels": levels, "rows": rows}
-    return comparison_verdicts(cast(dict[str, Any], finite(found | {"samples": _eval_samples(settings)})))
+    told = cast(dict[str, Any], finite(found | {"samples": _eval_samples(settings)}))
+    return told | {"verdicts": comparison_verdicts(told)}
+
+
+def live_verdicts(
+    con: duckdb.DuckDBPyConnection, arms: Runs, configs: Mapping[str, Mapping[str, Any]], k: int = 4
+) -> dict[str, str]:
+    """The "verdicts" of `live_comparison`."""
+    return dict(live_comparison(con, arms, configs, k)["verdicts"])
 
 
 def _by_text(of_arms: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[str, Any]]:

@@ -165,7 +165,7 @@ def test_compare_picks_the_pair_by_itself(monkeypatch, store: Path) -> None:
     )
     assert "runs still train" not in words(app)
     figures = app.dataframe[0].value
-    assert list(figures.columns) == ["figure", "uniform", "ict", "difference"]
+    assert list(figures.columns) == ["figure", "uniform", "ict", "difference, 95 % interval", "p", "pairs"]
     assert "pass@1, heldout" in set(figures["figure"])
     differing = app.dataframe[2].value
     assert list(differing["option"]) == ["weighting.kind"]
@@ -336,6 +336,19 @@ def test_default_arms_pair_equal_seeds() -> None:
     assert default_arms(with_control)[1].name == "ict"
     alone = [entry("b", "ict", 0, ""), entry("a", "uniform", 0, "")]
     assert default_arms(alone) == (Arm("a", ("a",)), Arm("b", ("b",)))
+
+
+def test_figures_table_with_pairs_shows_intervals() -> None:
+    arms = (Arm("uniform", ("u",)), Arm("ict", ("i",)))
+    figures = {"u": {"step": 9.0, "eval/heldout/pass@1": 0.5, "entropy": 1.0},
+               "i": {"step": 9.0, "eval/heldout/pass@1": 0.25, "entropy": 0.5}}  # fmt: skip
+    paired = {
+        "eval/heldout/pass@1": {"difference": -0.25, "low": -0.3, "high": -0.2, "p_t": 0.0123, "pairs": 3},
+        "entropy": {"difference": -0.5, "low": None, "high": None, "p_t": None, "pairs": 1},
+    }
+    table = figures_table(arms, figures, ["eval/heldout/pass@1", "entropy"], paired)
+    assert table["difference, 95 % interval"] == ["–", "-25.0 pp [-30.0, -20.0]", "-0.5"]
+    assert table["p"] == ["–", "0.012", "–"] and table["pairs"] == ["–", "3", "1"]
 
 
 def test_figures_table_means_and_differences() -> None:
