@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from dashboard.components.chart import BLOCK, Packed, chart_code, packed
 from dashboard.components.tokens import (
     COLOUR_BY,
     LEVELS,
@@ -19,6 +22,7 @@ from dashboard.components.tokens import (
     token_scale,
     tokens_html,
 )
+from dashboard.figures.lines import Line, lines
 from dashboard.figures.theme import DARK, LIGHT
 
 
@@ -87,3 +91,39 @@ def test_text_contrasts_with_its_colour(theme) -> None:
 
 def test_mixing_ends_at_the_ends() -> None:
     assert _mix("#000000", "#ffffff", 0.0) == "#000000" and _mix("#000000", "#ff8000", 1.0) == "#ff8000"
+
+
+def test_the_older_points_of_a_curve_are_sent_apart_and_stay_the_same() -> None:
+    def joined(n: int) -> tuple[Packed, np.ndarray, np.ndarray]:
+        steps = np.arange(1, n + 1)
+        values = np.sin(steps)
+        values[10] = np.nan
+        sent = packed(lines(LIGHT, "entropy", [Line("a", steps, values, "#123456")]), split=True)
+        parts = [*(json.loads(sent.old) if sent.old else [{}]), *json.loads(sent.figure)["data"]]
+        x, y = (np.concatenate([decoded(part[axis]) for part in parts if axis in part]) for axis in ("x", "y"))
+        np.testing.assert_array_equal(x, steps)
+        np.testing.assert_allclose(y, values, rtol=1e-6)
+        return sent, x, y
+
+    def decoded(sent: dict[str, str]) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(sent["bdata"]), sent["dtype"])
+
+    assert BLOCK == 48
+    assert joined(48)[0].old == "" and joined(48)[0].old_id == ""
+    first, later, newer = joined(100)[0], joined(144)[0], joined(145)[0]  # cut at 96, 96 and 144 points
+    assert first.old == later.old and first.old_id == later.old_id and first.figure != later.figure
+    assert newer.old_id not in (later.old_id, "")
+    assert "template" not in json.loads(first.figure)["layout"] and first.theme == "light"
+
+
+def test_charts_that_are_no_curves_are_sent_whole() -> None:
+    fig = lines(LIGHT, "entropy", [Line("a", np.arange(200), np.arange(200) / 7, "#123456")])
+    assert packed(fig).old == "" and packed(fig, split=True).old
+    fig.data[0].customdata = np.arange(200)  # of which the parts would not fit together
+    assert packed(fig, split=True).old == ""
+
+
+def test_the_script_of_the_charts_is_whole() -> None:
+    code = chart_code()
+    assert "__CSS__" not in code and ".rlvr-menu" in code and "window.rlvrChart = function" in code
+    assert '"light": {' in code or '"light":{' in code
