@@ -14,6 +14,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard.data_path import STORE_VARIABLE
+from dashboard.overview_rows import OverviewRows, Sender, Sent, flat, group_keys
 from dashboard.shown_arms import Arm, by_seed
 from monitor.alerts.marks import Marks, read_marks
 from monitor.alerts.outlook import window_of
@@ -60,6 +61,36 @@ def runs() -> list[RunEntry]:
 
 def run(name: str) -> RunEntry | None:
     return tail().runs.get(name)
+
+
+@st.cache_resource(show_spinner=False)
+def _overview(identity: int, _of: Tail) -> tuple[OverviewRows, Sender]:
+    return OverviewRows(_of), Sender()
+
+
+def overview_rows() -> dict[str, dict[str, Any]]:
+    """{run: row} of the Overview. What did not change is not read again."""
+    return _overview(id(tail()), tail())[0].read()
+
+
+def overview_sent(rows: dict[str, dict[str, Any]], group: str) -> Sent:
+    """What the browser needs of the rows, with each run's value of the option `group`."""
+    sender = _overview(id(tail()), tail())[1]
+    return sender.send(rows, group, lambda run: _flat_config(run).get(group, ""))
+
+
+def _flat_config(name: str) -> dict[str, str]:
+    entry = run(name)
+    return flat(dict(entry.info.get("config") or {})) if entry else {}
+
+
+def group_options() -> list[str]:
+    """The configuration options in which the store's runs differ."""
+    described = tuple((entry.name, entry.info_state) for entry in tail().runs.values())
+    return _cached(
+        str(store_path()), (), "group_options", described,
+        lambda: group_keys({name: _flat_config(name) for name, _ in described}),
+    )  # fmt: skip
 
 
 @st.cache_resource(max_entries=400, show_spinner=False)

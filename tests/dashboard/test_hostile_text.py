@@ -159,7 +159,7 @@ def hover_charts(page) -> None:
 
 
 PAGES = {  # page -> (what it is drawn with, how often at least the text stands on it)
-    "": (".rlvr-chart", 4),
+    "": (".rlvr-runs tbody", 4),  # task, model, weighting and verdict
     "run?run=plain": (".rlvr-chart", 10),  # task, model, verdict; of two alerts all names, messages and actions
     "compare": (".rlvr-chart", 1),
     "tokens?run=plain": (".rlvr-tokens", 2),
