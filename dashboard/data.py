@@ -23,8 +23,10 @@ from monitor.queries import alerts, differences, distributions, frames, rollouts
 from monitor.queries.followed import Followed
 from monitor.queries.frames import Frame
 from monitor.stats.comparison import live_comparison
+from monitor.store.reader import Store, open_store
 from monitor.store.tail import RunEntry, Tail
 
+VIEWS = ("runs", "steps", "histograms", "tokens", "samples", "alerts", "events", "edges", "heartbeats")
 T = TypeVar("T")
 CALM_S = 20.0  # how far what is not on the screen may lag behind a live run
 
@@ -91,6 +93,26 @@ def group_options() -> list[str]:
         str(store_path()), (), "group_options", described,
         lambda: group_keys({name: _flat_config(name) for name, _ in described}),
     )  # fmt: skip
+
+
+@st.cache_resource(show_spinner=False, on_release=Store.close)
+def _locked(store: str) -> Store:
+    return open_store(store, locked=True)
+
+
+def locked_store() -> Store:
+    """The connection for queries that readers type. Its process starts with the first query."""
+    return _locked(str(store_path()))
+
+
+@st.cache_resource(show_spinner=False)
+def _views(store: str) -> dict[str, list[str]]:
+    return {view: [str(row[0]) for row in _locked(store).sql(f"DESCRIBE {view}").rows] for view in VIEWS}
+
+
+def views() -> dict[str, list[str]]:
+    """The views that a query can read, each with its columns."""
+    return _views(str(store_path()))
 
 
 @st.cache_resource(max_entries=400, show_spinner=False)

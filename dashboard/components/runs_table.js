@@ -486,8 +486,19 @@ class Table {
   }
 }
 
-export default function ({ data, parentElement, setTriggerValue, setStateValue }) {
+// This file comes with the rows that rarely change, because Streamlit sends an element that stayed the same as its hash
+// alone. The table itself is a small element that calls `rlvrDrawRuns` with what changed.
+window.rlvrDrawRuns = ({ data, parentElement, setTriggerValue, setStateValue }) => {
   const root = parentElement.querySelector(".rlvr-runs");
   root.rlvrTable ??= new Table(root);
   root.rlvrTable.update(data, { trigger: setTriggerValue, state: setStateValue });
+};
+
+export default function ({ data }) {
+  const bases = (window.rlvrRunBases ??= new Map());
+  if (!bases.has(data.id)) {
+    bases.clear();
+    bases.set(data.id, JSON.parse(data.rows));
+  }
+  window.dispatchEvent(new Event("rlvr-run-base"));
 }

@@ -14,6 +14,10 @@ from dashboard.figures.theme import Theme
 from dashboard.overview_rows import Sent
 
 _HERE = Path(__file__).parent
+_JS = """export default function (component) {
+  if (window.rlvrDrawRuns) window.rlvrDrawRuns(component);
+  else window.addEventListener("rlvr-run-base", () => window.rlvrDrawRuns(component), { once: true });
+}"""
 _HTML = '<div class="rlvr-runs"><p class="rlvr-runs-wait">Reading the runs…</p></div>'
 
 
@@ -28,24 +32,25 @@ class Asked:
 
 @cache
 def _component() -> Callable[..., Any]:
+    return st.components.v2.component("rlvr_runs", html=_HTML, js=_JS, isolate_styles=False)
+
+
+@cache
+def _base_component() -> Callable[..., Any]:
     return st.components.v2.component(
-        "rlvr_runs",
-        html=_HTML,
+        "rlvr_runs_base",
+        html="<span></span>",
         css=(_HERE / "runs_table.css").read_text(),
         js=(_HERE / "runs_table.js").read_text(),
         isolate_styles=False,
     )
 
 
-@cache
-def _base_component() -> Callable[..., Any]:
-    return st.components.v2.component(
-        "rlvr_runs_base", html="<span></span>", js=(_HERE / "runs_base.js").read_text(), isolate_styles=False
-    )
-
-
 def runs_base(sent: Sent) -> None:
-    """Hands the browser all rows as they once were. Streamlit sends an unchanged element as its hash alone."""
+    """Hands the browser the table's code and all rows as they once were.
+
+    Both rarely change, and Streamlit sends an element that stayed the same as its hash alone.
+    """
     _base_component()(key="runs-base", data={"id": sent.base_id, "rows": sent.base})
 
 

@@ -184,7 +184,7 @@ def test_a_page_shows_what_runs_wrote_as_text(browser, hostile: Hostile, address
         for badge in page.locator(":not([data-testid=stElementToolbarButton]) > .stTooltipHoverTarget").all():
             badge.hover()
             page.wait_for_selector("[data-testid=stTooltipContent]", timeout=PATIENCE_S * 1000)
-        for box in page.get_by_role("combobox").all():  # its options are drawn when it is opened
+        for box in page.locator("input[role=combobox]").all():  # its options are drawn when it is opened
             until(page, lambda box=box: box.press("ArrowDown") or page.locator("[role=listbox]").count())
             until(page, lambda: page.keyboard.press("Escape") or not page.locator("[role=listbox]").count())
         nothing_came_of_it(page, hostile, address)
