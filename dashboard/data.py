@@ -13,7 +13,8 @@ import duckdb
 import numpy as np
 import streamlit as st
 
-from dashboard.data_path import STORE_VARIABLE
+from dashboard.alert_rows import AlertHistory, PastAlert
+from dashboard.data_path import ALERTS_VARIABLE, STORE_VARIABLE
 from dashboard.overview_rows import OverviewRows, Sender, Sent, flat, group_keys
 from dashboard.shown_arms import Arm, by_seed
 from monitor.alerts.marks import Marks, read_marks
@@ -93,6 +94,21 @@ def group_options() -> list[str]:
         str(store_path()), (), "group_options", described,
         lambda: group_keys({name: _flat_config(name) for name, _ in described}),
     )  # fmt: skip
+
+
+@st.cache_resource(show_spinner=False)
+def _history(identity: int, _of: Tail) -> AlertHistory:
+    return AlertHistory(_of)
+
+
+def alert_history() -> list[tuple[PastAlert, Marks]]:
+    """Every alert that fired in any run, with the marks of its run."""
+    return _history(id(tail()), tail()).read()
+
+
+def alerts_file() -> str:
+    """The alerts file that this server was started with; "" without one. Like the store, never chosen by the URL."""
+    return os.environ.get(ALERTS_VARIABLE, "")
 
 
 @st.cache_resource(show_spinner=False, on_release=Store.close)

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from monitor.alerts.marks import FILE, Marks, read_marks
+from dashboard.alert_rows import NO_MARKS, MarksReader
+from monitor.alerts.marks import Marks
 from monitor.alerts.trends import TINY_NATS, fit_trend, median, steps_to
 from monitor.alerts.window import BASELINE_ROWS, LEVEL_ROWS, SLOPE_ROWS
 from monitor.queries.alerts import alert_log, alert_spans, verdicts
 from monitor.queries.frames import Frame, n_rows, select
 from monitor.queries.series import new_scalars
 from monitor.store.runs import busy_with
-from monitor.store.schema import run_dir
 from monitor.store.tail import RunEntry, Tail
 
 PASS = "eval/heldout/pass@"
@@ -33,7 +33,6 @@ FARTHEST = 10_000  # steps; a floor farther away is not told
 SEVERITIES = ("critical", "warning", "info")
 LIVE = ("running", "stalled")
 HEALTHY = ("healthy", "too early", "")
-_NO_MARKS = Marks({}, {})
 
 
 @dataclass(slots=True)
@@ -115,8 +114,7 @@ class _Digest:
     stamps: tuple[int, ...] = ()
     verdict: tuple[str, str] = ("", "")
     spans: list[tuple[str, str, int, bool]] = field(default_factory=list)  # rule, severity, first step, fires
-    marks: Marks = _NO_MARKS
-    marks_state: tuple[int, ...] = ()
+    marks: Marks = NO_MARKS
     row: dict[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +125,7 @@ class OverviewRows:
         self._tail = tail
         self._lock = threading.Lock()
         self._digests: dict[str, _Digest] = {}
+        self._marks = MarksReader(tail.store)
 
     def read(self) -> dict[str, dict[str, Any]]:
         """{run: row}, ready for JSON. A row stays the same object until its run, or what people said of it, changes."""
@@ -137,9 +136,9 @@ class OverviewRows:
             self._take_in([entry for entry in entries.values() if self._of(entry).version != entry.version])
             for entry in entries.values():
                 digest = self._digests[entry.name]
-                marked = digest.spans and self._read_marks(entry.name, digest)
-                if marked or digest.version != entry.version:
-                    digest.version = entry.version
+                marks = self._marks.read(entry.name) if digest.spans else NO_MARKS
+                if marks is not digest.marks or digest.version != entry.version:
+                    digest.version, digest.marks = entry.version, marks
                     digest.row = _row(entry, digest, self._no_steps(entry) if digest.step < 0 else "")
             return {name: self._digests[name].row for name in entries}
 
@@ -188,18 +187,6 @@ class OverviewRows:
         if any(name.startswith("steps/") for name in self._tail.quarantined().get(entry.name, ())):
             return "no steps that can be read"
         return "no steps yet" if entry.status in LIVE else "no steps"
-
-    def _read_marks(self, run: str, digest: _Digest) -> bool:
-        """Read what people said of a run's alerts, if its file changed. True if it did."""
-        try:
-            found = os.stat(run_dir(self._tail.store, run) / FILE)
-            state: tuple[int, ...] = (found.st_mtime_ns, found.st_size, found.st_ino)
-        except OSError:
-            state = ()
-        if state == digest.marks_state:
-            return False
-        digest.marks_state, digest.marks = state, read_marks(self._tail.store, run)
-        return True
 
 
 def _series(rows: Frame) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:

@@ -177,12 +177,12 @@ def _plot(rows: Frame) -> None:
 
 
 def _examples() -> None:
-    with st.expander("Examples", icon=":material/lightbulb:", expanded=not st.query_params.get("q")):
-        with st.container(gap="xsmall"):
-            for number, (title, query) in enumerate(EXAMPLES.items()):
-                st.button(
-                    markdown("{}", title), key=f"sql-example-{number}", type="tertiary", on_click=_take, args=(query,)
-                )
+    box = st.expander("Examples", icon=":material/lightbulb:", expanded=not st.query_params.get("q"))
+    with box, st.container(gap="xsmall"):
+        for number, (title, query) in enumerate(EXAMPLES.items()):
+            st.button(
+                markdown("{}", title), key=f"sql-example-{number}", type="tertiary", on_click=_take, args=(query,)
+            )
 
 
 def _take(query: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_browser import PATIENCE_S, opened, plot, until
 from test_pages import open_page, told, words
 
 from dashboard.figures.query import MOST_LINES, MOST_POINTS, numeric_columns, query_plot, text_columns
@@ -105,3 +106,20 @@ def test_the_plot_draws_a_line_for_each_value_and_says_what_it_leaves_out() -> N
     many = {"run": np.array([f"r{i}" for i in range(20)], object), "x": np.arange(20), "y": np.arange(20)}
     fig, left = query_plot(LIGHT, many, "x", "y", "run")
     assert len(fig.data) == MOST_LINES and left == "8 of 20 lines are left out"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark-phone"])
+def test_a_query_is_typed_run_and_drawn(browser, url: str, dark: bool) -> None:
+    with opened(browser, f"{url}/sql", dark=dark) as page:
+        box = page.get_by_role("textbox", name="Query")
+        box.wait_for(timeout=PATIENCE_S * 1000)
+        box.fill("SELECT run, step, value FROM steps WHERE name = 'reward' ORDER BY run, step")
+        box.press("Control+Enter")
+        page.get_by_text("80 rows").wait_for(timeout=PATIENCE_S * 1000)
+        assert "q=SELECT+run" in page.url
+        page.locator(".rlvr-chart").scroll_into_view_if_needed()
+        until(page, lambda: plot(page, "value against step", "p.data.map(t => t.x.length)") == [40, 40])
+        assert not page.evaluate("document.querySelector('.stMain').scrollWidth > innerWidth")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="CSV").click()
+        assert Path(download.value.path()).read_text().splitlines()[0] == "run,step,value"
