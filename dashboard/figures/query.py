@@ -40,7 +40,7 @@ def query_plot(theme: Theme, rows: Frame, x: str, y: str, by: str = "", *, heigh
     for number, kind in enumerate(kinds[:MOST_LINES]):
         mine = np.flatnonzero(finite & (rows[by].astype(str) == kind) if by else finite)[::every]
         fig.add_trace(
-            go.Scattergl(
+            go.Scatter(
                 x=rows[x][mine].astype(np.float64), y=rows[y][mine].astype(np.float64), name=plotly(kind or y),
                 mode="lines+markers" if len(mine) < 60 else "lines",
                 line={"color": theme.wheel[number % len(theme.wheel)] if by else theme.accent, "width": 1.6,
