@@ -165,11 +165,11 @@ def _plot(rows: Frame) -> None:
     x_column, y_column, by_column = st.columns(3)
     with x_column:
         first = next((name for name in ("step", "tenth", "position") if name in numbers), numbers[0])
-        x = shared.choose(st.selectbox, "x", "x", numbers, first)
+        x = shared.choose(st.selectbox, "x", "px", numbers, first)
     with y_column:
-        y = shared.choose(st.selectbox, "y", "y", numbers, next(name for name in numbers if name != x))
+        y = shared.choose(st.selectbox, "y", "py", numbers, next(name for name in numbers if name != x))
     with by_column:
-        by = shared.choose(st.selectbox, "one line for each", "by", [NONE, *texts], texts[0] if texts else NONE)
+        by = shared.choose(st.selectbox, "one line for each", "pby", [NONE, *texts], texts[0] if texts else NONE)
     fig, left = query_plot(shared.theme(), rows, x, y, "" if by == NONE else by)
     shared.chart(fig, "sql-plot", group="")
     if left:
