@@ -1,25 +1,35 @@
-"""What one redraw of the run page costs at 1,300 steps: poll, queries, figures, JSON.
+"""What one redraw of the run page costs at 1,300 steps: poll, queries, figures, JSON. And the Overview of 301 runs.
+
+Of the Overview, in headless Chromium before the real server: the first page, and how long a step of the one live run
+takes from the end of `flush()` to the page while the 300 others stand still. Needs playwright and Chromium
+(RLVR_CHROMIUM, else /usr/bin/chromium).
 
 Run: python benchmarks/bench_dashboard.py
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from harness import RESULTS, no_options, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "dashboard"))
 import simulated
+from conftest import CHROMIUM, FLAGS
 
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, lines
 from dashboard.figures.theme import LIGHT
+from dashboard.launch import start, stop
 from monitor.queries.distributions import count_matrix, quantile_series
 from monitor.queries.rollouts import tokens_of_step
 from monitor.queries.series import scalar_series, series_of
@@ -27,6 +37,7 @@ from monitor.recorder import Recorder
 from monitor.store.tail import Tail
 
 STEPS, RUN, REPEATS = 1300, "ict-s0", 15
+RUNS, RUN_STEPS, LIVE_STEPS = 300, 120, 40  # of the Overview: ended runs, steps of each, steps of the live one
 
 
 def record(store: Path) -> None:
@@ -53,8 +64,107 @@ def measure(what: str, call: Callable[[], object], repeats: int = REPEATS) -> di
     return row
 
 
+def record_many(store: Path) -> None:
+    """RUNS ended runs: copies of six under other names, because readers name a run by its folder."""
+    made = []
+    for seed in range(3):
+        for weighting in ("uniform", "ict"):
+            fire = 60 if weighting == "uniform" else None
+            made.append(f"first-{weighting}-s{seed}")
+            simulated.record_run(store, made[-1], weighting, seed=seed, steps=RUN_STEPS, fire=fire, flush_s=5.0)
+    for number in range(RUNS):
+        of, name = made[number % 6], f"sweep{number // 6:02d}-{made[number % 6].removeprefix('first-')}"
+        folder = shutil.copytree(store / "runs" / of, store / "runs" / name, symlinks=True)
+        for path in [folder / "run.json", *folder.glob("heartbeat*.json")]:
+            found = json.loads(path.read_text()) | {"run" if "heartbeat" in path.name else "name": name}
+            path.write_text(json.dumps(found | ({"comparison": f"sweep{number // 6:02d}"} if "name" in found else {})))
+    for name in made:
+        shutil.rmtree(store / "runs" / name)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_overview(store: Path) -> dict[str, Any]:
+    """One row: the Overview of RUNS ended runs and a live one."""
+    from playwright.sync_api import sync_playwright
+
+    server, url = start(store)
+    try:
+        with sync_playwright() as driver, Recorder(store, simulated.info("live", "ict", 9, 999), flush_s=0.0) as live:
+            browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+
+            def record_live(number: int) -> None:
+                live.record(*simulated.step(number, weighting="ict", seed=9, total=999))
+                live.flush()
+
+            def shown(number: int) -> None:
+                page.wait_for_function(
+                    "step => [...document.querySelectorAll('.rlvr-runs tbody tr')].some(row => "
+                    "row.textContent.startsWith('live') && row.textContent.includes(`${step} of 999`))",
+                    arg=number, timeout=120_000, polling=10,
+                )  # fmt: skip
+
+            for number in range(1, 31):
+                record_live(number)
+            paints = []
+            for _ in range(4):  # the first by a server that has read nothing yet
+                began = time.perf_counter()
+                page.goto(url)
+                shown(30)
+                paints.append(time.perf_counter() - began)
+            received: list[int] = []
+            session = page.context.new_cdp_session(page)
+            session.send("Network.enable")
+            session.on(
+                "Network.webSocketFrameReceived", lambda event: received.append(len(event["response"]["payloadData"]))
+            )
+            page.reload()
+            shown(30)
+            page.wait_for_timeout(3000)
+            quiet = cpu_s(server.pid)
+            page.wait_for_timeout(10_000)
+            quiet = (cpu_s(server.pid) - quiet) / 10
+            received.clear()
+            began, spent, delays = time.perf_counter(), cpu_s(server.pid), []
+            for number in range(31, 31 + LIVE_STEPS):
+                record_live(number)
+                ready = time.perf_counter()
+                shown(number)
+                delays.append(time.perf_counter() - ready)
+                page.wait_for_timeout(max(0.0, 1000 * (number - 30 - (time.perf_counter() - began))))
+            spent = cpu_s(server.pid) - spent - quiet * (time.perf_counter() - began)
+            nodes = page.evaluate("document.querySelectorAll('*').length")
+            browser.close()
+    finally:
+        stop(server)
+    delays.sort()
+    row = {
+        "runs": RUNS + 1, "steps": LIVE_STEPS, "nodes": nodes, "first_page_s": round(paints[0], 2),
+        "next_page_s": round(statistics.median(paints[1:]), 2),
+        "step_to_page_median_s": round(statistics.median(delays), 2),
+        "step_to_page_p95_s": round(delays[int(0.95 * len(delays))], 2), "step_to_page_max_s": round(delays[-1], 2),
+        "kib_for_a_step": round(0.75 * sum(received) / 1024 / LIVE_STEPS, 1),  # payloads are told in base64
+        "server_cpu_ms_for_a_step": round(1000 * spent / LIVE_STEPS, 1),
+        "server_cpu_ms_for_a_quiet_s": round(1000 * quiet, 1), "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+    print(row)
+    return row
+
+
+def overview() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        record_many(Path(folder))
+        write_rows(RESULTS / "dashboard_overview.csv", [measure_overview(Path(folder))], ("duckdb", "streamlit"))
+
+
 def main() -> None:
     no_options(__doc__)
+    overview()
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         record(store)

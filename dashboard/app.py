@@ -6,13 +6,15 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.escape import markdown
-from dashboard.views import compare, overview, run, shared, tokens
+from dashboard.views import alerts, compare, overview, run, shared, sql, tokens
 
 PAGES = (
     ("overview", "Overview", ":material/dashboard:", overview.page),
     ("run", "Run", ":material/show_chart:", run.page),
     ("compare", "Compare", ":material/compare_arrows:", compare.page),
     ("tokens", "Tokens", ":material/article:", tokens.page),
+    ("alerts", "Alerts", ":material/notifications:", alerts.page),
+    ("sql", "SQL", ":material/database:", sql.page),
 )
 STYLE = """<style>
 .stMainBlockContainer { padding: 4.2rem 2.5rem 3rem; max-width: 1760px; }

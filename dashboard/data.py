@@ -13,7 +13,9 @@ import duckdb
 import numpy as np
 import streamlit as st
 
-from dashboard.data_path import STORE_VARIABLE
+from dashboard.alert_rows import AlertHistory, PastAlert
+from dashboard.data_path import ALERTS_VARIABLE, STORE_VARIABLE
+from dashboard.overview_rows import OverviewRows, Sender, Sent, flat, group_keys
 from dashboard.shown_arms import Arm, by_seed
 from monitor.alerts.marks import Marks, read_marks
 from monitor.alerts.outlook import window_of
@@ -22,8 +24,10 @@ from monitor.queries import alerts, differences, distributions, frames, rollouts
 from monitor.queries.followed import Followed
 from monitor.queries.frames import Frame
 from monitor.stats.comparison import live_comparison
+from monitor.store.reader import Store, open_store
 from monitor.store.tail import RunEntry, Tail
 
+VIEWS = ("runs", "steps", "histograms", "tokens", "samples", "alerts", "events", "edges", "heartbeats")
 T = TypeVar("T")
 CALM_S = 20.0  # how far what is not on the screen may lag behind a live run
 
@@ -60,6 +64,71 @@ def runs() -> list[RunEntry]:
 
 def run(name: str) -> RunEntry | None:
     return tail().runs.get(name)
+
+
+@st.cache_resource(show_spinner=False)
+def _overview(identity: int, _of: Tail) -> tuple[OverviewRows, Sender]:
+    return OverviewRows(_of), Sender()
+
+
+def overview_rows() -> dict[str, dict[str, Any]]:
+    """{run: row} of the Overview. What did not change is not read again."""
+    return _overview(id(tail()), tail())[0].read()
+
+
+def overview_sent(rows: dict[str, dict[str, Any]], group: str) -> Sent:
+    """What the browser needs of the rows, with each run's value of the option `group`."""
+    sender = _overview(id(tail()), tail())[1]
+    return sender.send(rows, group, lambda run: _flat_config(run).get(group, ""))
+
+
+def _flat_config(name: str) -> dict[str, str]:
+    entry = run(name)
+    return flat(dict(entry.info.get("config") or {})) if entry else {}
+
+
+def group_options() -> list[str]:
+    """The configuration options in which the store's runs differ."""
+    described = tuple((entry.name, entry.info_state) for entry in tail().runs.values())
+    return _cached(
+        str(store_path()), (), "group_options", described,
+        lambda: group_keys({name: _flat_config(name) for name, _ in described}),
+    )  # fmt: skip
+
+
+@st.cache_resource(show_spinner=False)
+def _history(identity: int, _of: Tail) -> AlertHistory:
+    return AlertHistory(_of)
+
+
+def alert_history() -> list[tuple[PastAlert, Marks]]:
+    """Every alert that fired in any run, with the marks of its run."""
+    return _history(id(tail()), tail()).read()
+
+
+def alerts_file() -> str:
+    """The alerts file that this server was started with; "" without one. Like the store, never chosen by the URL."""
+    return os.environ.get(ALERTS_VARIABLE, "")
+
+
+@st.cache_resource(show_spinner=False, on_release=Store.close)
+def _locked(store: str) -> Store:
+    return open_store(store, locked=True)
+
+
+def locked_store() -> Store:
+    """The connection for queries that readers type. Its process starts with the first query."""
+    return _locked(str(store_path()))
+
+
+@st.cache_resource(show_spinner=False)
+def _views(store: str) -> dict[str, list[str]]:
+    return {view: [str(row[0]) for row in _locked(store).sql(f"DESCRIBE {view}").rows] for view in VIEWS}
+
+
+def views() -> dict[str, list[str]]:
+    """The views that a query can read, each with its columns."""
+    return _views(str(store_path()))
 
 
 @st.cache_resource(max_entries=400, show_spinner=False)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import tyro
 
-from dashboard.data_path import STORE_VARIABLE
+from dashboard.data_path import ALERTS_VARIABLE, STORE_VARIABLE
 from monitor.children import PYTHON, child_environment
 from monitor.commands.parsing import StoreFolder, parse
+from monitor.errors import MonitorError
 
 START_TIMEOUT_S = 60.0
 
@@ -54,16 +55,31 @@ def check_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def start(store: str | Path, host: str = "127.0.0.1", port: int = 0) -> tuple[subprocess.Popen[bytes], str]:
+def check_alerts(path: str) -> str:
+    """The absolute path of an alerts file; "" for none. Raises LaunchError if it cannot be used."""
+    if not path:
+        return ""
+    from monitor.alerts.settings import load_alerts
+
+    try:
+        load_alerts(path)
+    except MonitorError as error:
+        raise LaunchError(str(error)) from None
+    return str(Path(path).expanduser().resolve())
+
+
+def start(
+    store: str | Path, host: str = "127.0.0.1", port: int = 0, alerts: str = ""
+) -> tuple[subprocess.Popen[bytes], str]:
     """Starts the server and waits until it answers; returns (process, URL).
 
     The server ends when this process does, however that happens. Raises LaunchError if the server cannot start.
     """
-    path, port = check_store(store), check_port(host, port)
+    path, alerts, port = check_store(store), check_alerts(alerts), check_port(host, port)
     process = subprocess.Popen(
         [*PYTHON, "-m", "dashboard.serve", host, str(port)],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env=child_environment() | {STORE_VARIABLE: str(path)},
+        env=child_environment() | {STORE_VARIABLE: str(path), ALERTS_VARIABLE: alerts},
         start_new_session=True,  # Ctrl-C reaches only the launcher, which forwards it once
     )  # fmt: skip
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -116,6 +132,7 @@ class Options:
     host: str = "127.0.0.1"  # address to listen on; 127.0.0.1: this machine only
     port: int = 0  # 0 chooses a free port
     no_browser: bool = False  # only print the address
+    alerts: str = ""  # alerts file whose routes the Alerts page shows and tests; none: no routes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     process: subprocess.Popen[bytes] | None = None
     try:
-        process, url = start(options.store, options.host, options.port)
+        process, url = start(options.store, options.host, options.port, options.alerts)
         print(f"Dashboard: {url}", flush=True)
         if not options.no_browser and _has_display():
             webbrowser.open(url)

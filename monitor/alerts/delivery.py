@@ -25,6 +25,7 @@ from monitor.store.schema import run_dir
 
 _log = logging.getLogger("rlvr.monitor")
 CLOSE_S = 10.0  # longest wait of close() for receivers
+TEST_S = 30.0  # longest wait for all receivers of a test
 GIVE_UP_S = 24 * 3600.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
 
@@ -36,6 +37,27 @@ def receivers(routes: Iterable[Route]) -> dict[str, Receiver]:
         if route.source not in found:
             found[route.source] = Receiver(route.source, route.address())
     return found
+
+
+def send_test(routes: Iterable[Route], title: str, wait_s: float = TEST_S) -> dict[str, str]:
+    """Send a test message to every receiver at once; {source: "" if it arrived, else why not}.
+
+    Neither a result nor an error holds an address. Raises MonitorError where an address is missing or unknown.
+    """
+    found = receivers(routes)
+    why: dict[str, str] = {}
+    body = "This is a test of rlvr-monitor. Nothing has happened."
+
+    def send(source: str) -> None:
+        why[source] = found[source].send(title, body, "info")
+
+    threads = [threading.Thread(target=send, args=(source,), daemon=True) for source in found]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + wait_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return {source: why.get(source, f"no answer within {wait_s:.0f} s") for source in found}
 
 
 class Delivery:

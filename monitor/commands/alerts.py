@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +32,6 @@ Look after alerts; `rlvr alerts COMMAND --help` explains a command.
   unmute     deliver it again
   test-fire  send a test message through every route of an alerts file"""
 RuleName = Annotated[str, tyro.conf.arg(metavar="RULE")]
-_TEST_S = 30.0  # longest wait for all receivers of a test
 
 
 def main(argv: list[str]) -> int:
@@ -143,28 +140,13 @@ def test_fire(*, alerts: str) -> int:
     Args:
         alerts: TOML file of rules and routes
     """
-    from monitor.alerts.delivery import receivers
+    from monitor.alerts.delivery import send_test
 
     routes = load_alerts(alerts).routes
     if not routes:
         raise MonitorError(f"{alerts!r} has no [[routes]]: there is nowhere to send a test to.")
-    found = receivers(routes)
-    why: dict[str, str] = {}
-    body = "This is a test of rlvr-monitor. Nothing has happened."
-
-    def send(source: str) -> None:
-        why[source] = found[source].send("TEST: rlvr alerts test-fire", body, "info")
-
-    threads = [threading.Thread(target=send, args=(source,), daemon=True) for source in found]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + _TEST_S
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    rows = []
-    for source in found:
-        reason = why.get(source, f"no answer within {_TEST_S:.0f} s")
-        rows.append([source, "arrived" if not reason else "FAILED", reason])
+    told = send_test(routes, "TEST: rlvr alerts test-fire")
+    rows = [[source, "FAILED" if reason else "arrived", reason] for source, reason in told.items()]
     print_table(["route", "", "why"], rows)
     return 1 if any(row[2] for row in rows) else 0
 

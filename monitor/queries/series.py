@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import numpy as np
@@ -55,6 +55,22 @@ def scalar_series(
         .replace("$runs", "?")
         .replace("$names", "?"),
         [list(runs), list(names)],
+    )
+
+
+def new_scalars(
+    con: duckdb.DuckDBPyConnection, after: Mapping[str, int], names: Sequence[str], prefix: str = ""
+) -> Frame:
+    """run, name, step, value of rank 0, by step: of each run in `after` only the rows behind the step given there.
+
+    names: the keys wanted; those that begin with `prefix` come too, unless it is empty.
+    """
+    return frame(
+        con,
+        "SELECT run, name, step, value FROM steps JOIN (SELECT unnest(?) AS run, unnest(?) AS after) USING (run) "
+        "WHERE rank = 0 AND step > after AND (name IN (SELECT unnest(?)) OR (? AND starts_with(name, ?))) "
+        "ORDER BY run, name, step",
+        [list(after), list(after.values()), list(names), bool(prefix), prefix],
     )
 
 

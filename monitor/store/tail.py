@@ -8,6 +8,7 @@ a few stat calls.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,11 +20,15 @@ import duckdb
 from monitor.errors import StoreError
 from monitor.store.catalog import COMMITS
 from monitor.store.listing import Listing, Segment, segment_groups
-from monitor.store.runs import STATUS_ORDER, rank_status, read_heartbeats, read_info
+from monitor.store.runs import STATUS_ORDER, heartbeat_files, rank_status, read_heartbeats, read_info
 from monitor.store.schema import TABLES, SegmentName
 from monitor.store.segments import QUARANTINED, escape_glob
 
 SMALL_TABLES = ("histograms", "alerts", "events", "steps")
+ENDED = ("finished", "stopped", "failed")  # a run that crashed may have a writer on a machine that was out of sight
+_MANY = 8  # new runs from which on they are taken in together
+_RUN_OF_PATH = r"/runs/([^/]+)/data[^/]*/[^/]+/[^/]+$"
+_MTIME_GRAIN_S = 0.1  # a folder touched this recently may change again without a new mtime
 
 
 @dataclass(slots=True)
@@ -38,6 +43,8 @@ class RunEntry:
     heartbeats: list[dict[str, Any]] = field(default_factory=list)
     info_state: tuple[int, ...] = ()  # mtime and size of the run.json that was read last
     info_is_bad: bool = False
+    beat_files: tuple[Path, ...] = ()
+    beat_state: tuple[int, ...] = ()  # mtimes of the run's folder and of these files before they were read last
     stamps: tuple[int, ...] = ()  # of the listing that the tables in memory show
     seen: dict[str, set[str]] = field(default_factory=lambda: {table: set() for table in SMALL_TABLES})
 
@@ -86,6 +93,7 @@ class Tail:
             names: list[str] = []
             with contextlib.suppress(StoreError):  # there may be no store yet
                 names = self._listing.refresh(SMALL_TABLES)
+            self._ingest_all_new(names)
             for gone in set(self.runs) - set(names):
                 self._forget_rows(gone)
                 del self.runs[gone]
@@ -131,11 +139,19 @@ class Tail:
         folder = self.store / "runs" / entry.name
         changed = self._read_info(entry, folder / "run.json")
         changed = self._ingest(entry) or changed
-        entry.heartbeats = read_heartbeats(self.store, entry.name)
-        status = _status(entry.heartbeats, now)
+        status = self._read_status(entry, folder, now)
         changed = changed or status != entry.status
         entry.status = status
         return changed
+
+    def _read_status(self, entry: RunEntry, folder: Path, now: float) -> str:
+        """The status by the heartbeats. Those of a run that has ended are read again only when their files moved."""
+        state = _mtimes(folder, *entry.beat_files)
+        if entry.status not in ENDED or state != entry.beat_state or time.time() - state[0] / 1e9 < _MTIME_GRAIN_S:
+            entry.beat_files = tuple(path for _, _, path in heartbeat_files(folder))
+            entry.beat_state = _mtimes(folder, *entry.beat_files)
+            entry.heartbeats = read_heartbeats(self.store, entry.name)
+        return _status(entry.heartbeats, now)
 
     def _read_info(self, entry: RunEntry, path: Path) -> bool:
         try:
@@ -148,6 +164,41 @@ class Tail:
         info = read_info(path)
         entry.info, entry.info_state, entry.info_is_bad = info or entry.info, state, info is None
         return True
+
+    def _ingest_all_new(self, names: list[str]) -> None:
+        """Take in the runs that are not known yet, if they are many: all their files in one query for each table.
+
+        Where a file cannot be read nothing is taken in, and `_ingest` sorts the files out run by run.
+        """
+        fresh = [name for name in names if name not in self.runs]
+        if len(fresh) < _MANY:
+            return
+        entries = {name: RunEntry(name) for name in fresh}
+        segments: dict[str, list[Segment]] = {table: [] for table in SMALL_TABLES}
+        for entry in entries.values():
+            entry.stamps = tuple(self._listing.stamp(table, entry.name) for table in SMALL_TABLES)
+            for table in SMALL_TABLES:
+                mine = self._listing.segments(table, entry.name)
+                segments[table] += mine
+                entry.seen[table] = {str(segment.name) for segment in mine}
+        self._con.execute("BEGIN")
+        try:
+            for table in SMALL_TABLES:
+                columns = ", ".join(f'"{name}"' for name in TABLES[table] if name != "run")
+                for paths in segment_groups(segments[table]):
+                    self._con.execute(
+                        f"INSERT INTO {table}_all SELECT regexp_extract(filename, ?, 1), {columns} "
+                        "FROM read_parquet(?, hive_partitioning = false, filename = true)",
+                        [_RUN_OF_PATH, [escape_glob(path) for path in paths]],
+                    )
+            commits = COMMITS.replace("FROM steps_all", "FROM steps_all WHERE run IN (SELECT unnest(?))")
+            self._con.execute(f"INSERT INTO committed {commits}", [fresh])
+        except duckdb.Error:
+            self._con.execute("ROLLBACK")
+            return
+        self._con.execute("COMMIT")
+        self.runs |= entries
+        self.version += 1
 
     def _ingest(self, entry: RunEntry) -> bool:
         """Make the tables in memory match what the listing says of a run; True if that changed anything."""
@@ -166,10 +217,14 @@ class Tail:
         }
         staged = [self._stage(entry, table, fresh[table]) for table in SMALL_TABLES]
         self._con.execute("BEGIN")
+        simple = self._continues(entry.name) if fresh["steps"] else False
+        if simple:
+            self._con.execute("INSERT INTO committed SELECT DISTINCT run, step, rank, attempt FROM staged_steps")
         for table in SMALL_TABLES:
-            self._con.execute(f"INSERT INTO {table}_all SELECT * FROM staged_{table}")
-            self._con.execute(f"DELETE FROM staged_{table}")
-        if fresh["steps"]:
+            if fresh[table]:
+                self._con.execute(f"INSERT INTO {table}_all SELECT * FROM staged_{table}")
+                self._con.execute(f"DELETE FROM staged_{table}")
+        if fresh["steps"] and not simple:
             self._con.execute("DELETE FROM committed WHERE run = ?", [entry.name])
             commits = COMMITS.replace("FROM steps_all", "FROM steps_all WHERE run = ?")
             self._con.execute(f"INSERT INTO committed {commits}", [entry.name])
@@ -177,6 +232,19 @@ class Tail:
         if all(staged):
             entry.stamps = stamps
         return True
+
+    def _continues(self, run: str) -> bool:
+        """Whether the staged steps are of the run's newest attempt and not before its first step: the common case.
+
+        Then all of them are committed and none of the others is replaced, so the run's history need not be looked at.
+        """
+        row = self._con.execute(
+            "SELECT min(attempt) = max(attempt) AND min(attempt) = (SELECT max(attempt) FROM committed WHERE run = ?) "
+            "AND min(step) >= (SELECT min(step) FROM committed WHERE run = ? AND attempt = (SELECT max(attempt) "
+            "FROM committed WHERE run = ?)) FROM staged_steps",
+            [run, run, run],
+        ).fetchone()
+        return bool(row and row[0])
 
     def _stage(self, entry: RunEntry, table: str, segments: list[Segment]) -> bool:
         """Read segments into a staging table. False if some could not be read; the listing then leaves these out.
@@ -206,6 +274,17 @@ class Tail:
     def _forget_rows(self, run: str) -> None:
         for table in (*(f"{table}_all" for table in SMALL_TABLES), "committed"):
             self._con.execute(f"DELETE FROM {table} WHERE run = ?", [run])
+
+
+def _mtimes(*paths: Path) -> tuple[int, ...]:
+    """mtime of each path in ns; 0 for one that is not there."""
+    found = []
+    for path in paths:
+        try:
+            found.append(os.stat(path).st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
 
 
 def _status(heartbeats: list[dict[str, Any]], now: float) -> str:

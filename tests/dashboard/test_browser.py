@@ -15,7 +15,7 @@ from dashboard.launch import start, stop
 from monitor.recorder import Recorder
 
 PATIENCE_S = 60.0  # generous: a busy machine is slow, a broken page never comes
-PAGES = {"": 2, "run?run=ict-s0": 12, "compare": 10, "tokens?run=ict-s0": 0}  # page -> least number of charts
+PAGES = {"run?run=ict-s0": 12, "compare": 10, "tokens?run=ict-s0": 0}  # page -> least number of charts
 # Streamlit itself asks for these below the page's path before it asks at the root, on every page but the first
 STREAMLIT_PROBES = re.compile(r"/_stcore/(health|host-config)$")
 

@@ -12,6 +12,7 @@ import pytest
 import dashboard
 from dashboard.escape import html, markdown, plotly
 from dashboard.figures import distributions, intervals, lines, marks
+from dashboard.figures.query import query_plot
 from dashboard.figures.theme import LIGHT
 
 ROOT = Path(dashboard.__file__).parent
@@ -144,6 +145,7 @@ def test_figures_hold_no_markup_of_a_run():
         intervals.difference_intervals(LIGHT, "entropy", [row], {EVIL: "#123456"}),
         distributions.difference_map(LIGHT, gap, "entropy", (EVIL, EVIL)),
         marks.add_alerts(lines.lines(LIGHT, "entropy", [line]), alerts, 3.0, LIGHT),
+        query_plot(LIGHT, {EVIL: one, "y": one, "by": np.array([EVIL], object)}, EVIL, "y", "by")[0],
     ]
     for fig in drawn:
         fig.layout.title, fig.layout.meta = None, None

@@ -8,6 +8,7 @@ import re
 import shutil
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import data
 from dashboard.shown_arms import Arm, default_arms, figures_table
-from dashboard.views import overview, shared, verdict
 from dashboard.views import run as run_view
+from dashboard.views import shared
 from monitor.alerts import AlertEngine
 from monitor.alerts.marks import acknowledge, mute
 from monitor.queries.alerts import alert_log
@@ -49,7 +50,15 @@ def open_page(monkeypatch, store: Path, page: str, **parameters: str) -> AppTest
 
 def words(app: AppTest) -> str:
     elements = (*app.markdown, *app.caption, *app.error, *app.info, *app.warning)
-    return "\n".join(told(element) for element in elements)
+    return "\n".join([*(told(element) for element in elements), *map(str, table_rows(app).values())])
+
+
+def table_rows(app: AppTest) -> dict[str, dict[str, Any]]:
+    """The rows that the Overview's table was handed; none on other pages."""
+    sent = [element.proto for element in app.get("bidi_component")]
+    base = next((json.loads(one.json) for one in sent if one.component_name == "rlvr_runs_base"), {"rows": "{}"})
+    patch = next((json.loads(one.json)["patch"] for one in sent if one.component_name == "rlvr_runs"), {})
+    return json.loads(base["rows"]) | patch
 
 
 def told(element) -> str:
@@ -80,7 +89,7 @@ def test_a_run_without_steps(monkeypatch, tmp_path: Path, page: str) -> None:
     expected = {"overview": "no steps yet", "run": "no steps yet", "compare": "needs two runs", "tokens": "no rollouts"}
     with Recorder(tmp_path, simulated.info("waiting", "ict", 0, 10)):
         assert expected[page] in words(open_page(monkeypatch, tmp_path, page))
-    over = {"overview": "no steps ·", "run": "It ended before the first one was written"}
+    over = {"overview": "'no steps'", "run": "It ended before the first one was written"}
     assert over.get(page, expected[page]) in words(open_page(monkeypatch, tmp_path, page))
 
 
@@ -191,7 +200,9 @@ def test_compare_says_that_runs_still_train_and_pairs_only_different_seeds(monke
 
 
 def test_alerts_stand_on_overview_and_run(monkeypatch, store: Path) -> None:
-    assert "entropy_collapse · step 25" in words(open_page(monkeypatch, store, "overview"))
+    rows = table_rows(open_page(monkeypatch, store, "overview"))
+    assert rows["uniform-s0"]["firing"] == [1, 0, 0] and rows["uniform-s0"]["resolved"] == 0
+    assert rows["ict-s0"]["firing"] == [0, 0, 0] and rows["ict-s0"]["resolved"] == 1
     assert "entropy_collapse since step 25" in listed(open_page(monkeypatch, store, "run", run="uniform-s0"))
     assert "entropy_collapse step 12 to 20, resolved" in listed(open_page(monkeypatch, store, "run", run="ict-s0"))
 
@@ -253,26 +264,18 @@ def test_pages_say_which_alerts_were_seen_and_which_rules_are_muted(monkeypatch,
     acknowledge(store, "collapses", "entropy_collapse", first)
     mute(store, "collapses", "entropy_collapse", None)
     assert f"since step {first} · seen · muted" in listed(open_page(monkeypatch, store, "run", run="collapses"))
-    assert " · seen · muted" in words(open_page(monkeypatch, store, "overview"))
+    row = table_rows(open_page(monkeypatch, store, "overview"))["collapses"]
+    assert row["firing"] == [0, 0, 0] and row["seen"] == 1
 
 
 def test_the_overview_says_which_runs_are_not_healthy(monkeypatch, judged: Path) -> None:
-    shown = words(open_page(monkeypatch, judged, "overview"))
-    assert "1 critical" in shown and "Entropy is collapsing since step" in shown
-    assert "healthy" in shown and "Nothing is wrong" not in shown
-    assert "too early" in shown and "Too early to judge" in shown
-
-
-def test_a_live_run_that_is_critical_comes_first() -> None:
-    def run(name: str, status: str) -> RunEntry:
-        return RunEntry(name, status=status)
-
-    healths = {"a": "healthy", "b": "warning", "c": "critical", "d": "healthy", "e": "critical"}
-    verdicts = {name: verdict.Verdict(health, "", 1.0, 0.0) for name, health in healths.items()}
-    entries = [run("n", "running"), run("a", "running"), run("b", "running"), run("c", "running"),
-               run("d", "finished"), run("e", "finished")]  # fmt: skip
-    found = overview._worst_first(entries, verdicts | {"n": None})
-    assert [entry.name for entry in found] == ["c", "b", "n", "a", "d", "e"]
+    app = open_page(monkeypatch, judged, "overview")
+    assert "1 critical" in words(app) and "warning" not in [told(element) for element in app.markdown]
+    rows = table_rows(app)
+    assert rows["collapses"]["health"] == "critical"
+    assert re.fullmatch(r"Entropy is collapsing since step \d+, it is at its floor of 0\.08", rows["collapses"]["said"])
+    assert (rows["sound"]["health"], rows["sound"]["said"]) == ("healthy", "Nothing is wrong at step 30")
+    assert (rows["young"]["health"], rows["young"]["said"]) == ("too early", "Too early to judge")
 
 
 def test_a_run_of_which_nothing_was_said_says_so(monkeypatch, tmp_path: Path, store: Path) -> None:
@@ -297,7 +300,8 @@ def test_a_verdict_is_text(monkeypatch, tmp_path: Path) -> None:
     banner = open_page(monkeypatch, tmp_path, "run", run="evil").warning[0]
     assert evil in told(banner) and not set("<[`") & set(str(banner.value).split("\n")[0])
     overview = open_page(monkeypatch, tmp_path, "overview")
-    assert evil in words(overview) and evil not in "".join(str(element.value) for element in overview.markdown)
+    assert table_rows(overview)["evil"]["sentence"] == evil  # runs_table.js sets it as text
+    assert evil not in "".join(str(element.value) for element in overview.markdown)
 
 
 def test_alerts_stand_on_the_chart_of_what_their_rule_watches() -> None:

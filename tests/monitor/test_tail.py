@@ -156,6 +156,45 @@ def test_a_process_that_died_without_a_word_crashed(tmp_path: Path) -> None:
     assert tail.runs["a"].status == "crashed"
 
 
+def test_an_ended_run_that_is_resumed_runs_again(tmp_path: Path) -> None:
+    record(tmp_path, "a", range(3))
+    tail = Tail(tmp_path)
+    for _ in range(3):
+        poll(tail)
+        assert tail.runs["a"].status == "finished"
+        time.sleep(0.06)  # beyond the grain of an mtime
+    with Recorder(tmp_path, RunInfo(name="a"), resume=True, flush_s=0.0) as recorder:
+        poll(tail)
+        assert tail.runs["a"].status == "running"
+        recorder.record(StepRecord(2, {"reward": 9.0}))
+        recorder.flush()
+        poll(tail)
+        assert rewards(tail) == {0: 0.0, 1: 1.0, 2: 9.0}
+        recorder.record(StepRecord(3, {"reward": 8.0}))
+        recorder.flush()
+        poll(tail)
+        assert rewards(tail) == {0: 0.0, 1: 1.0, 2: 9.0, 3: 8.0}
+    poll(tail)
+    assert tail.runs["a"].status == "finished"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_many_runs_at_once_are_taken_in_like_single_ones(tmp_path: Path, damaged: bool) -> None:
+    for number in range(12):
+        record(tmp_path, f"run-{number}", range(3), value=10.0 * number)
+    record(tmp_path, "run-3", range(2, 4), value=100.0, resume=True)
+    expected = {f"run-{number}": {step: 10.0 * number + step for step in range(3)} for number in range(12)}
+    expected["run-3"] = {0: 30.0, 1: 31.0, 2: 102.0, 3: 103.0}
+    if damaged:
+        for segment in segments(tmp_path, run="run-5"):
+            segment.write_bytes(b"torn")
+        expected["run-5"] = {}
+    tail = Tail(tmp_path)
+    version = poll(tail)
+    assert {name: rewards(tail, name) for name in tail.runs} == expected
+    assert poll(tail) == version and bool(tail.quarantined()) == damaged
+
+
 def test_uncommitted_histograms_stay_hidden(tmp_path: Path) -> None:
     """Histograms are written before their steps: without the commit mark they are not shown."""
     from store_data import histogram
