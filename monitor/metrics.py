@@ -218,7 +218,7 @@ METRICS: dict[str, Metric] = _table(
     Metric("perf/record_s", "Recording time", "s",
            "Time that recording took from the training thread, for statistics, host copy and hand-over.", "down"),
     Metric("perf/extra_forward_s", "Extra forward", "s",
-           "Time of the forward passes without gradient that nothing but an attached trainer's weighting needed.", "down"),
+           "Time of forward passes without gradient that only the weighting of an attached trainer needed.", "down"),
     Metric("perf/tokens_per_s", "Throughput", "tokens/s", "Response tokens per second of step time.", "up"),
     Metric("perf/memory_gib", "Peak memory", "GiB", "Peak memory of the device on CUDA, else of the process.", "down"),
     Metric("perf/queue", "Recorder queue", "steps", "Steps waiting in the recorder's queue.", "down"),
