@@ -361,7 +361,8 @@ class Attached(TrainerCallback):
     def _after_update(self) -> None:
         self._lr = float(self.trainer.optimizer.param_groups[0]["lr"])  # the schedule moves on only after this
         if self._losses:
-            self._updates.append(torch.stack([loss.float() for loss in self._losses]).sum())
+            losses = torch.stack([loss.float() for loss in self._losses])
+            self._updates.append(losses.sum() if self._is_grpo else losses.mean())  # RLOO's are divided only later
             self._losses = []
 
     def _finish(self, step: int, control: Any) -> None:
