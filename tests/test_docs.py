@@ -238,21 +238,21 @@ def test_the_tables_of_the_study_are_those_of_its_rows(path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_the_lines_for_trl_record_a_run(tmp_path, monkeypatch):
     pytest.importorskip("trl")
-    import tiny_trl
     from datasets import Dataset
     from trl import GRPOTrainer
 
+    from trainer.policy.sources import BUILTIN
+    from trainer.tasks import make_task
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(GRPOTrainer, "_send_telemetry", lambda self: None)  # a test reaches no network
-    tiny_trl.model().save_pretrained("policy")  # a name in the page: any model
-    tiny_trl.tokenizer().save_pretrained("policy")
     (lines,) = blocks("docs/integrations.md")
     assert len(lines.splitlines()) <= 10
     lines = lines.replace(
         "max_steps=20", "max_steps=2, use_cpu=True, bf16=False, report_to=[], max_completion_length=9"
     )
-    dataset = Dataset.from_dict({"prompt": [f"w{i}" for i in range(4, 20)]})
-    scope = {"model": "policy", "reward": tiny_trl.low_words, "dataset": dataset}
+    dataset = Dataset.from_list([{"prompt": prompt.text} for prompt in make_task("chain").prompts("train")[:16]])
+    scope = {"model": str(BUILTIN["builtin"]), "reward": lambda completions, **_: [0.0] * len(completions), "dataset": dataset}
     exec(lines, scope)
     with open_store("runs") as store:
         found = store.sql(
