@@ -252,7 +252,11 @@ def test_the_lines_for_trl_record_a_run(tmp_path, monkeypatch):
         "max_steps=20", "max_steps=2, use_cpu=True, bf16=False, report_to=[], max_completion_length=9"
     )
     dataset = Dataset.from_list([{"prompt": prompt.text} for prompt in make_task("chain").prompts("train")[:16]])
-    scope = {"model": str(BUILTIN["builtin"]), "reward": lambda completions, **_: [0.0] * len(completions), "dataset": dataset}
+    scope = {
+        "model": str(BUILTIN["builtin"]),
+        "reward": lambda completions, **_: [0.0] * len(completions),
+        "dataset": dataset,
+    }
     exec(lines, scope)
     with open_store("runs") as store:
         found = store.sql(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from monitor.signals import TokenSignals
-from trainer.compare.arms import arm_config, parse_arm
-from trainer.config import ConfigError, TrainConfig, WeightingConfig
+from trainer.compare.arms import parse_arm
+from trainer.config import ConfigError, WeightingConfig, make_weighting
 from trainer.learning.weightings import WeightInputs, token_weights
 
 IMPOSSIBLE = {
@@ -45,7 +45,8 @@ class AttachedWeighting:
                 "e.g. ict or ict_budget."
             )
         self.text = text
-        self.config: WeightingConfig = arm_config(TrainConfig(), arm).weighting
+        settings = {option.removeprefix("weighting."): value for option, value in arm.settings}
+        self.config: WeightingConfig = make_weighting({"kind": arm.kind} | settings)
         self.kind, self.warmup_steps = self.config.kind, self.config.warmup_steps
         self.normalise = self.config.normalise
         self._generator = torch.Generator().manual_seed(seed + 7_919 * rank)
