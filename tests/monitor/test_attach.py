@@ -482,3 +482,70 @@ def test_attach_refuses_what_it_cannot_watch(tmp_path):
     rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine")
     with pytest.raises(rlvr_error(), match=r"^This trainer is attached already\."):
         rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine")
+
+
+NOTHING_TO_LEARN = """
+[rules.no_learning_signal]
+for_rows = 1
+recent_rows = 2
+none_rows = 2
+"""
+
+
+def guarded(tmp_path: Any, actions: str, **settings: Any) -> Any:
+    """A run whose groups teach nothing up to step 3: the alert fires at step 2 and ends at step 4."""
+    (tmp_path / "alerts.toml").write_text(NOTHING_TO_LEARN + actions)
+
+    def late(completion_ids, trainer_state, **columns):
+        return [0.0] * len(completion_ids) if trainer_state.global_step < 3 else low_words(completion_ids)
+
+    trained = trainer(tmp_path, reward=late, max_steps=6, lr_scheduler_type="linear", **settings)
+    rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine", guard=tmp_path / "alerts.toml")
+    trained.train()
+    assert events(tmp_path / "runs", "attach_error") == events(tmp_path / "runs", "action_error") == []
+    return trained
+
+
+def test_an_alert_lowers_the_learning_rate_of_the_schedule_until_it_ends(tmp_path):
+    trained = guarded(tmp_path, "[[actions]]\ndo = 'lower_lr'\nfactor = 2\nuntil = 'resolved'\n")
+    rates = [log["learning_rate"] for log in log_of(trained).values()]
+    assert rates == pytest.approx([1e-3 * (1 - s / 6) * (0.5 if s in (2, 3) else 1.0) for s in range(6)])
+    assert [scalars(tmp_path / "runs", step)["lr"] for step in range(1, 7)] == pytest.approx(rates)
+    assert events(tmp_path / "runs", "action") == [
+        "lower_lr for no_learning_signal (warning): learning rate 0.0006667 -> 0.0003333 until it ends."
+    ]
+    assert events(tmp_path / "runs", "action_undone") == [
+        "lower_lr ended with no_learning_signal: learning rate 0.0001667 -> 0.0003333."
+    ]
+    found = table(tmp_path / "runs", "SELECT rule, state, step FROM alerts ORDER BY step")
+    rows = [row for row in zip(*found.values(), strict=True) if row[0] == "no_learning_signal"]
+    assert rows == [("no_learning_signal", "firing", 2), ("no_learning_signal", "resolved", 4)]
+
+
+def test_an_alert_stops_the_training_after_a_checkpoint(tmp_path):
+    trained = guarded(tmp_path, "[[actions]]\ndo = 'stop'\n")
+    assert trained.state.global_step == 2
+    assert (tmp_path / "trl" / "checkpoint-2").is_dir()
+    with rlvr_monitor.open_store(tmp_path / "runs") as store:
+        assert store.run("mine").status == "stopped"
+    (event,) = events(tmp_path / "runs", "action")
+    assert event.startswith("stop for no_learning_signal (warning): 100% of the groups teach nothing")
+
+
+def test_guard_saves_a_checkpoint_and_divides_the_learning_rate_by_three(tmp_path):
+    trained = trainer(tmp_path, reward=lambda completions, **_: [0.0] * len(completions), max_steps=19)
+    rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine", guard=True)
+    trained.train()
+    fired = int(table(tmp_path / "runs", "SELECT min(step) AS s FROM alerts WHERE severity = 'warning'")["s"][0])
+    assert 2 < fired < 19 and [path.name for path in (tmp_path / "trl").iterdir()] == [f"checkpoint-{fired}"]
+    rates = [log["learning_rate"] for log in log_of(trained).values()]
+    assert rates == pytest.approx([1e-3] * fired + [1e-3 / 3] * (19 - fired))
+    assert [text.split(" ")[0] for text in events(tmp_path / "runs", "action")] == ["checkpoint", "lower_lr"]
+
+
+def test_actions_that_this_trainer_cannot_take_are_refused(tmp_path):
+    (tmp_path / "alerts.toml").write_text("[[actions]]\ndo = 'stop'\n[[actions]]\ndo = 'go_back'\n")
+    with pytest.raises(
+        rlvr_error(), match=r"actions 2, go_back: a TRL trainer cannot take it\. Possible are checkpoint"
+    ):
+        rlvr_monitor.attach(trainer(tmp_path), store=tmp_path / "runs", run="mine", guard=str(tmp_path / "alerts.toml"))

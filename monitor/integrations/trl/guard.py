@@ -112,6 +112,8 @@ class Guard:
         scheduler = getattr(self._trainer.lr_scheduler, "scheduler", self._trainer.lr_scheduler)
         if hasattr(scheduler, "base_lrs"):  # what a schedule multiplies at each of its steps
             scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        if hasattr(scheduler, "_last_lr"):  # what the trainer logs as the next step's rate
+            scheduler._last_lr = [group["lr"] for group in self._trainer.optimizer.param_groups]
         return float(self._trainer.optimizer.param_groups[0]["lr"])
 
     def _say(self, kind: str, message: str, step: int) -> None:
