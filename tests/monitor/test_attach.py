@@ -537,7 +537,7 @@ def test_guard_saves_a_checkpoint_and_divides_the_learning_rate_by_three(tmp_pat
     rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine", guard=True)
     trained.train()
     fired = int(table(tmp_path / "runs", "SELECT min(step) AS s FROM alerts WHERE severity = 'warning'")["s"][0])
-    assert 2 < fired < 19 and [path.name for path in (tmp_path / "trl").iterdir()] == [f"checkpoint-{fired}"]
+    assert 2 < fired < 19 and [path.name for path in (tmp_path / "trl").glob("checkpoint-*")] == [f"checkpoint-{fired}"]
     rates = [log["learning_rate"] for log in log_of(trained).values()]
     assert rates == pytest.approx([1e-3] * fired + [1e-3 / 3] * (19 - fired))
     assert [text.split(" ")[0] for text in events(tmp_path / "runs", "action")] == ["checkpoint", "lower_lr"]
