@@ -2,12 +2,12 @@
 
     python benchmarks/bench_attach.py
 
-Three trainers on copies of one policy take turns in one process, each turn with the same random numbers: TRL alone, with
-attach, and with attach and a weighting. A step is generation, rewards, loss, backward, clip, AdamW, and what attach does
-with it until the step is durable in the store. Time is CPU time of all threads, one of which computes tensors, so the
-recorder's writer counts too. "cost" is the median over turns of the difference to TRL alone, without the forward pass
-that a weighting needs here, because TRL makes no pass for old log-probabilities where a rollout batch has one update;
-that pass has a column of its own. The first turn warms up.
+Three trainers on copies of one policy take turns in one process, each turn with the same random numbers: TRL alone,
+with attach, and with attach and a weighting. A step is generation, rewards, loss, backward, clip, AdamW, and what
+attach does with it until the step is durable in the store. Time is CPU time of all threads, one of which computes
+tensors, so the recorder's writer counts too. "cost" is the median over turns of the difference to TRL alone, without
+the forward pass that a weighting needs here, because TRL makes no pass for old log-probabilities where a rollout batch
+has one update; that pass has a column of its own. The first turn warms up.
 """
 
 from __future__ import annotations
