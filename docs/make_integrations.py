@@ -35,8 +35,9 @@ training itself stay as they are, and without a weighting the weights come out t
 
 - **Recorded**: every token's log-probability, H1, H2, deviation and weight, their histograms, texts, rewards (of
   several functions each mean as `reward/<function>`), advantages, clip and KL figures, gradient norm, learning rate,
-  predicted entropy changes, vLLM's log-probabilities against the trainer's, times. Not: TRL's evaluations, the probe,
-  and `same_answer_share`, for which a task must know canonical answers.
+  predicted entropy changes, vLLM's log-probabilities against the trainer's, times; of TRL's evaluations pass@1, and
+  pass@k for `num_generations_eval` k, as split `heldout`. Not: the probe, and `same_answer_share`, for which a task
+  must know canonical answers.
 - **Exact**: hidden states are read in TRL's own forward passes and go through its own head, so nothing is estimated.
   A test holds every signal to 2e-4 nat of an ordinary float64 forward. Where TRL scores with dropout, so do we.
 - **Cost**: the head and the signals ([performance.md](performance.md)). A further pass, without gradient, is made only

@@ -52,6 +52,7 @@ def trainer(
     reward: Callable[..., list[float]] | list[Callable[..., list[float]]] = low_words,
     conversations: bool = False,
     peft: Any = None,
+    eval_prompts: list[str] | None = None,
     **settings: Any,
 ) -> Any:
     """A GRPOTrainer (kind "rloo": an RLOOTrainer) on the CPU, 3 steps of 2 groups of 4 rollouts."""
@@ -71,6 +72,7 @@ def trainer(
     return trainer_class(
         model=policy or model(), reward_funcs=reward, args=args, train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer(), peft_config=peft,
+        eval_dataset=eval_prompts and Dataset.from_dict({"prompt": eval_prompts}),
     )  # fmt: skip
 
 

@@ -364,27 +364,62 @@ def test_truncated_rollouts_that_the_trainer_leaves_out_have_no_tokens(tmp_path)
     assert all(n == (0 if cut else long) for cut, long, n in zip(*rows.values(), strict=True))
 
 
-def test_log_probabilities_of_the_sampler_are_compared(tmp_path):
-    """vLLM's come with the batch; here each is the policy's own less 0.25 nat, and one is missing."""
-    trained, score = trainer(tmp_path), GRPOTrainer._generate_and_score_completions
+@pytest.mark.parametrize("weighting", [None, "ict:keep=0.3,warmup_steps=0"])
+def test_log_probabilities_of_vllm_are_compared(tmp_path, weighting):
+    """TRL's path of a vLLM that samples with the policy's own less 0.25 nat; one it could not score."""
+    trained, generate, snapshots = trainer(tmp_path), GRPOTrainer._generate, Snapshots()
 
-    def as_with_vllm(inputs):
-        out = score(trained, inputs)
-        ids = torch.cat([out["prompt_ids"], out["completion_ids"]], 1)
-        attention = torch.cat([out["prompt_mask"], out["completion_mask"]], 1)
-        with torch.no_grad():
-            width = out["completion_ids"].shape[1]
-            own = GRPOTrainer._get_per_token_logps_and_entropies(trained, trained.model, ids, attention, width)[0]
-        out["sampling_per_token_logps"] = own - 0.25
-        out["sampling_per_token_logps"][0, 0] = torch.nan
-        return out
+    def as_with_vllm(prompts):
+        trained.use_vllm = False
+        found = list(generate(trained, prompts))
+        trained.use_vllm = True
+        found[4] = []
+        for prompt, ids in zip(found[0], found[1], strict=True):
+            with torch.no_grad():
+                logits = trained.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            own = torch.log_softmax(logits, -1)[range(len(ids)), ids]
+            found[4].append([*(own - 0.25).tolist()])
+        found[4][0][0] = None
+        return tuple(found)
 
-    trained._generate_and_score_completions = as_with_vllm
-    rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine")
+    trained.vllm_importance_sampling_correction, trained.vllm_importance_sampling_mode = True, "token_truncate"
+    trained.vllm_importance_sampling_clip_min, trained.vllm_importance_sampling_clip_max = None, 2.0
+    trained._generate = as_with_vllm
+    trained.add_callback(snapshots)
+    rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine", weighting=weighting)
     trained.train()
-    found = scalars(tmp_path / "runs", 2)
+    assert events(tmp_path / "runs", "attach_error") == []
+    assert max(errors(tmp_path / "runs", snapshots, {1: 1, 3: 3}).values()) <= EXACT
+    found, log = scalars(tmp_path / "runs", 2), log_of(trained)[2]
     assert found["sampler_mismatch"] == pytest.approx(0.25, abs=1e-5) and found["sampler_mismatch_nonfinite"] == 1
+    assert found["sampler_mismatch"] == pytest.approx(log["sampling/sampling_logp_difference/mean"], abs=1e-5)
     assert found["sampler_mismatch_k3"] == pytest.approx(np.exp(0.25) - 1.25, abs=1e-4)
+    assert found.get("perf/extra_forward_s", 0.0) == 0.0  # TRL makes a pass for the correction, which is read
+
+
+def test_evaluations_give_the_share_of_correct_rollouts(tmp_path):
+    trained = trainer(
+        tmp_path, eval_prompts=[f"w{i} w5" for i in range(4, 12)], eval_strategy="steps", eval_steps=2,
+        per_device_eval_batch_size=8, num_generations_eval=2,
+    )  # fmt: skip
+    rewards: list[float] = []
+    watched = trained.reward_funcs[0]
+
+    def kept(**columns):
+        found = watched(**columns)
+        if not trained.model.training:
+            rewards.extend(found)
+        return found
+
+    trained.reward_funcs[0] = kept
+    rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine", correct_at=0.5)
+    trained.train()
+    assert events(tmp_path / "runs", "attach_error") == []
+    right = np.array(rewards).reshape(8, 2) >= 0.5  # two rollouts of eight prompts
+    found = scalars(tmp_path / "runs", 2)
+    assert found["eval/heldout/pass@1"] == pytest.approx(right.mean()) and 0 < right.mean() < 1
+    assert found["eval/heldout/pass@2"] == pytest.approx(right.any(1).mean())
+    assert "entropy" in found and "eval/heldout/pass@1" not in scalars(tmp_path / "runs", 3)
 
 
 def log_of(trained: Any) -> dict[int, dict[str, float]]:

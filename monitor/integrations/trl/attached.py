@@ -80,6 +80,7 @@ class Attached(TrainerCallback):
         trainer.rlvr_attached = self
         trainer.add_callback(self)
         self._wrap("train", self._train)
+        self._wrap("evaluate", self._evaluate)
         if not lacking:
             self._wrap("_generate_and_score_completions", self._generate)
             self._wrap("_get_per_token_logps_and_entropies", self._score)
@@ -103,6 +104,7 @@ class Attached(TrainerCallback):
         self._losses: list[Tensor] = []  # of the micro-batches since the last optimizer step
         self._updates: list[Tensor] = []  # losses of the optimizer steps since the last record
         self._norms: list[Tensor | float] = []
+        self._evaluated: list[Tensor] = []
         self._lr = 0.0
         self._watches: dict[str, _Watch] = {name: _Watch() for name in ("rollout", "reward", "record", "extra_forward")}
         self._begun = time.perf_counter()
@@ -124,6 +126,17 @@ class Attached(TrainerCallback):
         except BaseException as error:
             self._close("failed" if isinstance(error, Exception) else "stopped")
             raise
+
+    def _evaluate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.recorder is None:
+            return original(*args, **kwargs)
+        self._evaluated = []
+        with self.recorder.busy("evaluation"):
+            found = original(*args, **kwargs)
+        if self._on and self._evaluated:
+            self._guarded(self._record_evaluation)
+        self._begun = time.perf_counter()  # an evaluation is not part of a step
+        return found
 
     def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with nullcontext() if self._passes is None else self._watches["rollout"]:
@@ -157,6 +170,8 @@ class Attached(TrainerCallback):
     def _reward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with nullcontext() if self._passes is None else self._watches["reward"]:
             found = original(*args, **kwargs)
+        if self._on and not self.trainer.model.training:
+            self._guarded(lambda: self._evaluated.append(rollouts_.total_rewards(self.trainer, found)))
         if self._passes is not None:
             names = ("inputs", "prompts", "completions", "completion_ids_list")
             given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -333,9 +348,6 @@ class Attached(TrainerCallback):
             self._finish(state.global_step, control)
         self._close("stopped" if state.global_step < state.max_steps else "finished")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._begun = time.perf_counter()  # an evaluation is not part of a step
-
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Records TRL's own scalars where nothing better is had."""
         if self.recorder is not None and self._fallen and logs:
@@ -395,6 +407,16 @@ class Attached(TrainerCallback):
         recorder.record(record, tokens=tokens, samples=samples)
         self._updates, self._norms = [], []
         return record
+
+    def _record_evaluation(self) -> None:
+        """The share of correct rollouts of TRL's evaluation, which every rank knows."""
+        trainer, recorder = self.trainer, self.recorder
+        assert recorder is not None
+        size = int(getattr(trainer, "num_generations_eval", trainer.num_generations))
+        scalars = rollouts_.evaluation_scalars(torch.cat(self._evaluated), size, self.correct_at)
+        recorder.record(StepRecord(trainer.state.global_step, scalars))
+        if self.guard is not None:
+            self.guard.after(trainer.state.global_step, scalars, trainer.control)
 
     def _times(self, tokens: int) -> dict[str, float]:
         now = time.perf_counter()

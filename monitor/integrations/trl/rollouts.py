@@ -115,8 +115,6 @@ def made(
     texts = [_text(prompt, tokenizer, ids[there.bool()]) for prompt, ids, there in zip(
         prompts, out["prompt_ids"].cpu(), out["prompt_mask"].cpu(), strict=True)]  # fmt: skip
     rewards = rewards.detach().float().cpu()
-    total = (rewards * trainer.reward_weights.float().cpu()).nansum(1)
-    total[rewards.isnan().all(1)] = torch.nan
     return Rollouts(
         token_ids=out["completion_ids"],
         mask=mask,
@@ -125,7 +123,7 @@ def made(
         group_ids=torch.arange(first, first + n) // size,
         group_size=size,
         rewards=rewards,
-        total=total,
+        total=total_rewards(trainer, rewards),
         first=first,
         prompts=texts,
         completions=[
@@ -138,6 +136,23 @@ def made(
         correct_at=correct_at,
         sampler=out.get("sampling_per_token_logps"),
     )
+
+
+def total_rewards(trainer: Any, rewards: Tensor) -> Tensor:
+    """The weighted sum of the reward functions, float32 [n] on the host; nan where none of them said anything."""
+    rewards = rewards.detach().float().cpu()
+    total = (rewards * trainer.reward_weights.float().cpu()).nansum(1)
+    total[rewards.isnan().all(1)] = torch.nan
+    return total
+
+
+def evaluation_scalars(totals: Tensor, group_size: int, correct_at: float) -> dict[str, float]:
+    """pass@1 and, of several rollouts a prompt, pass@k with k their number; totals [prompts x k], by prompt."""
+    correct = (totals >= correct_at).view(-1, group_size).float()
+    found = {"eval/heldout/pass@1": float(correct.mean())}
+    if group_size > 1:
+        found[f"eval/heldout/pass@{group_size}"] = float(correct.amax(1).mean())
+    return found
 
 
 def _text(prompt: Any, tokenizer: Any, ids: Tensor) -> str:
