@@ -415,11 +415,12 @@ def test_evaluations_give_the_share_of_correct_rollouts(tmp_path):
     rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine", correct_at=0.5)
     trained.train()
     assert events(tmp_path / "runs", "attach_error") == []
-    right = np.array(rewards).reshape(8, 2) >= 0.5  # two rollouts of eight prompts
-    found = scalars(tmp_path / "runs", 2)
-    assert found["eval/heldout/pass@1"] == pytest.approx(right.mean()) and 0 < right.mean() < 1
-    assert found["eval/heldout/pass@2"] == pytest.approx(right.any(1).mean())
-    assert "entropy" in found and "eval/heldout/pass@1" not in scalars(tmp_path / "runs", 3)
+    right = np.array(rewards).reshape(2, 8, 2) >= 0.5  # after step 2 and at the end: two rollouts of eight prompts
+    for step, of_step in zip((2, 3), right, strict=True):
+        found = scalars(tmp_path / "runs", step)
+        assert found["eval/heldout/pass@1"] == pytest.approx(of_step.mean()) and 0 < of_step.mean() < 1
+        assert found["eval/heldout/pass@2"] == pytest.approx(of_step.any(1).mean())
+        assert "entropy" in found
 
 
 def log_of(trained: Any) -> dict[int, dict[str, float]]:
