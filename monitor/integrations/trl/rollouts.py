@@ -112,8 +112,12 @@ def made(
     n, size = len(mask), int(trainer.num_generations)
     first = ranks.rank * n
     tokenizer, ends = trainer._tokenizer, {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
-    texts = [_text(prompt, tokenizer, ids[there.bool()]) for prompt, ids, there in zip(
-        prompts, out["prompt_ids"].cpu(), out["prompt_mask"].cpu(), strict=True)]  # fmt: skip
+    prompt_ids, there = out["prompt_ids"].cpu(), out["prompt_mask"].cpu().bool()
+    texts = [
+        # of a conversation what the model saw
+        prompt if isinstance(prompt, str) else str(tokenizer.decode(prompt_ids[row][there[row]].tolist()))
+        for row, prompt in enumerate(prompts)
+    ]
     rewards = rewards.detach().float().cpu()
     return Rollouts(
         token_ids=out["completion_ids"],
@@ -153,11 +157,6 @@ def evaluation_scalars(totals: Tensor, group_size: int, correct_at: float) -> di
     if group_size > 1:
         found[f"eval/heldout/pass@{group_size}"] = float(correct.amax(1).mean())
     return found
-
-
-def _text(prompt: Any, tokenizer: Any, ids: Tensor) -> str:
-    """The prompt as it is in the data, or of a conversation what the model saw."""
-    return prompt if isinstance(prompt, str) else str(tokenizer.decode(ids.tolist()))
 
 
 def _prompt_id(row: Mapping[str, Any], text: str) -> str:
