@@ -48,10 +48,10 @@ WORK = {
 
 
 def settings(model: str, kind: str) -> TrainConfig:
-    # keep is ict's 10 %; every step is one on-policy update, selected from the first on
+    # ict keeps its 10 %; every step is one on-policy update, selected from the first on
     return TrainConfig(
         model=model, threads=1, **WORK[model],
-        weighting={"kind": kind, "keep": 0.1, "warmup_steps": 0}, loss={"kind": "dapo"},
+        weighting={"kind": kind, "warmup_steps": 0}, loss={"kind": "dapo"},
         optim={"lr": TINY_LR, "micro_batch": 1024}, record={"probe_every": 0},
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def _section(name: str) -> list[str]:
     value = getattr(rlvr_monitor, name)
     if not callable(value):
         return [f"### {name}", "", "A mapping from keys to metrics: [metrics.md](metrics.md).", ""]
-    torch = ", *torch*" if value.__module__.startswith("monitor.signals") else ""
+    torch = ", *torch*" if value.__module__.startswith(("monitor.signals", "monitor.integrations.trl")) else ""
     described = {"token_signals": definition.token_signals}.get(name, value)
     doc = ["```text", inspect.getdoc(described) or "", "```", ""]
     methods = _methods({"open_store": Store}.get(name, value if isinstance(value, type) else object))

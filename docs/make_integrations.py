@@ -6,9 +6,62 @@ from pathlib import Path
 
 from monitor.integrations.aliases import ALIASES, STEP_COLUMNS
 
-HEAD = """# Files of other trainers and trackers
+HEAD = """# Other trainers
 
 Made by `python -m docs.make_integrations`.
+
+| trainer | how | what is recorded |
+|---|---|---|
+| TRL 1.16, `GRPOTrainer` | [`attach`](#trl), one line | all that ours records, exact; its loss is weighted if asked |
+| TRL 1.16, `RLOOTrainer` | `attach` | the same; no weighting |
+| a loop of your own | [own_loop.md](own_loop.md) | the same |
+| any, by its files | [`rlvr check`](#files-of-other-trainers-and-trackers) | what it logged: scalars |
+
+## TRL
+
+```python
+from rlvr_monitor import attach
+from trl import GRPOConfig, GRPOTrainer
+
+args = GRPOConfig(output_dir="trl", num_generations=8, per_device_train_batch_size=8, max_steps=20)
+trainer = GRPOTrainer(model=model, reward_funcs=reward, args=args, train_dataset=dataset)
+attach(trainer, store="runs", run="mine")
+# attach(trainer, store="runs", run="mine", weighting="ict_budget", guard=True)  # weights its loss, acts on alerts
+trainer.train()
+```
+
+Then `rlvr dashboard runs`, also while it trains. `attach` wraps methods of this one trainer; TRL, the model and the
+training itself stay as they are, and without a weighting the weights come out the same bit by bit.
+
+- **Recorded**: every token's log-probability, H1, H2, deviation and weight, their histograms, texts, rewards (of
+  several functions each mean as `reward/<function>`), advantages, clip and KL figures, gradient norm, learning rate,
+  predicted entropy changes, vLLM's log-probabilities against the trainer's, times; of TRL's evaluations pass@1, and
+  pass@k for `num_generations_eval` k, as split `heldout`. Not: the probe, and `same_answer_share`, for which a task
+  must know canonical answers.
+- **Exact**: hidden states are read in TRL's own forward passes and go through its own head, so nothing is estimated.
+  A test holds every signal to 2e-4 nat of an ordinary float64 forward. Where TRL scores with dropout, so do we.
+- **Cost**: the head and the signals ([performance.md](performance.md)). A further pass, without gradient, is made only
+  for a weighting where TRL makes none for old log-probabilities: one update a rollout batch, without vLLM. Its time
+  is `perf/extra_forward_s`. Hidden states of a rollout batch, tokens x hidden size, are kept until its last update.
+- **Step**: a rollout batch with all its updates, numbered by TRL's `global_step` after the last. With
+  `num_iterations=2` steps are 2, 4, 6. Several rollout batches for one optimizer step are one step.
+- **Several processes**: each records its rows. Where a group lies on two of them, they exchange hidden states, a slab
+  at a time. PEFT, gradient checkpointing, conversations and tools' masks are tested; on FSDP2, ZeRO-3 and images the
+  same code paths as TRL's are taken, but no test runs them.
+- **Weightings**: those of [method.md](method.md), except `divergence`, `kl_cov` and `attention`, for `loss_type` grpo,
+  bnpo, dr_grpo, dapo and cispo. They equal our own trainer's loss with `loss.kl_outside_mask`, on- and off-policy.
+  Not equal: TRL's KL term and entropy bonus count every token; TRL's logged `clip_ratio` leaves out tokens of weight 0,
+  ours does not count them at all; where a rollout batch is split into several optimizer steps, dapo and cispo divide
+  by its mean sum of weights a step; responses that `mask_truncated_completions` empties still count in grpo's mean.
+- **Guard**: `guard=True` saves a checkpoint and divides the learning rate by 3 when an alert fires. An alerts file
+  ([actions.md](actions.md)) in its place: `guard="alerts.toml"`, with `checkpoint`, `stop` and `lower_lr`; other
+  actions are refused.
+- **What fails** never ends training: it is an event `attach_error` of the run, and from then on the scalars of TRL's
+  log are recorded. So they are from the start where a newer TRL has changed inside, and a weighting is refused there.
+  After a failure every weight is 1: look for the event.
+- A resumed training (`trainer.train(resume_from_checkpoint=...)`) opens the next attempt of its run.
+
+## Files of other trainers and trackers
 
 `rlvr check SOURCE` judges a run that was recorded elsewhere; nothing is converted first.
 
@@ -37,7 +90,7 @@ Which columns were used, and which were not known, stands on stderr and in the J
   `inf` are broken ones. verl's file logger writes both as null: there they are missing.
 - A record at the end that is still being written is left out, so the file of a live run can be judged.
 
-## Aliases
+### Aliases
 
 Names stand here only if they mean what metrics.md says, in its unit. `{split}` is a data set's name (`/` in it becomes
 `_`), `{k}` and `{n}` are numbers. Rewards of evaluations and means over both sides of the clip have no key: they stay
@@ -49,7 +102,7 @@ def page() -> str:
     """The text of docs/integrations.md."""
     lines = [HEAD.replace("STEPS", ", ".join(f"`{name}`" for name in STEP_COLUMNS))]
     for trainer, aliases in ALIASES.items():
-        lines += [f"### {trainer}", "", "| column | key |", "|---|---|"]
+        lines += [f"#### {trainer}", "", "| column | key |", "|---|---|"]
         for alias in aliases:
             beside = f" (beside `{alias.beside}`)" if alias.beside else ""
             lines.append(f"| `{alias.column}`{beside} | `{alias.key}` |")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monitor.metrics import _EVAL, EDGES_IDS, EVAL_SPLITS, METRICS, SPLITS, Metric, cell_bounds
+from monitor.metrics import _EVAL, _REWARD, EDGES_IDS, EVAL_SPLITS, METRICS, SPLITS, Metric, cell_bounds
 
 GOOD = {"up": "up", "down": "down", "band": "neither tail", "none": ""}
 
@@ -32,6 +32,7 @@ def page() -> str:
         "|---|---|---|---|---|---|",
         *(_row(spec, key) for key, spec in METRICS.items()),
         *(_row(spec, f"eval/<split>/{key}{'<k>' if key == 'pass@' else ''}") for key, spec in _EVAL.items()),
+        _row(_REWARD, f"{_REWARD.key}<function>"),
         "",
         f"Evaluation splits: {', '.join(EVAL_SPLITS)}. Token histograms have the splits {', '.join(SPLITS)}.",
         "",

@@ -67,6 +67,11 @@ TABLES = {
         "the definition's": "definition_ratio", "largest error of the deviation, nats": "error_deviation",
     }),
     "step": Table("step_trl.csv", "bench_step.py", STEP),
+    "attach": Table("attach.csv", "bench_attach.py", {
+        "model": "model", "arm": "arm", "response tokens": "response_tokens", "step, s": "step_s",
+        "extra pass, s": "extra_forward_s", "attach, s": "cost_s", "of TRL's step (target 3 %)": percent("cost_share"),
+        "by whole steps": percent("difference_share"),
+    }),
     "recording": Table("step.csv", "bench_step.py", {
         "weighting": "weighting", "step, s": "step_s", "rollouts, s": "rollout_s", "update, s": "update_s",
         "recording, s": "record_s", "share of the step (target 3 %)": percent("recording_share"),

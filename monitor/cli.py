@@ -7,12 +7,12 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 
+from monitor.by_name import resolve
 from monitor.children import HOME
 from monitor.errors import MissingPackageError, MonitorError
 from monitor.extras import require_extras
-from rlvr_monitor.shadowing import ShadowedError, require_own
+from rlvr_monitor.shadowing import ShadowedError
 
 # command: ("module:function", one line of help). The function takes the other arguments and returns the exit code.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name in NEEDS:
             require_extras(f"rlvr {name}", NEEDS[name])
-        return _resolve(COMMANDS[name][0])(rest)
+        command: Callable[[list[str]], int] = resolve(COMMANDS[name][0])
+        return command(rest)
     except MissingPackageError as error:  # its text already names who needs the package
         print(error, file=sys.stderr)
         return WRONG_USE
@@ -96,13 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `rlvr ls | head`: leave nothing for the interpreter to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
-
-
-def _resolve(target: str) -> Callable[[list[str]], int]:
-    module, _, function = target.partition(":")
-    require_own(module.split(".")[0])
-    handler: Callable[[list[str]], int] = getattr(import_module(module), function)
-    return handler
 
 
 def _wrong(message: str) -> int:

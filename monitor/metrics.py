@@ -217,6 +217,8 @@ METRICS: dict[str, Metric] = _table(
     Metric("perf/update_s", "Update time", "s", "Wall time of signals, loss, backward and optimizer.", "down"),
     Metric("perf/record_s", "Recording time", "s",
            "Time that recording took from the training thread, for statistics, host copy and hand-over.", "down"),
+    Metric("perf/extra_forward_s", "Extra forward", "s",
+           "Time of forward passes without gradient that only the weighting of an attached trainer needed.", "down"),
     Metric("perf/tokens_per_s", "Throughput", "tokens/s", "Response tokens per second of step time.", "up"),
     Metric("perf/memory_gib", "Peak memory", "GiB", "Peak memory of the device on CUDA, else of the process.", "down"),
     Metric("perf/queue", "Recorder queue", "steps", "Steps waiting in the recorder's queue.", "down"),
@@ -232,15 +234,20 @@ _EVAL = {
     "truncated_share": Metric("truncated_share", "Truncated", "share",
                               "Share of the evaluation's samples cut off at rollout.max_new_tokens.", "down"),
 }  # fmt: skip
+_REWARD = Metric("reward/", "Reward of {name}", "", "Mean of one of several reward functions over the step's rollouts.",
+                 "up")  # fmt: skip
 
 
 def metric(key: str) -> Metric:
-    """The Metric of a recorded key; "eval/<split>/<name>" keys are templates of `_EVAL`.
+    """The Metric of a recorded key; "eval/<split>/<name>" and "reward/<function>" keys have templates.
 
     Raises ValueError with the nearest known name for an unknown key.
     """
     if key in METRICS:
         return METRICS[key]
+    function = key.removeprefix(_REWARD.key)
+    if function and function != key:
+        return Metric(key, _REWARD.label.format(name=function), _REWARD.unit, _REWARD.help, _REWARD.good)
     parts = key.split("/")
     if len(parts) == 3 and parts[0] == "eval":
         split, name = parts[1], parts[2]

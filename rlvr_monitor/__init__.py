@@ -14,6 +14,9 @@ Judging
     evaluate_alerts     the alerts that the rules raise on a recorded series
     verdict             one sentence on a series so far, with the evidence of each clause
 
+Watching another trainer
+    attach              records a trainer of TRL, judges it, weights its loss
+
 Asking
     open_store          opens a store for SQL queries, also while runs write into it
 
@@ -38,6 +41,7 @@ from rlvr_monitor.shadowing import require_own
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from monitor.alerts.engine import AlertEngine
     from monitor.alerts.replay import evaluate_alerts, verdict
+    from monitor.integrations.trl import attach
     from monitor.metrics import METRICS
     from monitor.recorder import Recorder
     from monitor.records import Histogram, RunInfo, SampleTable, StepRecord, TokenTable
@@ -54,6 +58,7 @@ __all__ = [
     "SampleTable",
     "StepRecord",
     "TokenTable",
+    "attach",
     "deviation_cap",
     "evaluate_alerts",
     "open_store",
@@ -71,6 +76,7 @@ _MODULES = {
     "SampleTable": "monitor.records",
     "StepRecord": "monitor.records",
     "TokenTable": "monitor.records",
+    "attach": "monitor.integrations.trl",
     "deviation_cap": "monitor.signals",
     "evaluate_alerts": "monitor.alerts.replay",
     "open_store": "monitor.store.reader",

@@ -233,3 +233,33 @@ def test_the_tables_of_the_study_are_those_of_its_rows(path):
     text = path.read_text()
     assert "<!-- table " in text
     assert reproduction_page(text) == text, "Run: python -m docs.make_reproduction"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_lines_for_trl_record_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("trl")
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+    from trainer.policy.sources import BUILTIN
+    from trainer.tasks import make_task
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(GRPOTrainer, "_send_telemetry", lambda self: None)  # a test reaches no network
+    (lines,) = blocks("docs/integrations.md")
+    assert len(lines.splitlines()) <= 10
+    lines = lines.replace(
+        "max_steps=20", "max_steps=2, use_cpu=True, bf16=False, report_to=[], max_completion_length=9"
+    )
+    dataset = Dataset.from_list([{"prompt": prompt.text} for prompt in make_task("chain").prompts("train")[:16]])
+    scope = {
+        "model": str(BUILTIN["builtin"]),
+        "reward": lambda completions, **_: [0.0] * len(completions),
+        "dataset": dataset,
+    }
+    exec(lines, scope)
+    with open_store("runs") as store:
+        found = store.sql(
+            "SELECT step, count(*) AS n FROM tokens WHERE run = 'mine' GROUP BY step ORDER BY step"
+        ).frame()
+        assert found["step"].tolist() == [1, 2] and min(found["n"]) > 0

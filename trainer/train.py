@@ -127,7 +127,8 @@ def describe(
     )
     answers = {name: value.to(batch.rewards.device) for name, value in answer_sums(batch, scored, parts.task).items()}
     statistics = replace(statistics, sums=statistics.sums | answers)
-    scalars: dict[str, float | Tensor] = rollout_scalars(batch, parts.ranks) | {
+    scalars: dict[str, float | Tensor] = {
+        **rollout_scalars(batch, parts.ranks),
         "loss": update.loss,
         "grad_norm": update.grad_norm,
         "lr": parts.updater.config.optim.lr,

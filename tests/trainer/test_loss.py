@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from monitor.signals.outcomes import zero_variance_share
 from trainer.config import LossConfig
-from trainer.learning.advantages import EPSILON, group_advantages, zero_variance, zero_variance_share
+from trainer.learning.advantages import EPSILON, group_advantages, zero_variance
 from trainer.learning.loss import LOSSES, kl_estimate, loss_totals, policy_loss
 
 

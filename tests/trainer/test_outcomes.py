@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from monitor.signals.outcomes import equal_group_shares
 from trainer.config import TrainConfig
 from trainer.flow import Rollouts, Scored
-from trainer.learning.advantages import equal_group_shares
 from trainer.learning.batch import token_batch
 from trainer.rollout.outcomes import answer_sums, rollout_scalars
 from trainer.runtime.ranks import Ranks

@@ -10,7 +10,7 @@ import torch
 from rounding import LARGEST, rounding
 from tiny import tiny_policy
 
-from monitor.signals import token_signals
+from monitor.signals import slabs, token_signals
 from trainer.flow import TokenBatch
 from trainer.policy import policy as policy_module
 
@@ -64,7 +64,7 @@ def test_autocast_hands_bf16_logits_to_the_signals_and_nothing_casts_them_back(m
         return token_signals(logits, *args, **options)
 
     monkeypatch.setattr(policy, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
-    monkeypatch.setattr(policy_module, "token_signals", watched)
+    monkeypatch.setattr(slabs, "token_signals", watched)
     policy.signals(policy.hidden(batch).detach(), batch, 1.0)
     assert seen == [torch.bfloat16]
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monitor.signals import TokenSignals, token_signals
+from monitor.signals import TokenSignals
+from monitor.signals.slabs import slab_signals
 from trainer.config import LoraConfig
 from trainer.errors import ModelError
 from trainer.flow import Rollouts, TokenBatch
@@ -161,23 +162,18 @@ class Policy:
         kernel's sums add 0.2 %, and the head's weights cast once add 2 D V bytes. On the CPU a logit takes 4 bytes
         (64 MiB in all), and `monitor.signals.definition` needs scratch memory.
         """
-        n, width, _ = hidden.shape
         limit = CUDA_SLAB_ELEMENTS if hidden.is_cuda else SLAB_ELEMENTS
-        span = max(1, limit // (n * self.vocabulary))
         with self.autocast():  # around all slabs: the head's weights are cast once
-            parts = [
-                token_signals(
-                    self.project(hidden[:, start : start + span]),
-                    batch.token_ids[:, start : start + span],
-                    batch.mask[:, start : start + span],
-                    batch.group_ids,
-                    temperature=temperature,
-                    reference=reference,  # type: ignore[arg-type]
-                    moments=True,
-                )
-                for start in range(0, width, span)
-            ]
-        return TokenSignals.concat(parts, dim=1)
+            return slab_signals(
+                hidden,
+                self.project,
+                limit // self.vocabulary,
+                batch.token_ids,
+                batch.mask,
+                batch.group_ids,
+                temperature=temperature,
+                reference=reference,  # type: ignore[arg-type]
+            )
 
     @torch.no_grad()
     def logits_at(

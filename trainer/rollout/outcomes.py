@@ -1,4 +1,4 @@
-"""What a step's rollouts turned out to be: rewards, groups that teach nothing, variety and repetition."""
+"""What a step's rollouts turned out to be, over all ranks, and whether correct ones gave the same answer."""
 
 from __future__ import annotations
 
@@ -8,41 +8,27 @@ import torch
 from torch import Tensor
 
 from monitor.signals.completions import repetition, same_text
+from monitor.signals.outcomes import outcome_scalars
 from trainer.flow import Scored, TokenBatch
-from trainer.learning.advantages import equal_group_shares, zero_variance_share
 from trainer.runtime.ranks import Ranks
 from trainer.tasks import Task
 
 
-def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, float | Tensor]:
+def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, Tensor]:
     """Scalars of METRICS over the rollouts of all ranks, as 0-d tensors on the device. Groups must have equal sizes."""
     groups = batch.group_ids.to(batch.rewards) + len(batch) * ranks.rank
     own = {
-        "reward": batch.rewards,
+        "rewards": batch.rewards,
         "correct": batch.correct,
         "truncated": batch.truncated,
-        "length": batch.mask.sum(1),
-        "group": groups,
+        "lengths": batch.mask.sum(1),
+        "group_ids": groups,
         "repetition": repetition(batch.token_ids, batch.mask),
         "same_text": same_text(batch.token_ids, batch.mask, batch.group_ids),
     }
     rows = ranks.gather(torch.stack([column.float() for column in own.values()], 1))
     of_all = dict(zip(own, rows.unbind(1), strict=True))
-    rewards, group, correct = of_all["reward"], of_all["group"], of_all["correct"]
-    all_correct, all_wrong = equal_group_shares(correct > 0, group)
-    size = len(batch) / len(torch.unique(batch.group_ids))
-    return {
-        "reward": rewards.mean(),
-        "reward_std": rewards.std(),
-        "correct_share": correct.mean(),
-        "zero_variance_share": zero_variance_share(rewards, group),
-        "all_correct_share": all_correct,
-        "all_wrong_share": all_wrong,
-        "response_length": of_all["length"].mean(),
-        "truncated_share": of_all["truncated"].mean(),
-        "repetition_share": of_all["repetition"].mean(),
-        "duplicate_share": of_all["same_text"].mean() / (size - 1),
-    }
+    return outcome_scalars(**of_all, group_size=len(batch) // len(torch.unique(batch.group_ids)))
 
 
 def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tensor]:

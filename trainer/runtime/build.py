@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from monitor.records import RunInfo
+from monitor.token_texts import TokenTexts
 from trainer.config import TrainConfig
 from trainer.policy.policy import Policy, pick_device
 from trainer.policy.sources import ensure_model
@@ -17,7 +18,6 @@ from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_pro
 from trainer.runtime.clock import StepClock
 from trainer.runtime.environment import environment
 from trainer.runtime.ranks import Ranks
-from trainer.runtime.samples import TokenTexts
 from trainer.tasks import Task, make_task
 from trainer.update import Updater
 
@@ -75,7 +75,7 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
         stream=stream,
         generator=torch.Generator(device).manual_seed(seed),
         ranks=ranks,
-        texts=TokenTexts(policy),
+        texts=TokenTexts(policy.tokenizer.decode),
         clock=StepClock(),
     )
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import time
 
-import torch
+from monitor.signals.memory import peak_memory_gib
 
 
 class StepClock:
@@ -42,10 +41,3 @@ class StepClock:
             "perf/tokens_per_s": tokens / step_s,
             "perf/memory_gib": peak_memory_gib(),
         }
-
-
-def peak_memory_gib() -> float:
-    """Peak memory in GiB: of the device on CUDA, else the process's largest resident size."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

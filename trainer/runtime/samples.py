@@ -5,21 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.records import SampleTable
+from monitor.token_texts import TokenTexts
 from trainer.flow import Scored, TokenBatch
-from trainer.policy.policy import Policy
-
-
-class TokenTexts:
-    """Texts of token ids. Each id is decoded once."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._decode = policy.tokenizer.decode
-        self._texts: dict[int, str] = {}
-
-    def __call__(self, completion_ids: list[list[int]]) -> list[list[str]]:
-        for token in {token for ids in completion_ids for token in ids} - self._texts.keys():
-            self._texts[token] = self._decode([token])
-        return [list(map(self._texts.__getitem__, ids)) for ids in completion_ids]
 
 
 def sample_table(batch: TokenBatch, scored: Scored, texts: TokenTexts) -> SampleTable:
