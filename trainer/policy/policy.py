@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monitor.signals import TokenSignals, token_signals
-from trainer.config import LoraConfig
+from trainer.config import LoraConfig, RolloutConfig
 from trainer.errors import ModelError
 from trainer.flow import Rollouts, TokenBatch
+from trainer.policy.endings import StopStrings, chat_template, stop_tokens, turn_end_id
 from trainer.policy.gguf import unpacked
 from trainer.policy.lora import merged_copy, with_adapters
 from trainer.policy.sources import ModelSource
@@ -63,6 +64,7 @@ class Policy:
         self.sampler_copies: dict[str, Any] = {}  # filled by trainer.rollout.sampler_copy when a sampler needs one
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         self.end_ids, self.pad_id = _special_ids(model, tokenizer)
+        self.stop_strings: StopStrings | None = None
         self._check_head()
 
     @classmethod
@@ -83,6 +85,19 @@ class Policy:
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise ModelError(f"Model {str(path)!r} cannot be loaded: {why}. Is a file of it damaged?") from error
         return cls(with_adapters(model, lora) if lora and lora.rank else model, tokenizer, device or pick_device())
+
+    def converse(self, rollout: RolloutConfig) -> Policy:
+        """Takes the chat template and the ends of responses that the settings name; returns the policy itself.
+
+        A saved policy carries that template. Raises ConfigError for a template or a stop that cannot be used.
+        """
+        self.tokenizer.chat_template = chat_template(rollout.chat_template, self.tokenizer.chat_template)
+        turn_end = turn_end_id(self.tokenizer)
+        ids, strings = stop_tokens(self.tokenizer, self.vocabulary, rollout.stop)
+        ends = [*self.end_ids, *([] if turn_end is None else [turn_end]), *ids]
+        self.end_ids = list(dict.fromkeys(ends))
+        self.stop_strings = StopStrings(self.tokenizer, strings) if strings else None
+        return self
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")

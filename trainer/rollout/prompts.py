@@ -55,6 +55,12 @@ def evaluation_prompts(config: TrainConfig, task: Task) -> dict[str, list[Prompt
     return {split: prompts for split, prompts in found.items() if prompts}
 
 
+def system_prompt(config: TrainConfig, task: Task) -> str | None:
+    """What stands before each prompt: rollout.system_prompt, else the task's own; None for nothing."""
+    given = config.rollout.system_prompt
+    return (task.system_prompt if given is None else given) or None
+
+
 def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, max_new_tokens: int) -> list[list[int]]:
     """Token ids of each prompt, through the chat template where the tokenizer has one.
 
