@@ -154,12 +154,13 @@ def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float], Counter[st
     from monitor.signals.diagnostics import mismatch_sums
     from trainer.learning.batch import token_batch
     from trainer.train import sample_step
+    from trainer.update import micro_batches
 
     given: list[float | None] = []
     rollouts, scored = sample_step(replace(parts, reward=_watched(parts.reward, given)))
     batch = token_batch(rollouts, scored, parts.task.correct_at, parts.config)
     mask, token_ids = batch.mask, batch.token_ids
-    states = parts.policy.states(batch, parts.config.optim.micro_batch)
+    states = parts.policy.states(batch, micro_batches(parts.config))
     with torch.no_grad():
         logprobs, entropy = parts.policy.logprobs(states[mask], token_ids[mask], parts.config.rollout.temperature)
     sums = mismatch_sums(logprobs, batch.sampler_logprobs[mask], torch.ones_like(logprobs, dtype=torch.bool))

@@ -138,6 +138,14 @@ class OptimConfig(_Group):
         256, ge=1, description="most rollouts in one pass through the model, which may be fewer than a group; changes "
         "memory, not gradients (except for loss.kind bnpo)"
     )  # fmt: skip
+    micro_tokens: int | None = Field(
+        None, ge=1, description="most tokens (rollouts x the longest prompt and response) in one pass; rollouts are "
+        "then sorted by length and cut to the longest, and one that is longer goes alone; none: no limit, no cut"
+    )  # fmt: skip
+    gradient_checkpointing: bool = Field(
+        False, description="keep a decoder layer's input alone for the backward pass and compute the rest again: less "
+        "memory, a third more time in the update"
+    )  # fmt: skip
 
 
 class LoraConfig(_Group):
@@ -270,6 +278,15 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"shard is true and lora.rank is {self.lora.rank}: adapters are small, so they are trained in whole "
                 "copies. Leave out --shard, or set lora.rank to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_pass_in_step(self) -> TrainConfig:
+        if self.shard and self.optim.micro_tokens:
+            raise ValueError(
+                f"optim.micro_tokens is {self.optim.micro_tokens} with shard true: sharded ranks run every pass "
+                "together, and by tokens they would make different numbers of passes. Set optim.micro_batch instead."
             )
         return self
 

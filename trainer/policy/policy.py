@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +26,7 @@ from trainer.flow import Rollouts, TokenBatch
 from trainer.policy.endings import StopStrings, chat_template, stop_tokens, turn_end_id
 from trainer.policy.gguf import unpacked
 from trainer.policy.lora import merged_copy, with_adapters
+from trainer.policy.micro_batches import MicroBatches
 from trainer.policy.sources import ModelSource
 from trainer.runtime.disk import write_whole
 from trainer.runtime.ranks import Ranks, shard, whole
@@ -51,6 +54,25 @@ class _Halves(nn.Module):
         if slab is not None:
             return self.model.get_output_embeddings()(slab.states)
         return self.model.get_decoder()(**inputs)
+
+
+class Reference(Protocol):
+    """What the KL needs of the policy that it is measured from."""
+
+    def hidden(self, batch: TokenBatch) -> Tensor: ...
+    def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]: ...
+
+
+class WithoutAdapters:
+    """The policy that training with adapters started from: the same module with its adapters switched off."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.logprobs = policy.logprobs  # the head has no adapters
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        with self._policy.model.disable_adapter():
+            return self._policy.hidden(batch)
 
 
 class Policy:
@@ -98,6 +120,14 @@ class Policy:
         self.end_ids = list(dict.fromkeys(ends))
         self.stop_strings = StopStrings(self.tokenizer, strings) if strings else None
         return self
+
+    def checkpoint_layers(self) -> None:
+        """From now on a decoder layer keeps its input alone for the backward pass, which computes the rest again.
+
+        Gradients stay the same. It takes a third more time in the update: one more forward pass.
+        """
+        for layer in self.model.get_decoder().layers:
+            layer.forward = MethodType(_checkpointed, layer)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -157,10 +187,18 @@ class Policy:
         return torch.cat(parts)[order.argsort()]
 
     @torch.no_grad()
-    def states(self, batch: TokenBatch, micro_batch: int, *, full_precision: bool = False) -> Tensor:
-        """`hidden` without gradient, with at most `micro_batch` rows in one pass through the model."""
-        parts = [batch.rows(start, start + micro_batch) for start in range(0, len(batch), micro_batch)]
-        return torch.cat([self.hidden(part, full_precision=full_precision) for part in parts])
+    def states(self, batch: TokenBatch, micro: MicroBatches, *, full_precision: bool = False) -> Tensor:
+        """`hidden` without gradient, in passes through the model within the limits of `micro`."""
+        if micro.hold(batch):
+            return self.hidden(batch, full_precision=full_precision)
+        found = None
+        for part in micro.split(batch):
+            states = self.hidden(part.batch, full_precision=full_precision)
+            if found is None:
+                found = states.new_zeros(*batch.mask.shape, states.shape[-1])
+            found[part.rows, : states.shape[1]] = states
+        assert found is not None
+        return found
 
     def project(self, slab: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
@@ -196,10 +234,10 @@ class Policy:
 
     @torch.no_grad()
     def logits_at(
-        self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro_batch: int
+        self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro: MicroBatches
     ) -> Tensor:
         """Logits / temperature of M response positions, float32 [M, V], without autocast. The caller bounds M."""
-        states = self.states(batch, micro_batch, full_precision=True)[rows, columns]
+        states = self.states(batch, micro, full_precision=True)[rows, columns]
         return self._halves(_Slab(states)).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -252,6 +290,14 @@ class Policy:
                 f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
                 f"{error:.3g}); expected logits = head(body(ids)). Use a model without logit scaling or soft-capping."
             )
+
+
+def _checkpointed(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """A layer's forward pass; type(layer) is the layer's own class, or FSDP's beneath which that class stays."""
+    if not torch.is_grad_enabled():
+        return type(layer).forward(layer, *inputs, **named)
+    own = partial(type(layer).forward, layer)
+    return checkpoint(own, *inputs, use_reentrant=False, preserve_rng_state=False, **named)  # nothing in it is random
 
 
 def pick_device() -> torch.device:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainer.errors import NonFiniteError
 from trainer.policy.policy import Policy
-from trainer.rollout.sampler_copy import sampler_copy_of
+from trainer.rollout.sampler_copy import hold_storage, sampler_copy_of
 from trainer.rollout.truncation import Truncation
 
 COMPACT_EVERY = 8  # tokens between checks of which rows have ended; each check is a host sync
@@ -202,6 +202,9 @@ class FixedCache:
         position, width = positions(attention), ids.shape[1]
         logits, prompt = self._prefill(input_ids=ids, attention_mask=attention.long(), position_ids=position)
         for layer, found in zip(self._cache.layers, prompt.layers, strict=True):
+            for tensor in (layer.keys, layer.values) if layer.is_initialized else ():
+                if hold_storage(tensor):
+                    tensor.zero_()  # what was there is masked, but a NaN would pass any mask
             if not layer.is_initialized:
                 like = found.keys[:1].to(logits.dtype).expand(self._rows, -1, -1, -1)
                 layer.lazy_initialization(like, found.values)
@@ -222,6 +225,13 @@ class FixedCache:
 
     def keep(self, rows: Tensor) -> bool:
         return False
+
+    def release(self) -> None:
+        """Gives back the memory of keys and values until the next start."""
+        for layer in self._cache.layers:
+            if layer.is_initialized:
+                layer.keys.untyped_storage().resize_(0)
+                layer.values.untyped_storage().resize_(0)
 
 
 def positions(attention: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from trainer.flow import Rollouts
 from trainer.policy.policy import Policy
 from trainer.rollout.generate import Drawn, generate
 from trainer.rollout.paged import paged
+from trainer.rollout.sampler_copy import release_samplers
 from trainer.rollout.truncation import Truncation
 
 PAGED_FROM_ROWS, PAGED_FROM_TOKENS = 32, 512  # below these, too few places free up early to repay the cost of paging
@@ -81,6 +82,7 @@ def sample(
             max_batch=max_batch,
             truncation=truncation,
         )
+        release_samplers(policy)
         return _assemble(left, attention, policy, drawn)
     was_training = policy.model.training
     policy.model.eval()
@@ -103,6 +105,7 @@ def sample(
             )
         )
     policy.model.train(was_training)
+    release_samplers(policy)
     return _assemble(left, attention, policy, Drawn(*map(torch.cat, zip(*parts, strict=True))))
 
 

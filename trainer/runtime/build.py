@@ -9,7 +9,7 @@ import torch
 
 from monitor.records import RunInfo
 from trainer.config import TrainConfig
-from trainer.policy.policy import Policy, pick_device
+from trainer.policy.policy import Policy, WithoutAdapters, pick_device
 from trainer.policy.sources import ensure_model
 from trainer.rewards.checking import RewardFunction, checked_rewards
 from trainer.rewards.loading import load_reward
@@ -61,10 +61,15 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     for prompts in (train_prompts, *evaluated.values()):
         encode_prompts(policy, prompts, system_prompt(config, task), config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
-    reference = Policy.load(source, device) if kl_to_initial else None
+    reference: Policy | WithoutAdapters | None = None
+    if kl_to_initial:
+        reference = WithoutAdapters(policy) if config.lora.rank else Policy.load(source, device)
+    if config.optim.gradient_checkpointing:
+        policy.checkpoint_layers()
     if config.shard and ranks.world > 1:
-        for sharded in (policy, reference) if reference else (policy,):
-            sharded.shard(ranks)
+        for sharded in (policy, reference):
+            if isinstance(sharded, Policy):
+                sharded.shard(ranks)
     seed = config.seed + 7_919 * ranks.rank
     return Parts(
         config=config,
