@@ -57,7 +57,7 @@ def apart(policy: Policy, prompts: list[list[int]], limit: int, generator: torch
     ids, attention = rollout._left_padded(policy, prompts, max(map(len, prompts)))
     index = torch.arange(len(ids), device=policy.device)
     drawn = generate(policy, ids, attention, index, limit=limit, temperature=TEMPERATURE, generator=generator)
-    return rollout._assemble(ids, attention, policy.end_ids, drawn)
+    return rollout._assemble(ids, attention, policy, drawn)
 
 
 class _Draw(LogitsProcessor):
@@ -87,7 +87,7 @@ def theirs(policy: Policy, prompts: list[list[int]], limit: int, generator: torc
     ends = torch.isin(tokens, torch.tensor(policy.end_ids, device=tokens.device)).long()
     ended = (ends.cumsum(1) - ends) > 0  # after the first end token
     logprobs = torch.where(ended, 0.0, torch.cat(draw.logprobs, dim=1))
-    return rollout._assemble(ids, attention, policy.end_ids, Drawn(tokens, logprobs, ended))
+    return rollout._assemble(ids, attention, policy, Drawn(tokens, logprobs, ended))
 
 
 ARMS: dict[str, Sampler] = {

@@ -2,8 +2,8 @@
 
     python -m docs.make_pictures [PAGE ...]
 
-Names: PAGE-light.png and PAGE-dark.png, 1440 x 900 as a laptop shows them; PAGE-narrow.png and PAGE-narrow-dark.png, as a
-phone does. The README shows three of them.
+Names: PAGE-light.png and PAGE-dark.png, 1440 x 900 as a laptop shows them; PAGE-narrow.png and PAGE-narrow-dark.png, as
+a phone does. The README shows three of them.
 """
 
 from __future__ import annotations

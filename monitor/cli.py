@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("trainer.commands.demo:main", "two monitored runs, uniform and ict, and the live dashboard"),
     "train": ("trainer.commands.train:main", "train a policy and record the run"),
     "preflight": ("trainer.commands.preflight:main", "say whether a run can learn, before it is paid for"),
+    "plan": ("trainer.commands.plan:main", "say whether a run fits its device, and with which settings"),
     "eval": ("trainer.commands.eval:main", "pass@k and distinct answers of a run's final policy or of any model"),
     "compare": ("trainer.commands.compare:main", "train every arm with every seed and print the paired table"),
     "report": ("dashboard.report:main", "a stored comparison as one HTML file"),
@@ -30,12 +31,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("monitor.commands.check:main", "replay the alert rules on a run or on any series"),
     "watch": ("monitor.commands.watch:main", "judge every run of a live store and tell of alerts, also elsewhere"),
     "alerts": ("monitor.commands.alerts:main", "list, acknowledge and mute alerts; test where they are sent"),
+    "doctor": ("trainer.commands.doctor:main", "say what this machine has and lacks, and for which part"),
     "store": ("monitor.commands.store:main", "check, compact or prune a store"),
 }
 NEEDS = {  # command: the extras it needs, as pip takes them
     "demo": "train,dashboard",
     "train": "train",
     "preflight": "train",
+    "plan": "train",
     "eval": "train",
     "compare": "train",
     "fetch": "train",

@@ -191,7 +191,8 @@ METRICS: dict[str, Metric] = _table(
     Metric("log_ratio_abs", "Mean |log-ratio|", "nats",
            "Mean |ln p_new - ln p_old| over the tokens the step's updates used."),
     Metric("sampler_mismatch", "Sampler mismatch", "nats",
-           "Mean |ln p_trainer - ln p_sampler| of sampled tokens, before the update. It should be numerical noise.",
+           "Mean |ln p_trainer - ln p_sampler| of sampled tokens, before the update. It should be numerical noise; "
+           "with rollout.top_k, top_p or min_p it is -ln of the probability of the tokens that may be drawn.",
            "down"),
     Metric("sampler_mismatch_k3", "Sampler mismatch, k3", "nats",
            "Mean of r - 1 - ln r, r = p_trainer / p_sampler of the sampled tokens: an estimate of "

@@ -13,8 +13,9 @@ from trainer.config import TrainConfig
 from trainer.policy.policy import Policy
 from trainer.rewards.checking import RewardFunction
 from trainer.rewards.scoring import score
-from trainer.rollout.prompts import encode_prompts, evaluation_prompts
+from trainer.rollout.prompts import encode_prompts, evaluation_prompts, system_prompt
 from trainer.rollout.sampling import sample
+from trainer.rollout.truncation import Truncation
 from trainer.runtime.build import Parts
 from trainer.tasks import Prompt, Task
 
@@ -112,12 +113,13 @@ def sample_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Gener
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     rollouts = sample(
         parts.policy,
-        encode_prompts(parts.policy, repeated, parts.task.system_prompt, rollout.max_new_tokens),
+        encode_prompts(parts.policy, repeated, system_prompt(parts.config, parts.task), rollout.max_new_tokens),
         max_new_tokens=rollout.max_new_tokens,
         temperature=rollout.temperature,
         generator=generator,
         max_batch=rollout.max_batch,
         backend=rollout.backend,
+        truncation=Truncation.of(rollout),
     )
     scored = score(parts.policy, rollouts, repeated, parts.reward)
     correct = (np.array(scored.rewards) >= parts.task.correct_at).reshape(len(prompts), samples)

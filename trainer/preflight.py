@@ -7,7 +7,7 @@ stands beside a published criterion where there is one (`reference`): a line to 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,8 @@ class Draws:
 
     correct, truncated bool; lengths in tokens; repetition and same_text as in `monitor.signals.completions`. answered:
     the task finds an answer in it (None: only a reward of the user's own would know). rewarded: the reward function
-    gave a number, not None. sums: over all response tokens, "tokens", "entropy" (nats), "decided" and those of
+    gave a number, not None. unended: {text of a special token that ends no response: how many of the truncated
+    rollouts contain it}. sums: over all response tokens, "tokens", "entropy" (nats), "decided" and those of
     `monitor.signals.diagnostics.mismatch_sums`.
     """
 
@@ -46,6 +47,7 @@ class Draws:
     answered: np.ndarray | None
     rewarded: np.ndarray
     sums: Mapping[str, float]
+    unended: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +174,31 @@ def figures_of_steps(steps: Sequence[Mapping[str, float]]) -> Figures:
     return {key: Estimate(value) for key, value in found.items()}
 
 
-def findings(figures: Figures, config: TrainConfig) -> list[Finding]:
-    """What is wrong, the worst first."""
+def findings(figures: Figures, config: TrainConfig, unended: str | None = None) -> list[Finding]:
+    """What is wrong, the worst first. unended: see `unended_sentence`."""
     value = {key: estimate.mean for key, estimate in figures.items()}
     found = [*_groups(value, config), *_rollouts(value, config)]
+    if unended:
+        found = [finding for finding in found if finding.name != "truncated"] + [
+            Finding("unended", "critical", unended)
+        ]
     return sorted(found, key=lambda finding: finding.severity != "critical")
+
+
+def unended_sentence(draws: Draws, config: TrainConfig) -> str | None:
+    """Which special tokens the truncated rollouts contain, if most of them do: they would end there, were they told to.
+
+    None where at most a quarter of the rollouts (MANY) is truncated, or no token is in half of the truncated ones.
+    """
+    cut = int(draws.truncated.sum())
+    tokens = [token for token, rollouts in draws.unended.items() if rollouts >= 0.5 * cut]
+    if cut <= MANY * draws.truncated.size or not tokens:
+        return None
+    listed = ", ".join(f'"{token}"' for token in tokens)
+    return (
+        f"{cut / draws.truncated.size:.0%} of {draws.truncated.size} rollouts were cut at "
+        f"{config.rollout.max_new_tokens} tokens; they contain {' and '.join(tokens)}: set rollout.stop to [{listed}]."
+    )
 
 
 def _groups(value: Mapping[str, float], config: TrainConfig) -> list[Finding]:
@@ -246,9 +268,11 @@ def _rollouts(value: Mapping[str, float], config: TrainConfig) -> list[Finding]:
             f"{rollout.temperature:g}), or take a policy that still explores.",
         )
     if (beyond := share("sampler_mismatch_beyond2")) > MISMATCH:
+        partial = rollout.top_k or rollout.top_p < 1 or rollout.min_p
+        cure = "leave out rollout.top_k, top_p and min_p" if partial else "set rollout.backend to generate"
         message = (
             f"Sampler and trainer differ by more than a factor of 2 in the probability of {beyond:.1%} of tokens, so "
-            "that gradients are of another policy than the one that sampled: set rollout.backend to generate."
+            f"that gradients are of another policy than the one that sampled: {cure}."
         )
         found.append(Finding("sampler_mismatch", "critical", message))
     return found

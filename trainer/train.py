@@ -26,8 +26,9 @@ from trainer.flow import Rollouts, Scored, TokenBatch
 from trainer.learning.batch import token_batch
 from trainer.rewards.scoring import score
 from trainer.rollout.outcomes import answer_sums, rollout_scalars
-from trainer.rollout.prompts import encode_prompts
+from trainer.rollout.prompts import encode_prompts, system_prompt
 from trainer.rollout.sampling import sample
+from trainer.rollout.truncation import Truncation
 from trainer.runtime.build import Parts
 from trainer.runtime.samples import sample_table
 from trainer.runtime.stops import Stops
@@ -102,12 +103,13 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
     prompts = [prompt for prompt in mine for _ in range(rollout.group_size)]
     rollouts = sample(
         parts.policy,
-        encode_prompts(parts.policy, prompts, parts.task.system_prompt, rollout.max_new_tokens),
+        encode_prompts(parts.policy, prompts, system_prompt(parts.config, parts.task), rollout.max_new_tokens),
         max_new_tokens=rollout.max_new_tokens,
         temperature=parts.updater.control.temperature,
         generator=parts.generator,
         max_batch=rollout.max_batch,
         backend=rollout.backend,
+        truncation=Truncation.of(rollout),
     )
     return rollouts, score(parts.policy, rollouts, prompts, parts.reward)
 

@@ -20,7 +20,8 @@ from trainer.learning.loss import LossTotals, loss_totals, policy_loss
 from trainer.learning.probe import finish_probe, take_probe
 from trainer.learning.weightings import WeightInputs, capped_deviation, token_penalty, token_weights
 from trainer.policy.attention import attention_received
-from trainer.policy.policy import Policy
+from trainer.policy.micro_batches import MicroBatches
+from trainer.policy.policy import Policy, Reference
 from trainer.runtime.ranks import Ranks, whole
 
 
@@ -43,19 +44,21 @@ class Update:
 class Updater:
     """Owns the optimizer. `update(batch, step)` runs epochs x mini-batches of updates on one rollout batch.
 
-    No pass through the model has more than optim.micro_batch rows. Signals compare the rows of a group, so they need
-    the hidden states [G, T, D] of a whole group (or of a micro-batch of whole groups) together; the head then runs on
-    slabs of them. These hidden states are the only tensors with more than micro_batch rows.
+    No pass through the model has more than optim.micro_batch rows or optim.micro_tokens tokens. Signals compare the
+    rows of a group, so they need the hidden states [G, T, D] of a whole group (or of as many whole groups as
+    micro_batch holds) together; the head then runs on slabs of them. These hidden states are the only tensors with more
+    rows than a pass.
     """
 
     def __init__(
         self,
         policy: Policy,
-        reference: Policy | None,
+        reference: Reference | None,
         config: TrainConfig,
         ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
         self.policy, self.reference, self.config, self.ranks = policy, reference, config, ranks
+        self.micro = micro_batches(config)
         self.trained = list(policy.trained().values())
         self.optimizer = torch.optim.AdamW(self.trained, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
         self.control = EntropyControl(config)
@@ -73,13 +76,13 @@ class Updater:
         every = self.config.record.probe_every
         if not every or step % every:
             return self._updates(batch, step)
-        probe = take_probe(self.policy, batch, self.control.temperature, self.config.optim.micro_batch)
+        probe = take_probe(self.policy, batch, self.control.temperature, self.micro)
         update = self._updates(batch, step)
         return replace(update, probe=finish_probe(self.policy, probe))
 
     def _updates(self, batch: TokenBatch, step: int) -> Update:
         optim = self.config.optim
-        if optim.epochs == optim.mini_batches == 1 and len(batch) <= optim.micro_batch:
+        if optim.epochs == optim.mini_batches == 1 and self.micro.hold(batch):
             return self._on_policy(batch, step)
         signals = self._whole_signals(batch)
         inputs = self._inputs(signals, batch, step)
@@ -123,11 +126,10 @@ class Updater:
             weights = token_weights(inputs, weighting)
         totals, penalty = self._totals(batch, weights), token_penalty(inputs, weighting)
         losses, stats = [], []
-        for start in range(0, len(batch), self.config.optim.micro_batch):
-            own = slice(start, start + self.config.optim.micro_batch)
-            rows, chosen = batch.rows(own.start, own.stop), weights[own]
-            extra = None if penalty is None else penalty[own]
-            terms = self._terms(self.policy.hidden(rows), rows, old[own], chosen, totals, extra)
+        for part in self.micro.split(batch):
+            rows, chosen = part.batch, part.of(weights)
+            extra = None if penalty is None else part.of(penalty)
+            terms = self._terms(self.policy.hidden(rows), rows, part.of(old), chosen, totals, extra)
             terms.loss.backward()
             losses.append(terms.loss.detach())
             stats.append(_statistics(terms, rows, chosen))
@@ -188,10 +190,10 @@ class Updater:
     @torch.no_grad()
     def _whole_signals(self, batch: TokenBatch) -> TokenSignals:
         """Signals of the policy as it is now, for a batch of any number of whole groups."""
-        micro_batch, group = self.config.optim.micro_batch, self.config.rollout.group_size
-        size = max(1, micro_batch // group) * group
+        group = self.config.rollout.group_size
+        size = max(1, self.micro.rows // group) * group
         parts = [batch.rows(start, start + size) for start in range(0, len(batch), size)]
-        found = [self._signals(self.policy.states(rows, micro_batch), rows) for rows in parts]
+        found = [self._signals(self.policy.states(rows, self.micro), rows) for rows in parts]
         return TokenSignals.concat(found, dim=0)
 
     def _inputs(self, signals: TokenSignals, batch: TokenBatch, step: int) -> WeightInputs:
@@ -217,6 +219,10 @@ class Updater:
         totals = loss_totals(batch.loss_mask, weights, normalise, longest)
         sums = self.ranks.sum(torch.stack([totals.responses, totals.weight, totals.tokens]))
         return LossTotals(sums[0], sums[1], sums[2], longest)
+
+
+def micro_batches(config: TrainConfig) -> MicroBatches:
+    return MicroBatches(config.optim.micro_batch, config.optim.micro_tokens)
 
 
 def mini_batch_groups(groups: int, mini_batches: int) -> list[tuple[int, int]]:

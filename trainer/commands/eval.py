@@ -113,7 +113,8 @@ def subject(name: str, store: Path) -> tuple[bool, str, TrainConfig]:
                 f"Run {name!r} has no final policy at {str(folder)!r}: a run saves one when it ends. Resume it with "
                 f"`rlvr train --resume {name}`."
             )
-        return True, str(folder), config
+        own = config.rollout.model_copy(update={"chat_template": "model"})  # the saved policy carries the run's
+        return True, str(folder), config.model_copy(update={"rollout": own})
     from trainer.policy.sources import resolve_model
 
     try:
@@ -163,14 +164,14 @@ def evaluate_model(
     from trainer.policy.sources import ensure_model
     from trainer.rewards.checking import checked_rewards
     from trainer.rewards.loading import load_reward
-    from trainer.rollout.prompts import encode_prompts
+    from trainer.rollout.prompts import encode_prompts, system_prompt
 
     task = make_task(config.task)
     reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
-    policy = Policy.load(ensure_model(model), pick_device())
+    policy = Policy.load(ensure_model(model), pick_device()).converse(config.rollout)
     prompts = [prompt for split in splits.values() for prompt in split]
     least = config.rollout.max_new_tokens if length_is_set else 1
-    longest = max(map(len, encode_prompts(policy, prompts, task.system_prompt, least)))
+    longest = max(map(len, encode_prompts(policy, prompts, system_prompt(config, task), least)))
     if not length_is_set:
         limit = min(LONGEST_RESPONSE, policy.context - longest)
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_new_tokens": limit})})

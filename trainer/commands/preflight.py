@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from trainer.commands.train import parse_config
 from trainer.config import ConfigError, TrainConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.flow import Scored
     from trainer.preflight import Draws, Figures, Finding
     from trainer.runtime.build import Parts
 
@@ -70,7 +74,7 @@ def main(argv: list[str]) -> int:
         print(f"rlvr preflight: {error}", file=sys.stderr)
         return 2
     from trainer.errors import NonFiniteError, RewardError
-    from trainer.preflight import figures_of, findings
+    from trainer.preflight import figures_of, findings, unended_sentence
 
     samples = options.samples or -(-16 // config.rollout.group_size) * config.rollout.group_size
     try:
@@ -79,7 +83,7 @@ def main(argv: list[str]) -> int:
         print(f"rlvr preflight: {error}", file=sys.stderr)
         return 1
     figures = figures_of(draws, config.rollout.group_size)
-    found = findings(figures, config)
+    found = findings(figures, config, unended_sentence(draws, config))
     show = _print_json if options.json else _print
     show(config, draws.correct.shape, figures, found)
     return int(any(finding.severity == "critical" for finding in found))
@@ -116,7 +120,7 @@ def _draw(parts: Parts, prompts: int, samples: int, console: Console) -> Draws:
         f"{len(chosen)} training prompts."
     )
     columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    rows, sums = [], []
+    rows, sums, unended = [], [], Counter[str]()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("prompts", total=len(chosen))
         for start in range(0, len(chosen), size):
@@ -127,7 +131,8 @@ def _draw(parts: Parts, prompts: int, samples: int, console: Console) -> Draws:
                 config=config.model_copy(update={"rollout": rollout}),
                 stream=PromptStream(portion, len(portion), config.seed),
             )
-            columns_of, sums_of = _portion(of_portion)
+            columns_of, sums_of, unended_of = _portion(of_portion)
+            unended.update(unended_of)
             rows.append(columns_of)
             sums.append(sums_of)
             bars.advance(bar, len(portion))
@@ -136,11 +141,11 @@ def _draw(parts: Parts, prompts: int, samples: int, console: Console) -> Draws:
     }
     if parts.config.reward:
         joined["answered"] = None  # the task's own reading says nothing about a reward of the user's own
-    return Draws(**joined, sums={key: sum(each[key] for each in sums) for key in sums[0]})
+    return Draws(**joined, sums={key: sum(each[key] for each in sums) for key in sums[0]}, unended=unended)
 
 
-def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float]]:
-    """Columns [rollouts] and sums of `Draws`, of the next step of `parts`, which is not trained on."""
+def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float], Counter[str]]:
+    """Columns [rollouts], sums and `unended` of `Draws`, of the next step of `parts`, which is not trained on."""
     import numpy as np
     import torch
 
@@ -149,12 +154,13 @@ def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float]]:
     from monitor.signals.diagnostics import mismatch_sums
     from trainer.learning.batch import token_batch
     from trainer.train import sample_step
+    from trainer.update import micro_batches
 
     given: list[float | None] = []
     rollouts, scored = sample_step(replace(parts, reward=_watched(parts.reward, given)))
     batch = token_batch(rollouts, scored, parts.task.correct_at, parts.config)
     mask, token_ids = batch.mask, batch.token_ids
-    states = parts.policy.states(batch, parts.config.optim.micro_batch)
+    states = parts.policy.states(batch, micro_batches(parts.config))
     with torch.no_grad():
         logprobs, entropy = parts.policy.logprobs(states[mask], token_ids[mask], parts.config.rollout.temperature)
     sums = mismatch_sums(logprobs, batch.sampler_logprobs[mask], torch.ones_like(logprobs, dtype=torch.bool))
@@ -174,7 +180,16 @@ def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float]]:
     found: dict[str, Any] = {name: column.cpu().numpy() for name, column in columns.items()}
     found["answered"] = np.array([parts.task.gives_answer(text) for text in scored.completions])
     found["rewarded"] = np.array([reward is not None for reward in given])
-    return found, {key: float(value) for key, value in sums.items()}
+    return found, {key: float(value) for key, value in sums.items()}, _unended(parts, batch.truncated, scored)
+
+
+def _unended(parts: Parts, truncated: Tensor, scored: Scored) -> Counter[str]:
+    """{text of a special token: how many truncated rollouts contain it}. Padding is no part of a response."""
+    added, found = parts.policy.tokenizer.added_tokens_decoder, Counter[str]()
+    for ids, cut in zip(scored.completion_ids, truncated.tolist(), strict=True):
+        if cut:
+            found.update(str(added[token]) for token in set(ids) & added.keys())
+    return found
 
 
 def _watched(reward: Callable[..., Any], given: list[float | None]) -> Callable[..., Any]:

@@ -19,6 +19,25 @@ class RolloutConfig(_Group):
     group_size: int = Field(8, ge=1, description="rollouts of each prompt (G); a group needs at least 2")
     max_new_tokens: int = Field(56, ge=1, description="longest response, tokens")
     temperature: float = Field(1.0, gt=0, description="sampling temperature; the loss uses the same")
+    top_k: int = Field(0, ge=0, description="sample from the k likeliest tokens only; 0: from all")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the likeliest tokens that hold this probability together; 1: from all"
+    )
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="sample from tokens at least min_p times as likely as the likeliest; 0: from all"
+    )
+    stop: tuple[int | str, ...] = Field(
+        (), description="texts and token ids that end a response, besides the end tokens of model and chat template; "
+        "the text stays part of the response"
+    )  # fmt: skip
+    chat_template: str = Field(
+        "model", description="how a prompt becomes a conversation. model: the tokenizer's own template, none where it "
+        "has none; none: the plain text; else the path of a file with a Jinja template"
+    )  # fmt: skip
+    system_prompt: str | None = Field(
+        None, description="what stands before each prompt, as the system's message where there is a template; none: "
+        "the task's own; empty: nothing"
+    )  # fmt: skip
     max_batch: int = Field(1024, ge=1, description="rollouts sampled at once")
     backend: Literal["auto", "generate", "paged"] = Field(
         "auto", description="generate: one token for all rollouts at a time (on CUDA with fixed shapes and a compiled "
@@ -118,6 +137,14 @@ class OptimConfig(_Group):
     micro_batch: int = Field(
         256, ge=1, description="most rollouts in one pass through the model, which may be fewer than a group; changes "
         "memory, not gradients (except for loss.kind bnpo)"
+    )  # fmt: skip
+    micro_tokens: int | None = Field(
+        None, ge=1, description="most tokens (rollouts x the longest prompt and response) in one pass; rollouts are "
+        "then sorted by length and cut to the longest, and one that is longer goes alone; none: no limit, no cut"
+    )  # fmt: skip
+    gradient_checkpointing: bool = Field(
+        False, description="keep a decoder layer's input alone for the backward pass and compute the rest again: less "
+        "memory, a third more time in the update"
     )  # fmt: skip
 
 
@@ -251,6 +278,15 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"shard is true and lora.rank is {self.lora.rank}: adapters are small, so they are trained in whole "
                 "copies. Leave out --shard, or set lora.rank to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_pass_in_step(self) -> TrainConfig:
+        if self.shard and self.optim.micro_tokens:
+            raise ValueError(
+                f"optim.micro_tokens is {self.optim.micro_tokens} with shard true: sharded ranks run every pass "
+                "together, and by tokens they would make different numbers of passes. Set optim.micro_batch instead."
             )
         return self
 

@@ -3,7 +3,7 @@
 The probe computes logits at a small sample of the batch's positions, before the first and after the last optimizer
 update of a step. It works in full precision, because bf16 logits would hide a step at lr 1e-6. The batch's mask fixes
 the sample, so the probe draws no random numbers and changes no run. Cost: two forward passes over ROWS rollouts, at
-most optim.micro_batch at once, in probed steps only.
+most optim.micro_batch rows and micro_tokens tokens at once, in probed steps only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from monitor.signals.diagnostics import renyi2_changes
 from trainer.flow import TokenBatch
 from trainer.policy import policy as policy_module
+from trainer.policy.micro_batches import MicroBatches
 from trainer.policy.policy import Policy
 
 ROWS, POSITIONS = 8, 256
@@ -29,23 +30,28 @@ class Probe:
     rows: Tensor
     columns: Tensor
     temperature: float
-    micro_batch: int
+    micro: MicroBatches
     logits: Tensor
 
 
-def take_probe(policy: Policy, batch: TokenBatch, temperature: float, micro_batch: int = ROWS) -> Probe:
+def take_probe(
+    policy: Policy,
+    batch: TokenBatch,
+    temperature: float,
+    micro: MicroBatches = MicroBatches(ROWS),  # noqa: B008, frozen
+) -> Probe:
     """The sample and its logits as they are now. Call this before the step's first update."""
     stride = -(-len(batch) // ROWS)
     part = TokenBatch(*(getattr(batch, spec.name)[::stride] for spec in fields(batch)))
     count = max(1, min(POSITIONS, policy_module.SLAB_ELEMENTS // (4 * policy.vocabulary)))
     rows, columns = spread(part.mask, count)
-    logits = policy.logits_at(part, rows, columns, temperature, micro_batch)
-    return Probe(part, rows, columns, temperature, micro_batch, logits)
+    logits = policy.logits_at(part, rows, columns, temperature, micro)
+    return Probe(part, rows, columns, temperature, micro, logits)
 
 
 def finish_probe(policy: Policy, probe: Probe) -> tuple[Tensor, Tensor]:
     """(predicted, true) change of H2 since `take_probe`, float64 [M], nats."""
-    after = policy.logits_at(probe.batch, probe.rows, probe.columns, probe.temperature, probe.micro_batch)
+    after = policy.logits_at(probe.batch, probe.rows, probe.columns, probe.temperature, probe.micro)
     return renyi2_changes(probe.logits, after)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -19,11 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 from monitor.signals import TokenSignals
 from monitor.signals.slabs import slab_signals
-from trainer.config import LoraConfig
+from trainer.config import LoraConfig, RolloutConfig
 from trainer.errors import ModelError
 from trainer.flow import Rollouts, TokenBatch
+from trainer.policy.endings import StopStrings, chat_template, stop_tokens, turn_end_id
 from trainer.policy.gguf import unpacked
 from trainer.policy.lora import merged_copy, with_adapters
+from trainer.policy.micro_batches import MicroBatches
 from trainer.policy.sources import ModelSource
 from trainer.runtime.disk import write_whole
 from trainer.runtime.ranks import Ranks, shard, whole
@@ -53,6 +57,25 @@ class _Halves(nn.Module):
         return self.model.get_decoder()(**inputs)
 
 
+class Reference(Protocol):
+    """What the KL needs of the policy that it is measured from."""
+
+    def hidden(self, batch: TokenBatch) -> Tensor: ...
+    def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]: ...
+
+
+class WithoutAdapters:
+    """The policy that training with adapters started from: the same module with its adapters switched off."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.logprobs = policy.logprobs  # the head has no adapters
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        with self._policy.model.disable_adapter():
+            return self._policy.hidden(batch)
+
+
 class Policy:
     """Model and tokenizer on one device. On CUDA, bf16 autocast runs over float32 weights."""
 
@@ -64,6 +87,7 @@ class Policy:
         self.sampler_copies: dict[str, Any] = {}  # filled by trainer.rollout.sampler_copy when a sampler needs one
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         self.end_ids, self.pad_id = _special_ids(model, tokenizer)
+        self.stop_strings: StopStrings | None = None
         self._check_head()
 
     @classmethod
@@ -84,6 +108,27 @@ class Policy:
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise ModelError(f"Model {str(path)!r} cannot be loaded: {why}. Is a file of it damaged?") from error
         return cls(with_adapters(model, lora) if lora and lora.rank else model, tokenizer, device or pick_device())
+
+    def converse(self, rollout: RolloutConfig) -> Policy:
+        """Takes the chat template and the ends of responses that the settings name; returns the policy itself.
+
+        A saved policy carries that template. Raises ConfigError for a template or a stop that cannot be used.
+        """
+        self.tokenizer.chat_template = chat_template(rollout.chat_template, self.tokenizer.chat_template)
+        turn_end = turn_end_id(self.tokenizer)
+        ids, strings = stop_tokens(self.tokenizer, self.vocabulary, rollout.stop)
+        ends = [*self.end_ids, *([] if turn_end is None else [turn_end]), *ids]
+        self.end_ids = list(dict.fromkeys(ends))
+        self.stop_strings = StopStrings(self.tokenizer, strings) if strings else None
+        return self
+
+    def checkpoint_layers(self) -> None:
+        """From now on a decoder layer keeps its input alone for the backward pass, which computes the rest again.
+
+        Gradients stay the same. It takes a third more time in the update: one more forward pass.
+        """
+        for layer in self.model.get_decoder().layers:
+            layer.forward = MethodType(_checkpointed, layer)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -143,10 +188,18 @@ class Policy:
         return torch.cat(parts)[order.argsort()]
 
     @torch.no_grad()
-    def states(self, batch: TokenBatch, micro_batch: int, *, full_precision: bool = False) -> Tensor:
-        """`hidden` without gradient, with at most `micro_batch` rows in one pass through the model."""
-        parts = [batch.rows(start, start + micro_batch) for start in range(0, len(batch), micro_batch)]
-        return torch.cat([self.hidden(part, full_precision=full_precision) for part in parts])
+    def states(self, batch: TokenBatch, micro: MicroBatches, *, full_precision: bool = False) -> Tensor:
+        """`hidden` without gradient, in passes through the model within the limits of `micro`."""
+        if micro.hold(batch):
+            return self.hidden(batch, full_precision=full_precision)
+        found = None
+        for part in micro.split(batch):
+            states = self.hidden(part.batch, full_precision=full_precision)
+            if found is None:
+                found = states.new_zeros(*batch.mask.shape, states.shape[-1])
+            found[part.rows, : states.shape[1]] = states
+        assert found is not None
+        return found
 
     def project(self, slab: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
@@ -177,10 +230,10 @@ class Policy:
 
     @torch.no_grad()
     def logits_at(
-        self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro_batch: int
+        self, batch: TokenBatch, rows: Tensor, columns: Tensor, temperature: float, micro: MicroBatches
     ) -> Tensor:
         """Logits / temperature of M response positions, float32 [M, V], without autocast. The caller bounds M."""
-        states = self.states(batch, micro_batch, full_precision=True)[rows, columns]
+        states = self.states(batch, micro, full_precision=True)[rows, columns]
         return self._halves(_Slab(states)).float() / temperature
 
     def logprobs(self, hidden: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -233,6 +286,14 @@ class Policy:
                 f"Model {type(self.model).__name__} changes its logits after the output embedding (largest difference "
                 f"{error:.3g}); expected logits = head(body(ids)). Use a model without logit scaling or soft-capping."
             )
+
+
+def _checkpointed(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """A layer's forward pass; type(layer) is the layer's own class, or FSDP's beneath which that class stays."""
+    if not torch.is_grad_enabled():
+        return type(layer).forward(layer, *inputs, **named)
+    own = partial(type(layer).forward, layer)
+    return checkpoint(own, *inputs, use_reentrant=False, preserve_rng_state=False, **named)  # nothing in it is random
 
 
 def pick_device() -> torch.device:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from trainer.errors import NonFiniteError
 from trainer.policy.policy import Policy
-from trainer.rollout.sampler_copy import sampler_copy_of
+from trainer.rollout.sampler_copy import hold_storage, sampler_copy_of
+from trainer.rollout.truncation import Truncation
 
 COMPACT_EVERY = 8  # tokens between checks of which rows have ended; each check is a host sync
 COLUMNS = 256  # the fixed cache's length is a multiple of this, so that steps with other prompts reuse the same graph
@@ -25,7 +26,10 @@ SHAPES_KEPT = 3  # fixed caches with a compiled step: one for training, two for 
 
 
 class Drawn(NamedTuple):
-    """Sampled rows, [B, limit] each: tokens int64, logprobs float32 (nats), ended bool, True after the end token."""
+    """Sampled rows, [B, limit] each: tokens int64, logprobs float32 (nats), ended bool, True after the end.
+
+    logprobs are those of the distribution sampled from, so of `Truncation`'s q where it leaves tokens out.
+    """
 
     tokens: Tensor
     logprobs: Tensor
@@ -54,11 +58,13 @@ def generate(
     limit: int,
     temperature: float,
     generator: torch.Generator,
+    truncation: Truncation = Truncation(),  # noqa: B008, frozen
     decoder: Decoder | None = None,
 ) -> Drawn:
     """Draws a response of at most `limit` tokens for each entry of `index` int64 [B].
 
-    index[i] is the row of its prompt in `ids` and `attention` [Q, P], left-padded. Raises NonFiniteError if the
+    index[i] is the row of its prompt in `ids` and `attention` [Q, P], left-padded. Stop strings are looked for every
+    COMPACT_EVERY tokens, so a row may hold a few tokens after one; `sample` cuts them. Raises NonFiniteError if the
     policy's logits are not finite.
     """
     n, device = len(index), ids.device
@@ -74,13 +80,17 @@ def generate(
     with policy.autocast():  # around the whole loop, so that each weight is cast once and not at each token
         logits = decoder.start(ids, attention, index)
         for t in range(limit):
-            logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+            logp = truncation(torch.log_softmax(logits.float() / temperature, dim=-1))
             token = _draw(logp, generator)
             drawn.tokens[rows, t] = torch.where(done, policy.pad_id, token)
             drawn.logprobs[rows, t] = torch.where(done, 0.0, logp.gather(1, token.unsqueeze(1)).squeeze(1))
             drawn.ended[rows, t] = done
             done = done | torch.isin(token, ends)
             if (t + 1) % COMPACT_EVERY == 0:
+                if (stops := policy.stop_strings) is not None:
+                    first = max(0, t + 1 - COMPACT_EVERY - stops.longest)
+                    texts = drawn.tokens[rows, first : t + 1].tolist()
+                    done = done | torch.tensor(stops.inside(texts), device=device)
                 keep = (~done).nonzero().squeeze(1)
                 if not policy.in_step.any(len(keep) > 0):
                     break
@@ -192,6 +202,9 @@ class FixedCache:
         position, width = positions(attention), ids.shape[1]
         logits, prompt = self._prefill(input_ids=ids, attention_mask=attention.long(), position_ids=position)
         for layer, found in zip(self._cache.layers, prompt.layers, strict=True):
+            for tensor in (layer.keys, layer.values) if layer.is_initialized else ():
+                if hold_storage(tensor):
+                    tensor.zero_()  # what was there is masked, but a NaN would pass any mask
             if not layer.is_initialized:
                 like = found.keys[:1].to(logits.dtype).expand(self._rows, -1, -1, -1)
                 layer.lazy_initialization(like, found.values)
@@ -212,6 +225,13 @@ class FixedCache:
 
     def keep(self, rows: Tensor) -> bool:
         return False
+
+    def release(self) -> None:
+        """Gives back the memory of keys and values until the next start."""
+        for layer in self._cache.layers:
+            if layer.is_initialized:
+                layer.keys.untyped_storage().resize_(0)
+                layer.values.untyped_storage().resize_(0)
 
 
 def positions(attention: Tensor) -> Tensor:

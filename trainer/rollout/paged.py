@@ -18,6 +18,7 @@ from trainer.errors import NonFiniteError
 from trainer.policy.policy import Policy
 from trainer.rollout.generate import Drawn
 from trainer.rollout.sampler_copy import sampler_copy_of
+from trainer.rollout.truncation import Truncation
 
 PAGE = 32  # tokens in a page on CPU, where a cache of whole 256-token pages would be mostly empty
 
@@ -30,14 +31,17 @@ def paged(
     temperature: float,
     generator: torch.Generator,
     max_batch: int,
+    truncation: Truncation = Truncation(),  # noqa: B008, frozen
 ) -> Drawn:
     """Draws a response for each prompt, at most `max_batch` at a time. Neighbours with equal prompts share its blocks.
+
+    Rows go on after a stop string, which transformers does not look for here; `sample` cuts them.
 
     Raises NonFiniteError if the policy's logits are not finite, and RuntimeError with the reason if transformers fails.
     """
     group = _group_size(prompts)
     seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-    settings = _generation(policy, temperature, limit, group)
+    settings = _generation(policy, temperature, limit, group, truncation)
     devices = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
         manager = sampler_copy_of(policy, "all").model.init_continuous_batching(
@@ -59,14 +63,15 @@ def _rows_of(name: str, group: int) -> list[str]:
     return [name, *(f"{name}__child#{i}" for i in range(group - 1))]
 
 
-def _generation(policy: Policy, temperature: float, limit: int, group: int) -> Any:
+def _generation(policy: Policy, temperature: float, limit: int, group: int, truncation: Truncation) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
         do_sample=True,
         temperature=temperature,
-        top_k=0,  # the whole distribution: transformers' default is the top 50
-        top_p=1.0,
+        top_k=truncation.top_k,  # 0 is the whole distribution: transformers' default is the top 50
+        top_p=truncation.top_p,
+        min_p=truncation.min_p or None,
         max_new_tokens=limit,
         num_return_sequences=group,
         eos_token_id=policy.end_ids,

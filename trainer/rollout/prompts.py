@@ -55,21 +55,33 @@ def evaluation_prompts(config: TrainConfig, task: Task) -> dict[str, list[Prompt
     return {split: prompts for split, prompts in found.items() if prompts}
 
 
+def system_prompt(config: TrainConfig, task: Task) -> str | None:
+    """What stands before each prompt: rollout.system_prompt, else the task's own; None for nothing."""
+    given = config.rollout.system_prompt
+    return (task.system_prompt if given is None else given) or None
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt, system: str | None) -> list[int]:
+    """The prompt's token ids, through the chat template where the tokenizer has one."""
+    if not tokenizer.chat_template:
+        text = f"{system}\n\n{prompt.text}" if system else prompt.text
+        plain: list[int] = tokenizer(text, verbose=False)["input_ids"]
+        return plain
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt.text})
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
 def encode_prompts(policy: Policy, prompts: list[Prompt], system: str | None, max_new_tokens: int) -> list[list[int]]:
     """Token ids of each prompt, through the chat template where the tokenizer has one.
 
     Raises ValueError for a prompt that leaves no room for `max_new_tokens` in the model's context.
     """
-    tokenizer = policy.tokenizer
     encoded: list[list[int]] = []
     for prompt in prompts:
-        if tokenizer.chat_template:
-            messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": prompt.text})
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        else:
-            ids = tokenizer(f"{system}\n\n{prompt.text}" if system else prompt.text, verbose=False)["input_ids"]
+        ids = prompt_ids(policy.tokenizer, prompt, system)
         if not ids or len(ids) + max_new_tokens > policy.context:
             raise ValueError(
                 f"Prompt {prompt.id!r} of split {prompt.split!r} has {len(ids)} tokens and rollout.max_new_tokens is "

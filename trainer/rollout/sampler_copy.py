@@ -1,7 +1,8 @@
 """A copy of the policy's module for sampling, so that samplers change nothing in the module that is trained.
 
 Samplers set evaluation mode, change the attention implementation and cast weights. On CPU the copy shares all
-parameters. On CUDA it has bfloat16 parameters of its own, 2 bytes each, which are updated before each use.
+parameters. On CUDA it has bfloat16 parameters of its own, 2 bytes each, which are filled before each use. Between uses
+they hold no memory, so that the update can have it. Only the storage goes: compiled steps know the tensors themselves.
 """
 
 from __future__ import annotations
@@ -43,13 +44,36 @@ class SamplerCopy:
     def refresh(self) -> SamplerCopy:
         """Copies the policy's present weights into the copy, in place."""
         for theirs, mine in self._cast.items():
+            hold_storage(mine)
             mine.copy_(theirs)
         return self
+
+    def release(self) -> None:
+        """Gives back the memory of the cast weights and of the caches, until `refresh` and the caches' next start."""
+        for mine in self._cast.values():
+            mine.untyped_storage().resize_(0)
+        for kept in self.memory.values():
+            kept.release()
 
     def logits(self, **inputs: Any) -> tuple[Tensor, Any]:
         """(logits [B, V] after the last column, key-value cache)."""
         out = self.model.get_decoder()(**inputs, use_cache=True)
         return self.model.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
+
+
+def hold_storage(tensor: Tensor) -> bool:
+    """Gives a tensor its memory back after `untyped_storage().resize_(0)`. False if it has it; values are undefined."""
+    storage, needed = tensor.untyped_storage(), tensor.numel() * tensor.element_size()
+    if storage.size() >= needed:
+        return False
+    storage.resize_(needed)
+    return True
+
+
+def release_samplers(policy: Policy) -> None:
+    """Called when sampling ends: nothing of it takes memory from the update."""
+    for copied in policy.sampler_copies.values():
+        copied.release()
 
 
 def sampler_copy_of(policy: Policy, cast: str) -> SamplerCopy:

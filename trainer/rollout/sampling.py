@@ -19,6 +19,8 @@ from trainer.flow import Rollouts
 from trainer.policy.policy import Policy
 from trainer.rollout.generate import Drawn, generate
 from trainer.rollout.paged import paged
+from trainer.rollout.sampler_copy import release_samplers
+from trainer.rollout.truncation import Truncation
 
 PAGED_FROM_ROWS, PAGED_FROM_TOKENS = 32, 512  # below these, too few places free up early to repay the cost of paging
 
@@ -59,8 +61,11 @@ def sample(
     generator: torch.Generator,
     max_batch: int = 1024,
     backend: str = "auto",
+    truncation: Truncation = Truncation(),  # noqa: B008, frozen
 ) -> Rollouts:
     """Samples one response for each prompt: row i answers prompts[i]. To sample a group, repeat its prompt.
+
+    A response ends with the first of the policy's end tokens, or with the token that completes a stop string.
 
     All ranks of a sharded policy sample together: each must pass the same number of rows, and samples until the rows of
     all ranks have ended. Raises NonFiniteError if the policy's logits are not finite.
@@ -69,9 +74,16 @@ def sample(
     left, attention = _left_padded(policy, prompts, width)
     if choose_backend(policy, len(prompts), max_new_tokens, backend) == "paged":
         drawn = paged(
-            policy, prompts, limit=max_new_tokens, temperature=temperature, generator=generator, max_batch=max_batch
+            policy,
+            prompts,
+            limit=max_new_tokens,
+            temperature=temperature,
+            generator=generator,
+            max_batch=max_batch,
+            truncation=truncation,
         )
-        return _assemble(left, attention, policy.end_ids, drawn)
+        release_samplers(policy)
+        return _assemble(left, attention, policy, drawn)
     was_training = policy.model.training
     policy.model.eval()
     parts = []
@@ -82,11 +94,19 @@ def sample(
         part = torch.tensor(index, device=policy.device)
         parts.append(
             generate(
-                policy, distinct, columns, part, limit=max_new_tokens, temperature=temperature, generator=generator
+                policy,
+                distinct,
+                columns,
+                part,
+                limit=max_new_tokens,
+                temperature=temperature,
+                generator=generator,
+                truncation=truncation,
             )
         )
     policy.model.train(was_training)
-    return _assemble(left, attention, policy.end_ids, Drawn(*map(torch.cat, zip(*parts, strict=True))))
+    release_samplers(policy)
+    return _assemble(left, attention, policy, Drawn(*map(torch.cat, zip(*parts, strict=True))))
 
 
 def _left_padded(policy: Policy, prompts: Sequence[Sequence[int]], width: int) -> tuple[Tensor, Tensor]:
@@ -99,11 +119,19 @@ def _left_padded(policy: Policy, prompts: Sequence[Sequence[int]], width: int) -
     return left.to(policy.device), attention.to(policy.device)
 
 
-def _assemble(left: Tensor, attention: Tensor, end_ids: list[int], drawn: Drawn) -> Rollouts:
+def _assemble(left: Tensor, attention: Tensor, policy: Policy, drawn: Drawn) -> Rollouts:
     mask = ~drawn.ended
+    ends = torch.isin(drawn.tokens, torch.tensor(policy.end_ids, device=mask.device)) & mask
+    if policy.stop_strings is not None:
+        ids = [row[kept].tolist() for row, kept in zip(drawn.tokens.cpu(), mask.cpu(), strict=True)]
+        lengths = [length or 0 for length in policy.stop_strings.lengths(ids)]  # 0: none
+        last = torch.tensor(lengths, device=mask.device).unsqueeze(1) - 1
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        ends |= columns == last
+        mask = mask & ((columns <= last) | (last < 0))  # nothing after it
+        drawn = Drawn(drawn.tokens.where(mask, policy.pad_id), drawn.logprobs.where(mask, 0.0), ~mask)
     width = int(mask.sum(1).max())
-    mask, tokens = mask[:, :width], drawn.tokens[:, :width]
-    has_end = (torch.isin(tokens, torch.tensor(end_ids, device=tokens.device)) & mask).any(1)
+    mask, tokens, has_end = mask[:, :width], drawn.tokens[:, :width], (ends & mask).any(1)
     return Rollouts(
         input_ids=torch.cat([left, tokens], dim=1),
         attention_mask=torch.cat([attention, mask], dim=1),

@@ -10,11 +10,11 @@ import torch
 from monitor.records import RunInfo
 from monitor.token_texts import TokenTexts
 from trainer.config import TrainConfig
-from trainer.policy.policy import Policy, pick_device
+from trainer.policy.policy import Policy, WithoutAdapters, pick_device
 from trainer.policy.sources import ensure_model
 from trainer.rewards.checking import RewardFunction, checked_rewards
 from trainer.rewards.loading import load_reward
-from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_prompts
+from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_prompts, system_prompt
 from trainer.runtime.clock import StepClock
 from trainer.runtime.environment import environment
 from trainer.runtime.ranks import Ranks
@@ -56,15 +56,20 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
     source = ensure_model(config.model)
     device = pick_device()
-    policy = Policy.load(source, device, config.lora)
+    policy = Policy.load(source, device, config.lora).converse(config.rollout)
     evaluated = evaluation_prompts(config, task) if config.eval.every else {}
     for prompts in (train_prompts, *evaluated.values()):
-        encode_prompts(policy, prompts, task.system_prompt, config.rollout.max_new_tokens)
+        encode_prompts(policy, prompts, system_prompt(config, task), config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
-    reference = Policy.load(source, device) if kl_to_initial else None
+    reference: Policy | WithoutAdapters | None = None
+    if kl_to_initial:
+        reference = WithoutAdapters(policy) if config.lora.rank else Policy.load(source, device)
+    if config.optim.gradient_checkpointing:
+        policy.checkpoint_layers()
     if config.shard and ranks.world > 1:
-        for sharded in (policy, reference) if reference else (policy,):
-            sharded.shard(ranks)
+        for sharded in (policy, reference):
+            if isinstance(sharded, Policy):
+                sharded.shard(ranks)
     seed = config.seed + 7_919 * ranks.rank
     return Parts(
         config=config,
