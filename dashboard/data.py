@@ -149,18 +149,6 @@ def scalars(names: Sequence[str], keys: Sequence[str]) -> Frame:
     return _ask(series.scalar_series, names, tuple(names), tuple(keys))
 
 
-def scalar_names(names: Sequence[str]) -> list[str]:
-    return _ask(series.scalar_names, names, tuple(names))
-
-
-def latest(names: Sequence[str]) -> Frame:
-    return _ask(series.latest_scalars, names, tuple(names))
-
-
-def spans(names: Sequence[str]) -> Frame:
-    return alerts.alert_spans(_ask(alerts.alert_log, names, tuple(names)))
-
-
 def transitions(name: str) -> Frame:
     return alerts.alert_transitions(_ask(alerts.alert_log, (name,), (name,)))
 

@@ -1,4 +1,4 @@
-"""Figures of scalar series: lines, reward beside pass@k, pass@1 against distinct answers, sparklines."""
+"""Figures of scalar series: lines, reward beside pass@k, pass@1 against distinct answers."""
 
 from __future__ import annotations
 
@@ -266,20 +266,3 @@ def pass_against_distinct(theme: Theme, paths: Sequence[Line], *, height: int = 
     fig.layout.xaxis.tickformat = ".3~%"
     fig.layout.yaxis.title = {"text": "distinct correct answers"}
     return fig
-
-
-def sparkline(values: np.ndarray, colour: str, *, width: int = 150, height: int = 34) -> str:
-    """A series as a small inline SVG; '' with fewer than two finite values."""
-    finite = np.flatnonzero(np.isfinite(values))
-    if len(finite) < 2:
-        return ""
-    y = values[finite].astype(np.float64)
-    spread = float(y.max() - y.min()) or 1.0
-    xs = 2 + (width - 6) * (finite - finite[0]) / (finite[-1] - finite[0])
-    ys = 3 + (height - 6) * (1 - (y - y.min()) / spread)
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(xs, ys, strict=True))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-linejoin="round"/>'
-        f'<circle cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="2.6" fill="{colour}"/></svg>'
-    )

@@ -9,7 +9,6 @@ import numpy as np
 import streamlit as st
 from markupsafe import Markup
 
-from dashboard import data
 from dashboard.escape import html, markdown
 from dashboard.figures.marks import alert_numbers
 from dashboard.views import shared
@@ -24,7 +23,6 @@ HEALTH: dict[str, tuple[Any, str]] = {  # worst first: colour and icon of its ba
     "too early": ("gray", ":material/hourglass_empty:"),
     "healthy": ("green", ":material/check_circle:"),
 }
-NO_MARKS = Marks({}, {})
 STYLE = """<style>
 .rlvr-alert { margin: 0 0 .8rem; overflow-wrap: anywhere; font-size: .9rem; line-height: 1.45; }
 .rlvr-alert > p { margin: 0 0 .25rem; }
@@ -54,17 +52,6 @@ def verdict_of(rows: Frame, run: str) -> Verdict | None:
     return Verdict(str(mine["health"][0]), str(mine["sentence"][0]), float(mine["step"][0]), float(mine["ts"][0]))
 
 
-def rank(found: Verdict | None) -> int:
-    """Place among health states, worst first; a run without a verdict comes with the healthy ones."""
-    known = list(HEALTH)
-    return known.index(found.health) if found is not None and found.health in known else len(known) - 1
-
-
-def health_badge(found: Verdict) -> None:
-    colour, icon = HEALTH.get(found.health, HEALTH["info"])
-    st.badge(markdown("{}", found.health), color=colour, icon=icon, help=markdown("{}", found.sentence))
-
-
 def banner(found: Verdict, newest_step: float) -> None:
     """The verdict in its colour: sentence, the step it was said at, its age, and the run's step where that is later."""
     when = [f"As of step {found.step:.0f}"] if np.isfinite(found.step) else []
@@ -85,21 +72,6 @@ def banner(found: Verdict, newest_step: float) -> None:
         st.success(text, icon=icon)
     else:
         st.info(text, icon=icon)
-
-
-def alert_badges(spans: Frame, run: str) -> None:
-    """One badge for each alert that fired: filled with its colour while it fires, grey once resolved."""
-    mine = select(spans, spans["run"] == run)
-    marks = data.marks(run) if n_rows(mine) else NO_MARKS
-    for i in range(n_rows(mine)):
-        rule, severity = str(mine["rule"][i]), str(mine["severity"][i])
-        first, worst, firing = mine["first_step"][i], mine["worst_step"][i], np.isnan(mine["end_step"][i])
-        text = f"{rule} · step {first}" + (f", {severity} from {worst}" if worst > first else "")
-        colour: Any = HEALTH.get(severity, HEALTH["too early"])[0] if firing else "gray"
-        says = f"{RULES[rule].says}: {RULES[rule].cure}." if rule in RULES else severity
-        text += "" if firing else " · resolved"
-        text += _marked(marks, rule, int(first), int(worst))
-        st.badge(markdown("{}", text), color=colour, icon=":material/notifications:", help=markdown("{}", says))
 
 
 def _marked(marks: Marks, rule: str, first_step: int, step: int) -> str:

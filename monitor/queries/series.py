@@ -19,12 +19,6 @@ def run_spans(con: duckdb.DuckDBPyConnection) -> Frame:
     )
 
 
-def scalar_names(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> list[str]:
-    """Every recorded key of the runs, sorted."""
-    rows = frame(con, "SELECT DISTINCT name FROM steps WHERE run IN (SELECT unnest(?)) ORDER BY name", [list(runs)])
-    return [str(name) for name in rows["name"]]
-
-
 def scalar_series(
     con: duckdb.DuckDBPyConnection, runs: Sequence[str], names: Sequence[str], max_points: int = MAX_POINTS
 ) -> Frame:

@@ -21,7 +21,6 @@ from dashboard.figures.lines import (
     reward_and_pass,
     seed_band,
     smoothed,
-    sparkline,
 )
 from dashboard.figures.marks import add_actions, add_outlook
 from dashboard.figures.theme import DARK, LIGHT, arm_colours, number_format
@@ -278,13 +277,6 @@ def test_the_mean_line_uses_common_steps_only() -> None:
     mean = mean_line("x", [a, b], "#000000")
     np.testing.assert_array_equal(mean.x, STEPS[:4])
     np.testing.assert_allclose(mean.y, STEPS[:4] * 2.0)
-
-
-def test_sparkline_spans_its_box() -> None:
-    svg = sparkline(np.array([0.0, np.nan, 1.0]), "#0072b2")
-    assert 'points="2.0,31.0 146.0,3.0"' in svg
-    assert sparkline(np.array([1.0]), "#0072b2") == "" and sparkline(np.full(5, np.nan), "#0072b2") == ""
-    assert "nan" not in sparkline(np.full(5, 2.0), "#0072b2")
 
 
 def test_empty_frames_give_empty_figures() -> None:

@@ -16,7 +16,7 @@ from monitor.queries.differences import config_difference, difference_matrix, fi
 from monitor.queries.distributions import count_matrix, joint_counts, quantile_series
 from monitor.queries.frames import MAX_POINTS, n_rows, select
 from monitor.queries.rollouts import samples_of_step, tokens_of_step
-from monitor.queries.series import latest_scalars, run_spans, scalar_names, scalar_series, series_of, value_at
+from monitor.queries.series import latest_scalars, run_spans, scalar_series, series_of, value_at
 from monitor.recorder import Recorder
 from monitor.records import Alert, Histogram, RunInfo, StepRecord, quantiles_from_counts
 from monitor.store.reader import open_store
@@ -69,11 +69,10 @@ def tail(tmp_path_factory) -> Tail:
     return tail
 
 
-def test_run_spans_and_names(tail: Tail) -> None:
+def test_run_spans(tail: Tail) -> None:
     rows = run_spans(tail.cursor())
     assert list(rows["run"]) == ["uniform", "weighted"]
     assert list(rows["first_step"]) == [1, 1] and list(rows["last_step"]) == [STEPS, STEPS]
-    assert {"reward", "kl", "eval/heldout/pass@1"} <= set(scalar_names(tail.cursor(), ["uniform"]))
 
 
 def test_scalar_series_of_two_runs(tail: Tail) -> None:
