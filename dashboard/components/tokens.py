@@ -74,16 +74,17 @@ def token_css(theme: Theme) -> Markup:
     )
 
 
-def legend_html(scale: TokenScale) -> Markup:
-    """Colour key with the range of values of each level."""
+def legend_html(scale: TokenScale, weights: np.ndarray | None = None) -> Markup:
+    """Colour key with the range of values of each level. weights: those on the page; if all are 0 or 1 it has two."""
     name, unit, _ = label(scale.key)
     edges = [f"{border:g}" for border in scale.borders]
     texts = [f"< {edges[0]}", *(f"{a}–{b}" for a, b in pairwise(edges)), f"≥ {edges[-1]}"]
     if scale.key == "weight":
-        texts[0] = "0"
-    items = Markup().join(
-        html('<span><i class="rlvr-t{}"></i>{}</span>', level, text) for level, text in enumerate(texts)
-    )
+        texts[:2] = "0", f"above 0, below {edges[1]}"
+    told = dict(enumerate(texts))
+    if weights is not None and np.isin(weights, (0.0, 1.0)).all():
+        told = {0: "0, left out", int(scale.levels(np.ones(1))[0]): "1, counts"}
+    items = Markup().join(html('<span><i class="rlvr-t{}"></i>{}</span>', level, text) for level, text in told.items())
     unit_text = f", {unit}" if unit else ""
     return html('<div class="rlvr-legend"><b>{}{}</b>{}</div>', name, unit_text, items)
 

@@ -104,12 +104,13 @@ def _ordered(rows: Frame, order: str, kept: str) -> Frame:
 
 def _rollouts(entry: RunEntry, step: int, rows: Frame, colour_by: str) -> None:
     theme, scale = shared.theme(), token_scale(colour_by)
-    st.html(html("{}{}", token_css(theme), legend_html(scale)))
-    st.caption(markdown("{} Hover a token for its values.", metric(colour_by).help))
     shown = np.cumsum(rows["n_tokens"]) <= PAGE_TOKENS
     shown[0] = True
     visible = select(rows, shown)
     tokens = data.tokens(entry.name, step, [int(sample) for sample in visible["sample"]], int(visible["rank"][0]))
+    weights = tokens["weight"] if colour_by == "weight" and n_rows(tokens) else None
+    st.html(html("{}{}", token_css(theme), legend_html(scale, weights)))
+    st.caption(markdown("{} Hover a token for its values.", metric(colour_by).help))
     for i in range(n_rows(visible)):
         _rollout(visible, i, tokens, scale)
     if not shown.all():

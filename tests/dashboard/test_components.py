@@ -123,6 +123,14 @@ def test_charts_that_are_no_curves_are_sent_whole() -> None:
     assert packed(fig, split=True).old == ""
 
 
+def test_the_legend_of_weights_says_what_they_do() -> None:
+    scale = token_scale("weight")
+    assert "above 0, below 0.25" in text_of(legend_html(scale)) and "1e-06" not in text_of(legend_html(scale))
+    two = legend_html(scale, np.array([0.0, 1.0, 1.0]))
+    assert re.findall(r'rlvr-t(\d)"></i>([^<]*)', two) == [("0", "0, left out"), ("5", "1, counts")]
+    assert len(re.findall("<i ", legend_html(scale, np.array([0.0, 0.5])))) == LEVELS
+
+
 def test_the_script_of_the_charts_is_whole() -> None:
     code = chart_code()
     assert "__CSS__" not in code and ".rlvr-menu" in code and "window.rlvrChart = function" in code
