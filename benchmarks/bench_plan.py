@@ -6,7 +6,6 @@ without Python, the libraries and the allocator's own reserve. Weights are added
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.harness import RESULTS, no_options, write_rows
 from trainer.base_models.make_base import build_tokenizer
 from trainer.config import TrainConfig
 from trainer.learning.batch import token_batch
@@ -115,14 +115,21 @@ def compare(folder: Path, name: str) -> tuple[dict[str, int], dict[str, int], Pl
     return predicted, measured_peaks(parts), plan
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:] or SHAPES:
+def main() -> None:
+    no_options(__doc__)
+    rows = []
+    for name in SHAPES:
         with tempfile.TemporaryDirectory() as folder:
             predicted, measured, plan = compare(Path(folder), name)
-        for phase, size in predicted.items():
-            print(
-                f"{name}, {phase}: predicted {size / 1e6:.1f} MB, measured {measured[phase] / 1e6:.1f} MB "
-                f"({size / measured[phase] - 1:+.1%})"
-            )
         for phase, of in plan.phases.items():
-            print(f"  {phase}: " + ", ".join(f"{part} {size / 1e6:.1f}" for part, size in of.items()))
+            print(f"{name}, {phase}: " + ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in of.items()))
+        for phase, size in predicted.items():
+            off = size / measured[phase] - 1
+            rows.append({"model": name, "phase": phase, "predicted_mb": round(size / 1e6, 1),
+                         "measured_mb": round(measured[phase] / 1e6, 1), "off": round(off, 3)})  # fmt: skip
+            print(rows[-1])
+    write_rows(RESULTS / "plan.csv", rows, ("torch", "transformers"))
+
+
+if __name__ == "__main__":
+    main()

@@ -82,6 +82,15 @@ TABLES = {
         "model": "model", "log-probabilities of": "what", "tokens": "tokens", "mean difference, nats": "mean",
         "largest": "largest", "KL, nats": "kl",
     }),
+    "plan": Table("plan.csv", "bench_plan.py", {
+        "model and settings": "model", "phase": "phase", "predicted, MB": "predicted_mb", "measured, MB": "measured_mb",
+        "off by (target 15 %)": lambda row: f"{float(row['off']):+.1%}",
+    }),
+    "run-page": Table("run_page.csv", "bench_run_page.py", {
+        "what": "what", "steps of the run": "steps", "sent, KiB (target 60)": "kib_per_step",
+        "server CPU, ms (target 60)": "server_cpu_ms_per_step", "a check without news, ms (target 10)":
+        "server_cpu_ms_per_check", "seen after, s, median": "seen_median_s", "largest": "seen_max_s",
+    }),
     "gpu-kernels": Table("gpu_kernels.csv", "gpu.py", {
         "call": "call", "ms": "ms", "one read of the logits, ms (floor)": "one_read_ms",
         "times the read (target 1.8, stretch 1.3)": "times_one_read", "special functions, ms (floor)": "special_ms",

@@ -24,7 +24,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 UNIFORM, BUDGET = (",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "entropy_budget"))
 CHART = ".rlvr-plot .main-svg"
 PAGES = {  # name -> address and what is there once it is drawn
-    "overview": ("/", "text=uniform-s1"),
+    "overview": ("/", "text=explosion"),
     "run": ("/run?run=uniform-s1", CHART),
     "compare": (f"/compare?a={UNIFORM}&b={BUDGET}", CHART),
     "tokens": ("/tokens?run=ict-s0&step=150&colour=weight", ".rlvr-tokens"),

@@ -159,7 +159,8 @@ def _meanings(name: str, present: set[str]) -> list[tuple[str, str, int]]:
     """(key, trainer, order in its table) of a column's name, as it is or else without PREFIX; none: unknown."""
     for spelling in (name, name.removeprefix(PREFIX)):
         key = spelling if _is_key(spelling) else spelling.lower()
-        if _is_key(key):
+        of_function = key.startswith("reward/")  # in another trainer's log "reward/mean" is no function called mean
+        if _is_key(key) and not of_function:
             return [(key, "", 0)]
         found: dict[str, tuple[str, str, int]] = {}  # by trainer, its first alias that fits
         for trainer, order, pattern, alias in _patterns():
@@ -167,8 +168,8 @@ def _meanings(name: str, present: set[str]) -> list[tuple[str, str, int]]:
             if fits and trainer not in found and (not alias.beside or alias.beside in present):
                 parts = {part: text.replace("/", "_") for part, text in fits.groupdict().items()}
                 found[trainer] = (alias.key.format(**parts), trainer, order)
-        if found:
-            return list(found.values())
+        if found or of_function:
+            return list(found.values()) or [(key, "", 0)]
     return []
 
 

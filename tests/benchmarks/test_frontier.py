@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -28,6 +28,7 @@ def test_the_area_is_the_sum_of_its_steps():
     assert frontier_area(np.array([0.5]), np.array([0.4])) == pytest.approx(0.2)
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(arrays.arrays(np.float64, (2, 6), elements=unit))
 def test_the_area_is_the_integral_of_the_frontier(points):
     accuracy, variety = points
@@ -38,6 +39,7 @@ def test_the_area_is_the_integral_of_the_frontier(points):
     )  # each edge is off by a cell at most
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.float64, (2, 5), elements=unit), unit, unit)
 def test_another_evaluation_never_makes_the_area_smaller(points, accuracy, variety):
     more = np.append(points, [[accuracy], [variety]], axis=1)

@@ -30,6 +30,9 @@ def test_the_extras_are_those_of_the_distribution() -> None:
 def test_every_command_of_another_package_names_its_extras() -> None:
     homes = {"trainer": "train", "dashboard": "dashboard"}
     for name, (target, _) in COMMANDS.items():
+        if name == "doctor":  # it says what is missing, so it works without
+            assert name not in NEEDS
+            continue
         home = homes.get(target.split(".")[0])
         assert (home in NEEDS[name].split(",")) if home else name not in NEEDS
 
