@@ -29,7 +29,7 @@ PAGES = {  # name -> address and what is there once it is drawn
     "compare": (f"/compare?a={UNIFORM}&b={BUDGET}", CHART),
     "tokens": ("/tokens?run=ict-s0&step=150&colour=weight", ".rlvr-tokens"),
     "alerts": ("/alerts", "text=diversity_lost"),
-    "sql": ("/sql", "text=SELECT"),
+    "sql": ("/sql", "textarea"),
 }
 LOOKS = {  # end of the name -> colour scheme, width, height
     "light": ("light", 1440, 900),
