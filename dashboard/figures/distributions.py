@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -183,26 +185,48 @@ def selected_against_all(
     theme: Theme, every: Frame, selected: Frame, colour: str, *, key: str = "entropy", height: int = 300
 ) -> go.Figure:
     """Distribution of a metric over all tokens and over those with weight > 0, pooled over the given steps."""
-    name, unit, _ = label(key)
-    fig = figure(
+    return _cell_shares(
         theme,
-        f"{name}, selected against all",
-        unit=unit,
-        x=unit,
-        height=height,
-        help="Share of tokens in each cell over the newest steps: the tokens that the weighting picks, and all tokens.",
+        key,
+        f"{label(key)[0]}, selected against all",
+        "Share of tokens in each cell over the newest steps: the tokens that the weighting picks, and all tokens.",
+        [(every, "all tokens", theme.uniform), (selected, "selected (weight > 0)", colour)],
+        height,
     )
+
+
+def step_against_step(
+    theme: Theme, earlier: Frame, newest: Frame, *, key: str = "entropy", height: int = 300
+) -> go.Figure:
+    """Distribution of a metric over the tokens of two steps; frames as `monitor.queries.distributions` give them."""
+    first, last = (f"step {rows['step'][-1]:.0f}" for rows in (earlier, newest))
+    fig = _cell_shares(
+        theme,
+        key,
+        f"{label(key)[0]}, {last} against {first}",
+        "Share of the tokens in each cell. Click a step in a chart above and pin it to see another one here.",
+        [(earlier, first, theme.uniform), (newest, last, theme.accent)],
+        height,
+    )
+    fig.layout.yaxis = {"type": "log", "tickformat": ".3~%", "dtick": 1}  # most tokens lie in the lowest cell
+    return fig
+
+
+def _cell_shares(
+    theme: Theme, key: str, title: str, help_text: str, curves: Sequence[tuple[Frame, str, str]], height: int
+) -> go.Figure:
+    """Share of tokens in each cell of a metric. curves: rows of counts, pooled, with their name and colour."""
+    unit = label(key)[1]
+    fig = figure(theme, title, unit=unit, x=unit, height=height, help=help_text)
     borders = cell_borders("nats96" if key != "deviation" else "deviation96")
-    middle = np.sqrt(borders[:-1] * borders[1:])
-    for rows, label_text, line in ((every, "all tokens", theme.uniform), (selected, "selected (weight > 0)", colour)):
+    for rows, name, line in curves:
         total = rows["counts"].sum() if len(rows["step"]) else 0
         if total:
-            share = rows["counts"].sum(0) / total
             fig.add_trace(
                 go.Scatter(
-                    x=middle,
-                    y=share,
-                    name=label_text,
+                    x=np.sqrt(borders[:-1] * borders[1:]),
+                    y=rows["counts"].sum(0) / total,
+                    name=name,
                     mode="lines",
                     line={"color": line, "width": 1.6, "shape": "hvh"},
                     fill="tozeroy",
@@ -210,37 +234,8 @@ def selected_against_all(
                     hovertemplate="%{y:.2%}",
                 )
             )
-    axis = _log_cells(borders, unit) | {"hoverformat": ".2~g"}
-    fig.layout.xaxis = axis
+    fig.layout.xaxis = _log_cells(borders, unit) | {"hoverformat": ".2~g"}
     fig.layout.yaxis = {"tickformat": ".3~%", "rangemode": "tozero", "title": {"text": "share of tokens"}}
-    return fig
-
-
-def step_against_step(
-    theme: Theme, earlier: Frame, newest: Frame, *, key: str = "entropy", height: int = 300
-) -> go.Figure:
-    """Distribution of a metric over the tokens of two steps; frames as `monitor.queries.distributions` give them."""
-    name, unit, _ = label(key)
-    fig = figure(
-        theme,
-        f"{name}, step {newest['step'][-1]:.0f} against step {earlier['step'][0]:.0f}",
-        unit=unit,
-        x=unit,
-        height=height,
-        help="Share of the tokens in each cell. Click a step in a chart above and pin it to see another one here.",
-    )
-    borders = cell_borders(str(newest["edges_id"][0]))
-    middle = np.sqrt(borders[:-1] * borders[1:])
-    for rows, step, line in ((earlier, earlier["step"][0], theme.uniform), (newest, newest["step"][-1], theme.accent)):
-        share = rows["counts"].sum(0) / max(rows["counts"].sum(), 1)
-        fig.add_trace(
-            go.Scatter(
-                x=middle, y=share, name=f"step {step:.0f}", mode="lines",
-                line={"color": line, "width": 2, "shape": "hvh"}, hovertemplate="%{y:.1%}",
-            )
-        )  # fmt: skip
-    fig.layout.xaxis.type, fig.layout.hovermode = "log", "x"
-    fig.layout.yaxis = {"type": "log", "tickformat": ".3~%", "dtick": 1}  # most tokens lie in the lowest cell
     return fig
 
 
