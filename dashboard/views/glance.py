@@ -14,6 +14,7 @@ from dashboard.figures.theme import label
 from dashboard.shown_arms import partner_arms
 from dashboard.views import shared, verdict
 from monitor.alerts import RULES
+from monitor.alerts.judgement import FARTHEST, duration
 from monitor.alerts.outlook import Outlook, Vital, outlook, vitals
 from monitor.alerts.window import Window
 from monitor.queries.frames import Frame, n_rows
@@ -26,7 +27,6 @@ KEYS = (
     "all_wrong_share", "truncated_share", "response_length", "kl", "grad_norm", "clip_share_low", "clip_share_high",
     "sampler_mismatch", "perf/step_s",
 )  # fmt: skip
-FARTHEST = 10_000  # steps; a floor farther away is not told
 STYLE = """<style>
 .rlvr-vitals { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.2rem, 1fr)); gap: .5rem; }
 .rlvr-vitals > div { padding: .3rem .6rem .35rem; border-radius: .4rem; border-left: 4px solid;
@@ -70,12 +70,15 @@ def _tokens(entry: RunEntry, newest: float) -> None:
 
 def _alert_step(transitions: Frame, newest: float) -> float:
     """The step since which the worst alert that fires now has fired; without one the newest step."""
-    newest_of = {(transitions["rule"][i], transitions["first_step"][i]): i for i in range(n_rows(transitions))}
-    firing = [i for i in newest_of.values() if transitions["state"][i] == "firing"]
-    worst_first = sorted(
-        (-SEVERITY_RANK[transitions["severity"][i]], int(transitions["first_step"][i])) for i in firing
-    )
-    return worst_first[0][1] if worst_first else newest
+    steps, severities = transitions["first_step"], transitions["severity"]
+    ranked = [(-SEVERITY_RANK[severities[i]], int(steps[i])) for i in _firing(transitions)]
+    return min(ranked)[1] if ranked else newest
+
+
+def _firing(transitions: Frame) -> list[int]:
+    """The rows that are the newest transition of an alert that fires now."""
+    newest = {(transitions["rule"][i], transitions["first_step"][i]): i for i in range(n_rows(transitions))}
+    return [i for i in newest.values() if transitions["state"][i] == "firing"]
 
 
 def _entropy(ahead: Outlook, window: Window) -> str:
@@ -89,7 +92,7 @@ def _entropy(ahead: Outlook, window: Window) -> str:
         text += f"; it is at its floor of {ahead.floor:.2g}"
     elif ahead.steps_left < FARTHEST:
         seconds = ahead.steps_left * window.level("perf/step_s")
-        minutes = f" ({shared.duration(seconds)})" if math.isfinite(seconds) else ""
+        minutes = f" ({duration(seconds)})" if math.isfinite(seconds) else ""
         text += f"; about {math.ceil(ahead.steps_left)} steps{minutes} to its floor of {ahead.floor:.2g}"
     return text
 
@@ -116,13 +119,10 @@ def strip(entry: RunEntry, window: Window) -> None:
 
 
 def _fires(transitions: Frame) -> dict[str, tuple[str, str]]:
-    """{series: (severity, what the rule says)} of the alerts that fire now."""
-    newest = {(transitions["rule"][i], transitions["first_step"][i]): i for i in range(n_rows(transitions))}
-    return {
-        RULES[rule].watches: (str(transitions["severity"][i]), RULES[rule].says)
-        for (rule, _), i in newest.items()
-        if rule in RULES and transitions["state"][i] == "firing"
-    }
+    """{series: (severity, what the rule says)} of the alerts that fire now; of several on one series the worst."""
+    worst_last = sorted(_firing(transitions), key=lambda i: SEVERITY_RANK[transitions["severity"][i]])
+    rules = {i: RULES[transitions["rule"][i]] for i in worst_last if transitions["rule"][i] in RULES}
+    return {rule.watches: (str(transitions["severity"][i]), rule.says) for i, rule in rules.items()}
 
 
 def alerts(entry: RunEntry) -> None:

@@ -181,10 +181,3 @@ def small_heading(text: str, note: str = "", place: DeltaGenerator | None = None
     (place or st).html(
         html('<h2 style="font-weight:600;font-size:1.05rem;margin:.6rem 0 0;padding:0">{}{}</h2>', text, tail)
     )
-
-
-def duration(seconds: float) -> str:
-    """'40 s', '3 min', '2.5 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -23,7 +23,7 @@ RATES = (
     Path(__file__).parent / "rates.json"
 )  # how often each rule was right on real runs; benchmarks/bench_detectors.py
 _PROJECTED_ROWS = 20
-_FARTHEST = 10_000  # steps; a floor farther away is not told
+FARTHEST = 10_000  # steps; a floor farther away is not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +171,10 @@ def _floor(rule: Rule, fires: Open, window: Window, step_s: float | None) -> Cla
         return Clause("floor", text, fires.series, int(steps[0]), int(steps[-1]), 0.0)
     trend = fit_trend(steps, np.log(np.maximum(values, TINY_NATS)))
     soonest, left, slowest = reach(level, target, trend)
-    if trend.direction != "falling" or left > _FARTHEST:
+    if trend.direction != "falling" or left > FARTHEST:
         return None
-    latest = f"{math.ceil(slowest)}" if slowest < _FARTHEST else "never"
-    minutes = f", {_duration(left * step_s)}" if step_s else ""
+    latest = f"{math.ceil(slowest)}" if slowest < FARTHEST else "never"
+    minutes = f", {duration(left * step_s)}" if step_s else ""
     text = (
         f"About {math.ceil(left)} steps (95 % interval {math.ceil(soonest)} to {latest}{minutes}) to its floor of "
         f"{target:.3g}."
@@ -211,10 +211,11 @@ def measured_rates() -> dict[str, dict[str, int]]:
 
 
 def _in_time(steps: float, step_s: float | None) -> str:
-    return f" ({_duration(steps * step_s)})" if step_s else ""
+    return f" ({duration(steps * step_s)})" if step_s else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """'40 s', '3 min', '2.5 h'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

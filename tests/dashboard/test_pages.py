@@ -17,8 +17,8 @@ from streamlit.testing.v1 import AppTest
 
 from dashboard import data
 from dashboard.shown_arms import Arm, default_arms, figures_table
+from dashboard.views import glance, shared
 from dashboard.views import run as run_view
-from dashboard.views import shared
 from monitor.alerts import AlertEngine
 from monitor.alerts.marks import acknowledge, mute
 from monitor.queries.alerts import alert_log
@@ -302,6 +302,21 @@ def test_a_verdict_is_text(monkeypatch, tmp_path: Path) -> None:
     overview = open_page(monkeypatch, tmp_path, "overview")
     assert table_rows(overview)["evil"]["sentence"] == evil  # runs_table.js sets it as text
     assert evil not in "".join(str(element.value) for element in overview.markdown)
+
+
+def test_a_figure_has_the_worst_alert_that_fires_on_it() -> None:
+    rows = [  # tail_noise watches the entropy too, and fires later; the explosion is over
+        ("entropy_collapse", 10, 10, "warning", "firing"),
+        ("entropy_collapse", 10, 14, "critical", "firing"),
+        ("entropy_explosion", 3, 3, "critical", "firing"),
+        ("entropy_explosion", 3, 5, "critical", "resolved"),
+        ("tail_noise", 12, 12, "info", "firing"),
+    ]
+    names = ("rule", "first_step", "step", "severity", "state")
+    transitions = {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    nothing = {name: column[:0] for name, column in transitions.items()}
+    assert glance._fires(transitions) == {"entropy": ("critical", "Entropy is collapsing")}
+    assert glance._alert_step(transitions, 99.0) == 10 and glance._alert_step(nothing, 99.0) == 99.0
 
 
 def test_alerts_stand_on_the_chart_of_what_their_rule_watches() -> None:
