@@ -36,7 +36,7 @@ def _summary(rows: dict[str, dict[str, Any]]) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         running = sum(row["status"] == "running" for row in rows.values())
         st.markdown(markdown("### {} runs", len(rows)) if len(rows) != 1 else "### 1 run", width="content")
-        st.caption(markdown("{} running · {}", running, data.store_path()), width="content")
+        st.caption(markdown("{} running · {}", running, data.store_path().name), width="content")
         for place, health in enumerate(SEVERITIES[:2]):
             count = sum(row["firing"][place] > 0 and not any(row["firing"][:place]) for row in rows.values())
             if count:
