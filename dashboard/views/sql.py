@@ -64,6 +64,7 @@ class Answer:
 
     query: str
     rows: Result | None
+    csv: bytes
     error: str
     ts: float
     seconds: float
@@ -118,7 +119,8 @@ def _ask(query: str) -> Answer:
             rows = data.locked_store().sql(query)
         except (duckdb.Error, MonitorError) as failure:
             error = str(failure).strip()
-    return Answer(query, rows, error, time.time(), time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Answer(query, rows, csv_text(rows).encode() if rows else b"", error, time.time(), seconds)
 
 
 def _show(answer: Answer) -> None:
@@ -135,8 +137,9 @@ def _show(answer: Answer) -> None:
         cut = f"the first {shown:,} are shown, the CSV file has all · " if shown < n else ""
         st.caption(markdown("{}{:.2f} s, asked {}", cut, answer.seconds, shared.age(answer.ts)), width="content")
         if n:
+            # Made before the click: Streamlit may forget a file made at the click before the browser asks for it
             st.download_button(
-                "CSV", lambda: csv_text(answer.rows), "query.csv", "text/csv", icon=":material/download:"
+                "CSV", answer.csv, "query.csv", "text/csv", icon=":material/download:", on_click="ignore"
             )
     if not n:
         st.caption("The query is fine and has no rows.")
@@ -145,14 +148,13 @@ def _show(answer: Answer) -> None:
     _plot(answer.rows.frame())
 
 
-def csv_text(rows: Result | None) -> str:
+def csv_text(rows: Result) -> str:
     """The rows as CSV with a header; lists and objects are written as JSON, as `rlvr sql --format csv` does."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    if rows is not None:
-        writer.writerow(rows.columns)
-        for row in rows.rows:
-            writer.writerow([json.dumps(value) if isinstance(value, list | dict) else value for value in row])
+    writer.writerow(rows.columns)
+    for row in rows.rows:
+        writer.writerow([json.dumps(value) if isinstance(value, list | dict) else value for value in row])
     return file.getvalue()
 
 
