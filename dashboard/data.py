@@ -264,29 +264,44 @@ def comparison_verdict(baseline: Arm, other: Arm) -> str | None:
 
 
 def sample_steps(name: str) -> np.ndarray:
-    """Steps whose rollouts are stored: committed steps inside some segment of samples."""
-    committed = frames.frame(
-        tail().cursor(), "SELECT DISTINCT step FROM committed WHERE run = ? ORDER BY step", [name]
-    )["step"]
-    kept = np.zeros(len(committed), bool)
-    for first, last in tail().spans(name, "samples"):
-        kept |= (committed >= first) & (committed <= last)
-    return committed[kept]
+    """Committed steps whose rollouts are stored."""
+    return _ask(_steps_with, (name,), name, "samples")
 
 
-def _of_step(question: Callable[..., Frame], name: str, table: str, *arguments: Any) -> Frame:
+def token_steps(name: str) -> np.ndarray:
+    """Committed steps whose raw tokens are stored."""
+    return _ask(_steps_with, (name,), name, "tokens")
+
+
+def _steps_with(con: duckdb.DuckDBPyConnection, name: str, table: str) -> np.ndarray:
+    committed = frames.frame(con, "SELECT DISTINCT step FROM committed WHERE run = ? ORDER BY step", [name])["step"]
+    return committed[np.isin(committed, list(tail().steps_with(name, table)))]
+
+
+def _of_step(question: Callable[..., Frame], name: str, tables: Sequence[str], step: int, *arguments: Any) -> Frame:
     """Reads the files of one step, and once more if compaction removed them meanwhile."""
     for _ in range(2):
         try:
-            return _ask(question, (name,), tuple(tail().files(name, table, arguments[0])), *arguments)
+            files = (tuple(tail().files(name, table, step)) for table in tables)
+            return _ask(question, (name,), *files, step, *arguments)
         except duckdb.Error:
             continue
     return {}
 
 
 def samples(name: str, step: int) -> Frame:
-    return _of_step(rollouts.samples_of_step, name, "samples", step)
+    return _of_step(rollouts.samples_of_step, name, ("samples",), step)
 
 
 def tokens(name: str, step: int, chosen: Sequence[int], rank: int = 0) -> Frame:
-    return _of_step(rollouts.tokens_of_step, name, "tokens", step, tuple(int(sample) for sample in chosen), rank)
+    return _of_step(rollouts.tokens_of_step, name, ("tokens",), step, tuple(int(sample) for sample in chosen), rank)
+
+
+def cell_tokens(name: str, step: int, metric: str, low: float, high: float, most: int) -> Frame:
+    """The tokens of a step whose `metric` lies in a cell of its histogram, with how many there are."""
+    return _of_step(rollouts.tokens_of_cell, name, ("tokens",), step, metric, low, high, most)
+
+
+def words(name: str, step: int) -> Frame:
+    """Every token text of a step with its counts and its entropy."""
+    return _of_step(rollouts.words_of_step, name, ("tokens", "samples"), step)

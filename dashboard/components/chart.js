@@ -97,10 +97,11 @@ function prepare(root, plot, data) {
   plot.rlvrReady = true;
   if (data.group) follow(plot, data.group);
   plot.on("plotly_click", (event) => {
-    const point = event.points?.[0];
-    if (!point || !root.rlvrMenu) return;
+    const cell = root.rlvrCells ? cellOf(event.points ?? []) : null;
+    const step = cell?.step ?? (root.rlvrGroup ? event.points?.[0]?.x : undefined);
+    if (step === undefined || !root.rlvrMenu) return;
     clearTimeout(plot.rlvrClick);
-    plot.rlvrClick = setTimeout(() => openMenu(root, Math.round(point.x), event.event), DOUBLE_CLICK_MS);
+    plot.rlvrClick = setTimeout(() => openMenu(root, Math.round(step), cell, event.event), DOUBLE_CLICK_MS);
   });
   plot.on("plotly_doubleclick", () => clearTimeout(plot.rlvrClick));
   plot.rlvrResize = new ResizeObserver(() => plot.offsetWidth && window.Plotly.Plots.resize(plot));
@@ -207,9 +208,17 @@ function newer(root, plot, group) {
   }
 }
 
-// ---- the menu of a clicked step ----
+// ---- the menu of a clicked step, or of a clicked cell of a histogram ----
 
-function openMenu(root, step, event) {
+function cellOf(points) {
+  const point = points[points.length - 1]; // of two curves the newer one
+  if (!point) return null;
+  if (point.fullData.type === "heatmap") return { step: point.x, number: point.pointNumber[0] };
+  const step = point.fullData.meta?.step;
+  return step === undefined ? null : { step, number: point.pointNumber };
+}
+
+function openMenu(root, step, cell, event) {
   closeMenu();
   const menu = document.createElement("div");
   menu.className = "rlvr-menu";
@@ -219,11 +228,13 @@ function openMenu(root, step, event) {
   const title = document.createElement("b");
   title.textContent = `Step ${step}`;
   menu.append(title);
-  const choices = {
-    "Read its tokens": () => root.rlvrTell("tokens", String(step)),
-    "Pin its distribution": () => root.rlvrTell("pin", String(step)),
-    "Show from here on": () => choose(plot, groups.get(root.rlvrGroup), { from: step, to: null }),
-  };
+  const choices = {};
+  if (cell) choices["Read the tokens of this cell"] = () => root.rlvrTell("cell", `${step}:${root.rlvrCells}:${cell.number}`);
+  choices[cell ? "Read all its tokens" : "Read its tokens"] = () => root.rlvrTell("tokens", String(step));
+  if (root.rlvrGroup) {
+    choices["Pin its distribution"] = () => root.rlvrTell("pin", String(step));
+    choices["Show from here on"] = () => choose(plot, groups.get(root.rlvrGroup), { from: step, to: null });
+  }
   for (const [text, act] of Object.entries(choices)) {
     const button = document.createElement("button");
     button.type = "button";
@@ -255,6 +266,7 @@ window.rlvrChart = function (component) {
   const root = parentElement.querySelector(".rlvr-chart");
   const plot = root.querySelector(".rlvr-plot");
   root.rlvrMenu = data.menu;
+  root.rlvrCells = data.cells;
   root.rlvrSection = data.section;
   root.rlvrShown = data.shown;
   root.rlvrTell = (what, value) => setTriggerValue("pick", { what, value });

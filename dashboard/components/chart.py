@@ -63,7 +63,8 @@ class Packed:
     """A figure as it is sent: its JSON without what the page shows around it.
 
     old: of each trace the points that stay as they are while the run grows, as JSON, "" for none. They are sent apart
-    (`send_old_points`), because Streamlit does not send again what the browser has. old_id: their hash.
+    (`send_old_points`), because Streamlit does not send again what the browser has. old_id: their hash. cells: the
+    metric over whose cells the figure goes, "" for none: a click on a cell leads to its tokens.
     """
 
     figure: str
@@ -72,6 +73,7 @@ class Packed:
     help: str
     theme: str
     height: int
+    cells: str
     old: str = ""
     old_id: str = ""
 
@@ -86,7 +88,7 @@ def packed(fig: go.Figure, *, split: bool = False) -> Packed:
     name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() if text else ""
     return Packed(
         to_json_plotly(spec), title.text or "", title.subtitle.text or "", meta.get("help", ""),
-        meta.get("theme", "light"), int(fig.layout.height), text, name,
+        meta.get("theme", "light"), int(fig.layout.height), meta.get("cells", ""), text, name,
     )  # fmt: skip
 
 
@@ -117,7 +119,8 @@ def send_old_points(charts: Mapping[str, Packed], *, key: str) -> None:
 class Pick:
     """What a reader did on a chart.
 
-    what: "tokens" or "pin", chosen in the menu of a clicked step, which is the value; "zoom", whose value is the range
+    what: "tokens" or "pin", chosen in the menu of a clicked step, which is the value; "cell", chosen in the menu of a
+    clicked cell of a histogram, whose value is STEP:METRIC:CELL; "zoom", whose value is the range
     of x as FROM-TO, FROM- up to the newest, or "" for all of it; or "visible": the sections on the screen, by "|".
     """
 

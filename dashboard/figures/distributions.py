@@ -93,7 +93,7 @@ def _step_borders(step: np.ndarray, last_step: np.ndarray | None = None) -> np.n
 def histogram_map(theme: Theme, matrix: Frame, key: str, *, height: int = 300) -> go.Figure:
     """Counts over steps on the metric's fixed logarithmic cells. The colour is log1p(count), in SHADES steps."""
     name, unit, help_text = label(key)
-    fig = figure(theme, f"{name} of tokens", unit=unit, help=help_text, height=height)
+    fig = figure(theme, f"{name} of tokens", unit=unit, help=help_text, height=height, cells=key)
     if not len(matrix["step"]):
         return fig
     borders = cell_borders(str(matrix["edges_id"][0]))
@@ -204,20 +204,30 @@ def step_against_step(
         theme,
         key,
         f"{label(key)[0]}, {last} against {first}",
-        "Share of the tokens in each cell. Click a step in a chart above and pin it to see another one here.",
+        "Share of the tokens in each cell. Click a cell to read its tokens. Click a step in a chart above and pin it "
+        "to see another one here.",
         [(earlier, first, theme.uniform), (newest, last, theme.accent)],
         height,
+        cells=key,
     )
+    for trace, rows in zip(fig.data, (earlier, newest), strict=False):
+        trace.meta = {"step": int(rows["step"][-1])}
     fig.layout.yaxis = {"type": "log", "tickformat": ".3~%", "dtick": 1}  # most tokens lie in the lowest cell
     return fig
 
 
 def _cell_shares(
-    theme: Theme, key: str, title: str, help_text: str, curves: Sequence[tuple[Frame, str, str]], height: int
+    theme: Theme,
+    key: str,
+    title: str,
+    help_text: str,
+    curves: Sequence[tuple[Frame, str, str]],
+    height: int,
+    cells: str = "",
 ) -> go.Figure:
     """Share of tokens in each cell of a metric. curves: rows of counts, pooled, with their name and colour."""
     unit = label(key)[1]
-    fig = figure(theme, title, unit=unit, x=unit, height=height, help=help_text)
+    fig = figure(theme, title, unit=unit, x=unit, height=height, help=help_text, cells=cells)
     borders = cell_borders("nats96" if key != "deviation" else "deviation96")
     for rows, name, line in curves:
         total = rows["counts"].sum() if len(rows["step"]) else 0

@@ -115,13 +115,16 @@ def template(theme: Theme) -> go.layout.Template:
 
 
 def figure(
-    theme: Theme, title: str, *, unit: str = "", x: str = "step", height: int = 280, help: str = ""
+    theme: Theme, title: str, *, unit: str = "", x: str = "step", height: int = 280, help: str = "", cells: str = ""
 ) -> go.Figure:
-    """An empty figure in our style: a title above with unit and help text, and one hover label for all lines."""
+    """An empty figure in our style: a title above with unit and help text, and one hover label for all lines.
+
+    cells: the metric over whose histogram cells it goes; each trace over cells of one step has the step as its `meta`.
+    """
     return go.Figure(  # one construction: every later update_layout costs some 5 ms
         layout={
             "title": {"text": title, "subtitle": {"text": unit}, "x": 0, "xanchor": "left", "font": {"size": 14}},
-            "meta": {"help": help, "theme": theme.name},
+            "meta": {"help": help, "theme": theme.name, "cells": cells},
             "height": height,
             "margin": {"l": 8, "r": 12, "t": 34, "b": 8},
             "hovermode": "x unified",

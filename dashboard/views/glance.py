@@ -51,8 +51,18 @@ def show(entry: RunEntry, window: Window) -> None:
         if ahead is not None and ahead.since is not None:
             where = {"run": entry.name, "x": f"{ahead.since}-"}
             shared.link("run", markdown("Show the fall since step {}", ahead.since), where, ":material/zoom_in:")
+            _lost(entry, ahead.since)
         _tokens(entry, newest)
         _against(entry)
+
+
+def _lost(entry: RunEntry, since: int) -> None:
+    """Leads to the tokens that lost the entropy: those of the newest step with tokens against those before the fall."""
+    steps = data.token_steps(entry.name)
+    before = steps[steps <= since]
+    if len(before) and before[-1] < steps[-1]:
+        where = {"run": entry.name, "step": str(steps[-1]), "view": "lost", "since": str(before[-1])}
+        shared.link("tokens", "The tokens that lost it", where, ":material/trending_down:")
 
 
 def _tokens(entry: RunEntry, newest: float) -> None:

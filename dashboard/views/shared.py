@@ -128,19 +128,24 @@ def number(value: float, unit: str = "") -> str:
 def chart(fig: go.Figure | Packed, key: str, *, group: str = "steps", run: str = "", section: str = "") -> None:
     """Draws a figure. The zoom of charts over steps stands in the URL.
 
-    With `run`, a click on a step opens a menu: read its tokens, or pin its distribution. A chart of a `section` of the
+    With `run`, a click on a step or on a cell of a histogram opens a menu: read its tokens, or pin its distribution. A
+    chart of a `section` of the
     page reports which sections are on the screen: `is_visible`.
     """
     sent = fig if isinstance(fig, Packed) else packed(fig)
     zoom = st.query_params.get("x", "") if group == "steps" else ""
     shown = st.session_state.get("visible_sections", "")
     picked = live_chart(
-        sent, key=key, group=group, menu=bool(run) and group == "steps", zoom=zoom, section=section, shown=shown
-    )
+        sent, key=key, group=group, menu=bool(run) and (group == "steps" or bool(sent.cells)), zoom=zoom,
+        section=section, shown=shown,
+    )  # fmt: skip
     if picked is None:
         return
     if picked.what == "tokens":
         st.switch_page(PAGES["tokens"], query_params={"run": run, "step": picked.value})
+    elif picked.what == "cell":
+        step, _, cell = picked.value.partition(":")
+        st.switch_page(PAGES["tokens"], query_params={"run": run, "step": step, "cell": cell})
     elif picked.what == "zoom" and picked.value:
         st.query_params["x"] = picked.value
     elif picked.what == "zoom":

@@ -1,25 +1,34 @@
-"""Tokens: the rollouts of a step, group by group. Every token is coloured by entropy, deviation or weight."""
+"""Tokens: the rollouts of a step, group by group; tokens looked for by text or by value; the words behind a change."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import streamlit as st
 
 from dashboard import data
-from dashboard.components.tokens import COLOUR_BY, legend_html, token_css, token_scale, tokens_html
+from dashboard.components.rollouts import COLOUR_BY, Lit, Place, sent_rollouts, show_found, show_rollouts
 from dashboard.escape import html, markdown
 from dashboard.figures.theme import label
 from dashboard.views import shared
-from monitor.metrics import metric
+from dashboard.views.words import lost_words, selected_words
+from monitor.metrics import cell_bounds, metric
 from monitor.queries.frames import Frame, n_rows, select
 from monitor.store.tail import RunEntry
 
-PAGE_TOKENS = 4000  # tokens drawn at once
+PAGE_TOKENS = 8000  # tokens drawn at once
+MOST_FOUND = 200  # found tokens that are listed
+CONTEXT = 16  # tokens on each side of a found one
 SORTS = {"sample": "as sampled", "high": "highest reward", "low": "lowest reward", "long": "longest"}
 FILTERS = ("all", "correct", "incorrect")
+VIEWS = {"rollouts": "Rollouts", "selected": "What is selected", "lost": "What lost entropy"}
+CELLS = {"entropy": "nats96", "deviation": "deviation96"}  # metric of a cell in the URL -> its histogram's cells
 
 
 def page() -> None:
+    shared.title("Tokens")
     left, right = st.columns([2, 3])
     with left:
         entry = shared.pick_run()
@@ -31,51 +40,192 @@ def page() -> None:
                 "record.tokens is off, only curves and histograms remain.", icon=":material/article:")  # fmt: skip
         return
     with right:
-        step = _pick_step(steps)
+        step = _pick_step(entry, steps, data.token_steps(entry.name))
     rows = data.samples(entry.name, step)
     if not n_rows(rows):
         st.info(
             markdown("Step {} has no rollouts stored: raw tokens were thinned or pruned. Choose another step.", step)
         )
         return
-    _group(entry, step, rows)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        view = shared.choose(
+            st.segmented_control, "View", "view", list(VIEWS), "rollouts", format_func=VIEWS.get, required=True
+        )
+        text = _find_box() if view == "rollouts" else ""
+    if view == "selected":
+        selected_words(entry, step)
+    elif view == "lost":
+        lost_words(entry, data.token_steps(entry.name), step)
+    else:
+        lit = _found(entry, step, rows, text)
+        _group(entry, step, rows, lit)
 
 
-def _pick_step(steps: np.ndarray) -> int:
+def _pick_step(entry: RunEntry, steps: np.ndarray, raw: np.ndarray) -> int:
+    """The step to show: that of the URL, or the nearest one that has what the URL asks for. Older links stay good."""
     options = [int(step) for step in steps]
-    wanted = st.query_params.get("step", "")
-    if wanted and wanted not in map(str, options):
-        st.caption(markdown("Step {} has no stored rollouts; the nearest one is shown.", wanted))
-        if wanted.lstrip("-").isdigit():
-            st.query_params["step"] = str(min(options, key=lambda option: abs(option - int(wanted))))
-    if len(options) == 1:
-        return options[0]
-    return shared.choose(st.select_slider, markdown("Step, newest {}", options[-1]), "step", options, options[-1])
+    needs_raw = len(raw) and (st.query_params.get("view", "rollouts") != "rollouts" or "cell" in st.query_params)
+    wanted, able = st.query_params.get("step", ""), [int(step) for step in raw] if needs_raw else options
+    missed = bool(wanted) and wanted not in map(str, able)
+    if missed and wanted.lstrip("-").isdigit():
+        st.query_params["step"] = str(min(able, key=lambda step: abs(step - int(wanted))))
+    step = options[0]
+    if len(options) > 1:
+        text = markdown("Step, newest {}", options[-1])
+        step = int(shared.choose(st.select_slider, text, "step", options, able[-1]))
+    if missed:
+        what = "raw tokens" if needs_raw else "stored rollouts"
+        st.caption(markdown("Step {} has no {}; the nearest one is shown.", wanted, what))
+    if not needs_raw and len(raw) and step not in raw:
+        nearest = int(raw[np.argmin(np.abs(raw - step))])
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption("Of this step only the texts were kept.", width="content")
+            where = {"run": entry.name, "step": str(nearest)}
+            shared.link("tokens", markdown("Step {} has its tokens", nearest), where, ":material/arrow_forward:")
+    return step
 
 
-def _group(entry: RunEntry, step: int, rows: Frame) -> None:
+# --- tokens looked for ---
+
+
+def _find_box() -> str:
+    st.session_state["find_text"] = st.query_params.get("find", "")
+
+    def remember() -> None:
+        st.query_params.pop("cell", None)
+        st.query_params["find"] = st.session_state["find_text"]
+
+    return st.text_input(
+        "Find in all rollouts of this step", key="find_text", on_change=remember, placeholder="text, then Enter",
+        icon=":material/search:", width=320,
+    )  # fmt: skip
+
+
+def _cell() -> Lit | None:
+    """The cell of a histogram in the URL, as METRIC:CELL."""
+    key, _, number = st.query_params.get("cell", "").partition(":")
+    if key not in CELLS or not (number.isascii() and number.isdigit()):
+        return None
+    lows, highs = cell_bounds(CELLS[key])
+    return Lit(key, float(lows[int(number)]), float(highs[int(number)])) if int(number) < len(lows) else None
+
+
+def _found(entry: RunEntry, step: int, rows: Frame, text: str) -> Lit | None:
+    """The tokens of the step that the URL asks for, by their text or by a cell of a histogram; returns that cell."""
+    cell = _cell()
+    if cell is not None:
+        found = data.cell_tokens(entry.name, step, cell.key, cell.low, cell.high, MOST_FOUND)
+        listed = [
+            _in_context(rows, _row_of(rows, found["rank"][i], found["sample"][i]), int(position), float(value))
+            for i, (position, value) in enumerate(zip(found["position"], found["value"], strict=True))
+        ] if n_rows(found) else []  # fmt: skip
+        n, n_rollouts = (int(found["n"][0]), int(found["n_rollouts"][0])) if n_rows(found) else (0, 0)
+        said = markdown("**{}** of step {} with {} {}, in {} of {} rollouts", _counted(n), step,
+                        label(cell.key)[0].lower(), _range(cell), n_rollouts, n_rows(rows))  # fmt: skip
+    elif text:
+        places = [(i, place) for i in range(n_rows(rows)) for place in _places(rows["token_texts"][i], text)]
+        listed = [_in_context(rows, i, place) for i, place in places[:MOST_FOUND]]
+        n, n_rollouts = len(places), len({i for i, _ in places})
+        said = markdown("**{}** of {!r} at step {}, in {} of {} rollouts",
+                        f"{n:,} place{'' if n == 1 else 's'}", text, step, n_rollouts, n_rows(rows))  # fmt: skip
+    else:
+        return None
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(said, width="content")
+        if n > len(listed):
+            st.caption(markdown("the first {} are listed", len(listed)), width="content")
+        st.button("Clear", icon=":material/close:", type="tertiary", on_click=_clear)
+    opened = show_found([row for row in listed if row]) if listed else None
+    if opened is not None:
+        _open(rows, opened)
+    return cell
+
+
+def _counted(n: int) -> str:
+    return f"{n:,} token{'' if n == 1 else 's'}"
+
+
+def _range(cell: Lit) -> str:
+    unit = label(cell.key)[1]
+    if not np.isfinite(cell.low):
+        return f"below {cell.high:.3g} {unit}"
+    if not np.isfinite(cell.high):
+        return f"from {cell.low:.3g} {unit} on"
+    return f"from {cell.low:.3g} to {cell.high:.3g} {unit}"
+
+
+def _places(texts: Sequence[str], wanted: str) -> list[int]:
+    """The tokens at which `wanted` begins in the rollout, whatever its case and however it is cut into tokens."""
+    whole, wanted = "".join(texts).lower(), wanted.lower()
+    starts = np.cumsum([0, *(len(text.lower()) for text in texts)])
+    found, at = list[int](), whole.find(wanted)
+    while at >= 0:
+        found.append(int(np.searchsorted(starts, at, side="right")) - 1)
+        at = whole.find(wanted, at + 1)
+    return list(dict.fromkeys(found))
+
+
+def _row_of(rows: Frame, rank: int, sample: int) -> int | None:
+    at = np.flatnonzero((rows["rank"] == rank) & (rows["sample"] == sample))
+    return int(at[0]) if len(at) else None
+
+
+def _in_context(rows: Frame, i: int | None, position: int, value: float | None = None) -> dict[str, Any]:
+    """A found token as `show_found` lists it; {} where its rollout was not kept."""
+    if i is None:
+        return {}
+    texts = [str(text) for text in rows["token_texts"][i]]
+    return {
+        "sample": int(rows["sample"][i]),
+        "position": position,
+        "where": f"{'✓' if rows['correct'][i] else '✗'} rollout {rows['sample'][i]} · {position}",
+        "before": "".join(texts[max(0, position - CONTEXT) : position]),
+        "text": texts[position] if position < len(texts) else "",
+        "after": "".join(texts[position + 1 : position + 1 + CONTEXT]),
+        "value": "" if value is None else f"{value:.3g}",
+    }
+
+
+def _clear() -> None:
+    for name in ("find", "cell"):
+        st.query_params.pop(name, None)
+
+
+def _open(rows: Frame, place: Place) -> None:
+    """Shows the rollout of a found token, with the focus on it."""
+    at = np.flatnonzero(rows["sample"] == place.sample)
+    st.query_params.update(
+        group=str(rows["group_id"][at[0]]), sample="all", show="all", at=f"{place.sample}:{place.position}"
+    )
+    st.rerun()
+
+
+# --- the rollouts of a group ---
+
+
+def _group(entry: RunEntry, step: int, rows: Frame, lit: Lit | None) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         groups = [int(group) for group in dict.fromkeys(rows["group_id"])]
         chosen = shared.choose(
             st.selectbox, "Prompt", "group", groups, groups[0], format_func=lambda group: _group_name(rows, group)
         )
-        colour_by = shared.choose(st.segmented_control, "Colour by", "colour", COLOUR_BY, "entropy", required=True)
-        order = shared.choose(st.selectbox, "Sort", "sort", list(SORTS), "sample", format_func=SORTS.get, width=170)
+        mine = select(rows, rows["group_id"] == chosen)
+        samples = [int(sample) for sample in mine["sample"]]
+        only = shared.choose(
+            st.selectbox, "Rollout", "sample", ["all", *samples], "all", width=150,
+            format_func=lambda sample: "all of the group" if sample == "all" else f"rollout {sample}",
+        )  # fmt: skip
+        order = shared.choose(st.selectbox, "Sort", "sort", list(SORTS), "sample", format_func=SORTS.get, width=150)
         kept = shared.choose(st.segmented_control, "Show", "show", FILTERS, "all", required=True)
-    mine = select(rows, rows["group_id"] == chosen)
+        colour_by = shared.choose(st.segmented_control, "Colour by", "colour", COLOUR_BY, "entropy", required=True)
     _prompt(mine)
     mine = _ordered(mine, order, kept)
-    if not n_rows(mine):
-        st.info(markdown("No {} rollout in this group.", kept))
-        return
-    samples = [int(sample) for sample in mine["sample"]]
-    only = shared.choose(
-        st.selectbox, "Rollout", "sample", ["all", *samples], "all",
-        format_func=lambda sample: "all of the group" if sample == "all" else f"rollout {sample}",
-    )  # fmt: skip
     if only != "all":
         mine = select(mine, mine["sample"] == only)
-    _rollouts(entry, step, mine, colour_by)
+    if not n_rows(mine):
+        st.info(markdown("No {} rollout here. Choose others above.", kept))
+        return
+    _rollouts(entry, step, mine, colour_by, lit)
 
 
 def _group_name(rows: Frame, group: int) -> str:
@@ -87,7 +237,7 @@ def _group_name(rows: Frame, group: int) -> str:
 
 def _prompt(rows: Frame) -> None:
     if n_rows(rows):
-        st.html(html('<div style="font-size:.8rem;opacity:.65">Prompt {}, {}</div>'
+        st.html(html('<div style="font-size:.8rem;opacity:.75">Prompt {}, {}</div>'
                      '<div style="white-space:pre-wrap;overflow-wrap:anywhere;'
                      'font-family:var(--st-code-font,monospace);font-size:.9rem;max-height:14rem;overflow:auto;'
                      'border-left:3px solid rgba(128,128,128,.35);padding:.2rem .8rem">{}</div>',
@@ -102,39 +252,13 @@ def _ordered(rows: Frame, order: str, kept: str) -> Frame:
     return {name: column[places] for name, column in rows.items()}
 
 
-def _rollouts(entry: RunEntry, step: int, rows: Frame, colour_by: str) -> None:
-    theme, scale = shared.theme(), token_scale(colour_by)
+def _rollouts(entry: RunEntry, step: int, rows: Frame, colour_by: str, lit: Lit | None) -> None:
     shown = np.cumsum(rows["n_tokens"]) <= PAGE_TOKENS
     shown[0] = True
     visible = select(rows, shown)
     tokens = data.tokens(entry.name, step, [int(sample) for sample in visible["sample"]], int(visible["rank"][0]))
-    weights = tokens["weight"] if colour_by == "weight" and n_rows(tokens) else None
-    st.html(html("{}{}", token_css(theme), legend_html(scale, weights)))
-    st.caption(markdown("{} Hover a token for its values.", metric(colour_by).help))
-    for i in range(n_rows(visible)):
-        _rollout(visible, i, tokens, scale)
+    st.caption(markdown("{}", metric(colour_by).help))
+    sent = sent_rollouts(visible, tokens)
+    show_rollouts(sent, colour_by, shared.theme(), lit=lit, at=st.query_params.get("at", ""))
     if not shown.all():
         st.caption(markdown("{} further rollouts of this group: choose one above to read it.", int((~shown).sum())))
-
-
-def _rollout(rows: Frame, i: int, tokens: Frame, scale) -> None:
-    with st.container(border=True):
-        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.markdown(markdown("**Rollout {}**", rows["sample"][i]), width="content")
-            correct = bool(rows["correct"][i])
-            st.badge("correct" if correct else "incorrect", color="green" if correct else "gray",
-                     icon=":material/check:" if correct else ":material/close:")  # fmt: skip
-            if rows["truncated"][i]:
-                st.badge("truncated", color="orange", icon=":material/content_cut:")
-            reward, advantage, n_tokens = (rows[key][i] for key in ("reward", "advantage", "n_tokens"))
-            figures = markdown("reward {:.3g} · advantage {:+.3g} · {} tokens", reward, advantage, n_tokens)
-            st.caption(figures, width="content")
-        mine = select(tokens, tokens["sample"] == rows["sample"][i]) if n_rows(tokens) else {}
-        if n_rows(mine):
-            texts = list(rows["token_texts"][i])
-            means = " · ".join(f"{label(key)[0].lower()} {np.mean(mine[key]):.3f}" for key in ("entropy", "deviation"))
-            st.html(html('{}<div style="font-size:.8rem;opacity:.65">mean {} nats · {:.0%} selected</div>',
-                         tokens_html(texts, mine, scale), means, np.mean(mine["weight"] > 0)))  # fmt: skip
-        else:
-            st.caption("The raw tokens of this rollout were not kept. This is its text:")
-            st.html(html('<div style="white-space:pre-wrap">{}</div>', rows["completion"][i]))

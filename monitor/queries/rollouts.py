@@ -35,3 +35,55 @@ def tokens_of_step(
     columns = "rank, sample, position, token_id, logprob, entropy, renyi2, deviation, alive, weight"
     where = "step = ? AND sample IN (SELECT unnest(?)) AND rank = ?"
     return _read_step(con, files, columns, where, [step, list(samples), rank])
+
+
+def tokens_of_cell(
+    con: duckdb.DuckDBPyConnection,
+    token_files: Sequence[str],
+    step: int,
+    metric: str,
+    low: float,
+    high: float,
+    most: int,
+) -> Frame:
+    """The tokens of a step with low <= `metric` < high, compared in float32 as histograms count them.
+
+    Highest value first, at most `most` of them; `n` is how many there are and `n_rollouts` in how many rollouts.
+    """
+    if not token_files:
+        return {}
+    if metric not in ("entropy", "renyi2", "deviation", "weight"):
+        raise ValueError(f"Tokens have no column {metric!r}.")
+    sql = (
+        f"SELECT rank, sample, position, {metric} AS value, count(*) OVER () AS n, "
+        "(SELECT count(*) FROM (SELECT DISTINCT rank, sample FROM found)) AS n_rollouts FROM found "
+        "ORDER BY value DESC, rank, sample, position LIMIT ?"
+    )
+    found = (
+        f"WITH found AS (SELECT rank, sample, position, {metric} FROM read_parquet(?, hive_partitioning = false) "
+        f"WHERE step = ? AND isfinite({metric}) AND {metric} >= ?::FLOAT AND {metric} < ?::FLOAT) "
+    )
+    return frame(con, found + sql, [list(token_files), step, low, high, most])
+
+
+def words_of_step(
+    con: duckdb.DuckDBPyConnection, token_files: Sequence[str], sample_files: Sequence[str], step: int
+) -> Frame:
+    """Every text that a token of a step has: text, n, n_heavy, entropy (their sum, nats); {} without files.
+
+    n_heavy counts the tokens whose weight is above the step's mean weight: with weights of 0 and 1 the selected ones.
+    """
+    if not token_files or not sample_files:
+        return {}
+    sql = """
+        WITH texts AS (
+            SELECT rank, sample, unnest(token_texts) AS text, generate_subscripts(token_texts, 1) - 1 AS position
+            FROM read_parquet(?, hive_partitioning = false) WHERE step = ?
+        ), of_step AS (
+            SELECT rank, sample, position, entropy, weight, avg(weight::DOUBLE) OVER () AS mean_weight
+            FROM read_parquet(?, hive_partitioning = false) WHERE step = ? AND isfinite(entropy) AND isfinite(weight)
+        )
+        SELECT text, count(*) AS n, count(*) FILTER (weight > mean_weight) AS n_heavy, sum(entropy::DOUBLE) AS entropy
+        FROM of_step JOIN texts USING (rank, sample, position) GROUP BY text ORDER BY text
+    """
+    return frame(con, sql, [list(sample_files), step, list(token_files), step])

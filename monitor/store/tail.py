@@ -65,6 +65,7 @@ class Tail:
         self._local = threading.local()
         self._con = duckdb.connect(":memory:")
         self._listing = Listing(self.store.absolute(), self._con.cursor())
+        self._steps_of: dict[str, frozenset[int]] = {}  # of compacted segments, which never change
         for table in SMALL_TABLES:
             columns = ", ".join(f'"{name}" {kind}' for name, kind in TABLES[table].items())
             self._con.execute(f"CREATE TABLE {table}_all ({columns})")
@@ -131,9 +132,17 @@ class Tail:
 
         return [escape_glob(segment.path) for segment in self._listing.chosen(table, run, wanted)]
 
-    def spans(self, run: str, table: str) -> list[tuple[int, int]]:
-        """(first step, last step) of every segment of `table`: which steps can have rows, known from file names."""
-        return sorted((name.first_step, name.last_step) for name in self._listing.names(table, run))
+    def steps_with(self, run: str, table: str) -> set[int]:
+        """The steps of which some segment of `table` has rows: by the file's name, of compacted ones by their rows."""
+        found = set[int]()
+        for segment in self._listing.chosen(table, run, lambda name: name.first_step != name.last_step):
+            if segment.path not in self._steps_of:
+                sql = "SELECT DISTINCT step FROM read_parquet(?, hive_partitioning = false)"
+                rows = self.cursor().execute(sql, [escape_glob(segment.path)]).fetchall()
+                self._steps_of[segment.path] = frozenset(step for (step,) in rows)
+            found |= self._steps_of[segment.path]
+        names = self._listing.names(table, run)
+        return found | {name.first_step for name in names if name.first_step == name.last_step}
 
     def _refresh(self, entry: RunEntry, now: float) -> bool:
         folder = self.store / "runs" / entry.name

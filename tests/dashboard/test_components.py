@@ -1,26 +1,24 @@
-"""Token text: escaped, coloured by fixed scales, readable on every colour."""
+"""What components send: rollouts with fixed colours that can be read on, and charts in two parts."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
-import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from dashboard.components.chart import BLOCK, Packed, chart_code, packed
-from dashboard.components.tokens import (
+from dashboard.components.rollouts import (
+    BORDERS,
     COLOUR_BY,
     LEVELS,
     _luminance,
     _mix,
-    legend_html,
-    token_css,
-    token_scale,
-    tokens_html,
+    legend,
+    level,
+    level_colours,
+    sent_rollouts,
 )
 from dashboard.figures.lines import Line, lines
 from dashboard.figures.theme import DARK, LIGHT
@@ -32,58 +30,61 @@ def frame(n: int, **columns):
     return base | columns
 
 
-def text_of(markup: str) -> str:
-    return html.unescape(re.sub(r"<[^>]*>", "", markup))
+def rows(*texts: list[str], **columns):
+    n = len(texts)
+    base = {"rank": np.zeros(n, int), "sample": np.arange(n), "correct": np.ones(n, bool), "reward": np.ones(n),
+            "truncated": np.zeros(n, bool), "advantage": np.full(n, 0.5), "completion": np.array(["x"] * n, object),
+            "n_tokens": np.array([len(one) for one in texts]),
+            "token_texts": np.array([*texts, None], object)[:-1]}  # fmt: skip
+    return base | columns
 
 
-@pytest.mark.parametrize(
-    "text", ["<script>x</script>", "<img src=x onerror='x'>", '" onmouseover="x', "</span></div>", "&lt;"]
-)
-def test_tokens_are_text_whatever_they_hold(text: str) -> None:
-    markup = tokens_html([text], frame(1), token_scale("entropy"))
-    seen = []
-    parser = HTMLParser()
-    parser.handle_starttag = lambda tag, attributes: seen.append((tag, [name for name, _ in attributes]))  # type: ignore[method-assign]
-    parser.feed(markup)
-    assert seen == [("div", ["class"]), ("span", ["class", "title"])]
-    assert text_of(markup) == text
+def numbers(packed: dict[str, str]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
 
 
-def test_whitespace_is_made_visible() -> None:
-    texts = ["\n", "  ", "\t", "a b", ""]
-    assert text_of(tokens_html(texts, frame(5), token_scale("entropy"))) == "⏎\n··⇥\ta b∅"
+def test_rollouts_are_sent_in_the_order_shown_with_the_values_of_their_own_tokens() -> None:
+    tokens = frame(5, sample=np.array([3, 3, 7, 7, 7]), position=np.array([0, 1, 0, 1, 2]),
+                   entropy=np.arange(5) / 10, weight=np.array([0.0, 1.0, 1.0, 1.0, 1.0]))  # fmt: skip
+    sent = sent_rollouts(rows(["a", "b", "c"], ["d", "e"], ["f"], sample=np.array([7, 3, 5])), tokens)
+    assert [one["sample"] for one in sent["rollouts"]] == [7, 3, 5]
+    assert [one["kept"] for one in sent["rollouts"]] == [3, 2, 0]
+    assert [one["texts"] for one in sent["rollouts"]] == [["a", "b", "c"], ["d", "e"], []]
+    np.testing.assert_allclose(numbers(sent["values"]["entropy"]), [0.2, 0.3, 0.4, 0.0, 0.1], rtol=1e-6)
+    assert numbers(sent["values"]["position"]).tolist() == [0, 1, 2, 0, 1]
+    # mean entropy (0 + .1) / 2 = .05; one of two tokens has a weight
+    assert sent["rollouts"][1]["figures"] == (
+        "reward 1 · advantage +0.5 · 2 tokens · mean entropy 0.050 and deviation 0.000 nats · 50% selected"
+    )
+    assert [one["completion"] for one in sent["rollouts"]] == ["", "", "x"]  # its text stands for the tokens not kept
+
+
+def test_a_token_is_shown_by_the_text_at_its_position_or_by_its_id() -> None:
+    tokens = frame(3, sample=np.zeros(3, int), position=np.array([1, 2, 5]), token_id=np.array([11, 12, 15]))
+    assert sent_rollouts(rows(["a", "b", "c"]), tokens)["rollouts"][0]["texts"] == ["b", "c", "<15>"]
+
+
+def test_what_is_sent_is_named_by_its_content() -> None:
+    one, other = (sent_rollouts(rows([text]), frame(1, sample=np.zeros(1, int))) for text in "ab")
+    assert one["id"] != other["id"]
+    assert one["id"] == sent_rollouts(rows(["a"]), frame(1, sample=np.zeros(1, int)))["id"]
 
 
 def test_levels_follow_the_values() -> None:
-    values = np.array([0.0, 0.02, 0.6, 5.0])
-    markup = tokens_html(["a", "b", "c", "d"], frame(4, entropy=values), token_scale("entropy"))
-    assert re.findall(r'class="rlvr-t(\d)"', markup) == ["0", "1", "4", "7"]
-    weights = tokens_html(["a", "b"], frame(2, weight=np.array([0.0, 1.0])), token_scale("weight"))
-    assert re.findall(r'class="rlvr-t(\d)"', weights) == ["0", "5"]
-
-
-def test_hover_tells_the_values() -> None:
-    markup = tokens_html(["a"], frame(1, entropy=np.array([1.25]), weight=np.array([0.5])), token_scale("entropy"))
-    title = html.unescape(re.search(r'title="([^"]*)"', markup)[1])
-    assert "entropy 1.2500 nats" in title and "weight 0.5" in title and "8 alive" in title and "p 0.6065" in title
-
-
-def test_missing_texts_show_the_token_id() -> None:
-    assert text_of(tokens_html([], frame(2), token_scale("entropy"))) == "<0><1>"
+    assert [level("entropy", value) for value in (0.0, 0.02, 0.6, 5.0)] == [0, 1, 4, 7]
+    assert [level("weight", value) for value in (0.0, 1.0)] == [0, 5]
 
 
 @pytest.mark.parametrize("key", COLOUR_BY)
 def test_the_legend_names_every_level(key: str) -> None:
-    markup = legend_html(token_scale(key))
-    assert len(token_scale(key).borders) == LEVELS - 1
-    assert [f"rlvr-t{level}" in markup for level in range(LEVELS)] == [True] * LEVELS
+    assert len(BORDERS[key]) == LEVELS - 1 and [number for number, _ in legend(key)] == list(range(LEVELS))
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_text_contrasts_with_its_colour(theme) -> None:
     """At least 4.5:1 (WCAG AA) on every level."""
-    colours = re.findall(r"background:(#\w{6});color:(#\w{6})", token_css(theme))
-    assert len(colours) == LEVELS - 1  # the lowest has none: the page's own
+    colours = level_colours(theme)
+    assert len(colours) == LEVELS and colours[0] == (theme.paper, theme.text)
     for back, front in colours:
         high, low = sorted((_luminance(back), _luminance(front)), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 4.5, (back, front)
@@ -124,11 +125,9 @@ def test_charts_that_are_no_curves_are_sent_whole() -> None:
 
 
 def test_the_legend_of_weights_says_what_they_do() -> None:
-    scale = token_scale("weight")
-    assert "above 0, below 0.25" in text_of(legend_html(scale)) and "1e-06" not in text_of(legend_html(scale))
-    two = legend_html(scale, np.array([0.0, 1.0, 1.0]))
-    assert re.findall(r'rlvr-t(\d)"></i>([^<]*)', two) == [("0", "0, left out"), ("5", "1, counts")]
-    assert len(re.findall("<i ", legend_html(scale, np.array([0.0, 0.5])))) == LEVELS
+    assert legend("weight")[:2] == [(0, "0"), (1, "above 0, below 0.25")]
+    assert legend("weight", np.array([0.0, 1.0, 1.0])) == [(0, "0, left out"), (5, "1, counts")]
+    assert len(legend("weight", np.array([0.0, 0.5]))) == LEVELS
 
 
 def test_the_script_of_the_charts_is_whole() -> None:
