@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.escape import markdown
+from dashboard.figures.theme import DARK
 from dashboard.views import alerts, compare, overview, run, shared, sql, tokens
 
 PAGES = (
@@ -36,6 +37,10 @@ def main() -> None:
         shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")
     st.html(STYLE)
+    if shared.theme() is DARK:  # white on the light accent would be hard to read
+        st.html(
+            "<style>.stMultiSelect [data-baseweb=tag], .stMultiSelect [data-baseweb=tag] * { color: #000; }</style>"
+        )
     drawn = data.poll()
     st.session_state["calm_run"] = None  # the run of which a page shows parts that may lag behind
     if _ready():

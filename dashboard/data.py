@@ -23,7 +23,7 @@ from monitor.alerts.window import Window
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
 from monitor.queries.followed import Followed
 from monitor.queries.frames import Frame
-from monitor.stats.comparison import live_comparison
+from monitor.stats.comparison import live_comparison, paired_comparison
 from monitor.store.reader import Store, open_store
 from monitor.store.tail import RunEntry, Tail
 
@@ -246,21 +246,57 @@ def final_figures(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
     return _ask(differences.final_figures, names, tuple(names), tuple(keys))
 
 
-def comparison(baseline: Arm, other: Arm, names: Sequence[str] = ()) -> dict[str, Any] | None:
-    """`live_comparison` of `other` against `baseline`; None where a side has two runs of one seed."""
-    sides = {arm.name: by_seed([entry for name in arm.runs if (entry := run(name))]) for arm in (baseline, other)}
-    if None in sides.values():
+def comparison(arms: Sequence[Arm], names: Sequence[str] = ()) -> dict[str, Any] | None:
+    """`live_comparison` of the arms, the first of which is the baseline; None where one has two runs of one seed."""
+    found = _paired(arms)
+    return found and _ask(live_comparison, [run for arm in arms for run in arm.runs], *found, tuple(names))
+
+
+def comparison_verdicts(arms: Sequence[Arm]) -> dict[str, str] | None:
+    """{arm: the sentence about it against the first}; None where an arm has two runs of one seed."""
+    found = comparison(arms)
+    return None if found is None else found["verdicts"]
+
+
+def whole_comparison(name: str, arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """All that `rlvr compare` would store of the arms; None where an arm has two runs of one seed."""
+    found = _paired(arms)
+    if found is None:
         return None
-    shown = (*baseline.runs, *other.runs)
-    configs = {name: entry.info.get("config") for name in shown if (entry := run(name))}
+    sides, configs, k = found
+    return paired_comparison(tail().cursor(), name, sides, configs, k=k)
+
+
+def _paired(arms: Sequence[Arm]) -> tuple[dict[str, dict[int, str]], dict[str, dict[str, Any]], int] | None:
+    """(runs of each arm by seed, their configurations, k of pass@k); None where an arm has two runs of one seed."""
+    sides = dict[str, dict[int, str]]()
+    for arm in arms:
+        of = by_seed([entry for name in arm.runs if (entry := run(name))])
+        if of is None:
+            return None
+        sides[arm.name] = of
+    shown = [name for arm in arms for name in arm.runs]
+    configs = {name: dict(entry.info.get("config") or {}) for name in shown if (entry := run(name))}
     k = next((k for of in configs.values() if (k := differences.setting(of, "eval.k", int))), 4)
-    return _ask(live_comparison, shown, sides, configs, k, tuple(names))
+    return sides, configs, k
 
 
-def comparison_verdict(baseline: Arm, other: Arm) -> str | None:
-    """The sentence about `other` against `baseline`; None where a side has two runs of one seed."""
-    found = comparison(baseline, other)
-    return None if found is None else str(found["verdicts"][other.name])
+def partings(arms: Sequence[Arm]) -> list[str]:
+    """For each arm but the first, where its runs part from the baseline's runs of equal seed, in words."""
+    found = _paired(arms)
+    if found is None:
+        return []
+    base, told = found[0][arms[0].name], list[str]()
+    for arm in arms[1:]:
+        steps = dict[int, int | None]()
+        for seed, other in found[0][arm.name].items():
+            if seed in base and base[seed] != other:
+                steps[seed] = _ask(differences.first_difference, (base[seed], other), base[seed], other)
+        if steps:
+            parts = [f"seed {seed}: {'nowhere' if step is None else step}" for seed, step in sorted(steps.items())]
+            told.append(f"First step at which {arm.name} and {arms[0].name} differ in entropy, reward or loss: "
+                        f"{', '.join(parts)}.")  # fmt: skip
+    return told
 
 
 def sample_steps(name: str) -> np.ndarray:

@@ -20,28 +20,29 @@ class Arm:
     runs: tuple[str, ...]
 
 
-def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, Arm]:
-    """Uniform and the first other weighting among the runs of one `comparison`, at the seeds that both have.
+def default_arms(entries: Sequence[RunEntry]) -> tuple[Arm, ...]:
+    """Uniform and every other weighting of one `comparison`, each at the seeds that it shares with uniform.
 
-    `random`, which is a control, is taken only if there is no other weighting. Entries are tried in order until one's
-    comparison has such a pair. If none has, the first two runs are compared.
+    They come by name, and `random`, which is a control, last. Entries are tried in order until one's comparison has
+    such a pair. If none has, the first two runs are compared.
     """
-    for comparison in dict.fromkeys(str(entry.info.get("comparison") or "") for entry in entries):
-        members = [entry for entry in entries if comparison and entry.info.get("comparison") == comparison]
+    for comparison in dict.fromkeys(str(entry.info["comparison"]) for entry in entries if entry.info.get("comparison")):
+        members = [entry for entry in entries if entry.info.get("comparison") == comparison]
         by_kind: dict[str, dict[int, str]] = {}
         for entry in members:
             of_kind = by_kind.setdefault(str(entry.info.get("weighting")), {})
             of_kind.setdefault(int(entry.info.get("seed", 0)), entry.name)  # the newest, where a run was started anew
-        kinds = sorted(by_kind, key=lambda kind: (kind != "uniform", kind == "random"))
-        for other in kinds[1:]:
-            seeds = sorted(by_kind[kinds[0]].keys() & by_kind[other].keys())
-            if seeds:
-                return tuple(Arm(kind, tuple(by_kind[kind][seed] for seed in seeds)) for kind in (kinds[0], other))  # type: ignore[return-value]
+        base, *others = sorted(by_kind, key=lambda kind: (kind != "uniform", kind == "random", kind))
+        shared = {kind: sorted(by_kind[base].keys() & by_kind[kind].keys()) for kind in others}
+        arms = [Arm(kind, tuple(by_kind[kind][seed] for seed in seeds)) for kind, seeds in shared.items() if seeds]
+        if arms:
+            seeds = sorted(set().union(*shared.values()))
+            return (Arm(base, tuple(by_kind[base][seed] for seed in seeds)), *arms)
     first, second = sorted(entries[:2], key=lambda entry: entry.info.get("weighting") != "uniform")
     return Arm(first.name, (first.name,)), Arm(second.name, (second.name,))
 
 
-def partner_arms(entry: RunEntry, entries: Sequence[RunEntry]) -> list[tuple[Arm, Arm]]:
+def partner_arms(entry: RunEntry, entries: Sequence[RunEntry]) -> list[tuple[Arm, ...]]:
     """Uniform beside the weighting of `entry`, from their comparison; for a uniform run beside each other weighting."""
     name, kind = entry.info.get("comparison"), str(entry.info.get("weighting"))
     members = [other for other in entries if name and other.info.get("comparison") == name]
@@ -60,16 +61,49 @@ def by_seed(entries: Sequence[RunEntry]) -> dict[int, str] | None:
     return seeds if len(seeds) == len(entries) else None
 
 
+def doubts(arms: Sequence[Arm], entries: Mapping[str, RunEntry]) -> list[str]:
+    """What makes a comparison of these arms less than it looks, a sentence each."""
+    told = list[str]()
+    every = [run for arm in arms for run in arm.runs]
+    twice = sorted({run for run in every if every.count(run) > 1})
+    if twice:
+        told.append(f"{', '.join(twice)} is on more than one side.")
+    for arm in arms:
+        kinds = sorted({str(entries[run].info.get("weighting")) for run in arm.runs if run in entries})
+        if len(kinds) > 1:
+            told.append(f"{arm.name} mixes weightings: {', '.join(kinds)}.")
+    seeds = [{int(entries[run].info.get("seed") or 0) for run in arm.runs if run in entries} for arm in arms]
+    for arm, of in zip(arms[1:], seeds[1:], strict=True):
+        alone = sorted(of ^ seeds[0])
+        if alone:
+            told.append(f"Seeds that only {arm.name} or {arms[0].name} has are in no pair: {_listed(alone)}.")
+    for what, path in (("code", ("commit",)), ("torch", ("packages", "torch")), ("machine", ("device",))):
+        found = {_setting(entries[run].info.get("environment"), path) for run in every if run in entries} - {""}
+        if len(found) > 1:
+            told.append(f"The runs are of different {what}: {', '.join(sorted(one[:12] for one in found))}.")
+    return told
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + ("…" if len(numbers) > 8 else "")
+
+
+def _setting(of: Any, path: Sequence[str]) -> str:
+    for name in path:
+        of = of.get(name) if isinstance(of, Mapping) else None
+    return of if isinstance(of, str) else ""
+
+
 def figures_table(
     arms: Sequence[Arm],
     figures: Mapping[str, Mapping[str, float]],
     names: Sequence[str],
-    paired: Mapping[str, Mapping[str, Any]] | None = None,
+    paired: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
 ) -> dict[str, list[str]]:
-    """Columns: figure, the mean of each arm over its runs, and their difference. Rows without values are left out.
+    """Columns: figure, the mean of each arm over its runs, and each one's difference to the first arm.
 
-    paired: {figure: its row of monitor.stats.comparison}. With it the difference is that of pairs of equal seed, with
-    its 95 % interval, the p of its paired t test and the number of pairs.
+    paired: {(arm, figure): its row of monitor.stats.comparison}. With it a difference is that of pairs of equal seed,
+    with its 95 % interval and the p of its paired t test. Rows without values are left out.
     """
     means = {
         arm.name: {name: _mean([figures[run].get(name) for run in arm.runs]) for name in ("step", *names)}
@@ -79,19 +113,18 @@ def figures_table(
     table = {"figure": [_title(name) for name in kept]}
     for arm in arms:
         table[arm.name] = [_text(means[arm.name][name], name) for name in kept]
-    first, second = (means[arm.name] for arm in arms)
-    if paired is None:
-        table["difference"] = [_text(second[name] - first[name], name, signed=True) for name in kept]
-        return table
-    rows = [paired.get(name, {}) for name in kept]
-    table["difference, 95 % interval"] = [_interval(row, name) for row, name in zip(rows, kept, strict=True)]
-    table["p"] = ["–" if row.get("p_t") is None else f"{row['p_t']:.2g}" for row in rows]
-    table["pairs"] = [str(row.get("pairs", "–")) for row in rows]
+    base = means[arms[0].name]
+    for arm in arms[1:]:
+        if paired is None:
+            cells = [_text(means[arm.name][name] - base[name], name, signed=True) for name in kept]
+        else:
+            cells = [_interval(paired.get((arm.name, name), {}), name) for name in kept]
+        table[f"{arm.name} minus {arms[0].name}"] = cells
     return table
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
-    """'-4.0 pp [-12.0, +1.0]', without the interval where there is none."""
+    """'-4.0 pp [-12.0, +1.0], p .031', without interval and p where there are none."""
     if row.get("difference") is None:
         return "–"
     share = label(name)[1] == "share"
@@ -99,7 +132,8 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
         "" if row[of] is None else f"{100 * row[of]:+.1f}" if share else f"{row[of]:+.3g}"
         for of in ("difference", "low", "high")
     )
-    return f"{middle}{' pp' if share else ''}" + (f" [{low}, {high}]" if low and high else "")
+    p = "" if row.get("p_t") is None else f", p {row['p_t']:.2g}".replace(" 0.", " .")
+    return f"{middle}{' pp' if share else ''}" + (f" [{low}, {high}]" if low and high else "") + p
 
 
 def _mean(values: Sequence[float | None]) -> float:

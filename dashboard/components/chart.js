@@ -64,7 +64,8 @@ function draw(root) {
   plot.rlvrScalesY = spec.layout.yaxis?.range === undefined;
   const config = {
     responsive: true, displaylogo: false, scrollZoom: false,
-    modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    modeBarButtonsToRemove: ["toImage", "sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    modeBarButtonsToAdd: ["PNG", "SVG"].map((kind) => ({ name: `Save as ${kind}`, icon: saveIcon(kind), click: () => save(plot, data, kind.toLowerCase()) })),
   };
   plotly().then((Plotly) => Plotly.react(plot, spec.data, spec.layout, config)).then(() => {
     if (!plot.rlvrReady) prepare(root, plot, data);
@@ -76,6 +77,26 @@ function draw(root) {
     } else if (group?.zoom && (group.zoom.to === null || !plot.rlvrZoomed)) zoom(plot, group.zoom);
     newer(root, plot, group);
   }).catch((error) => { plot.textContent = String(error.message ?? error); });
+}
+
+const ICONS = { // an arrow into a tray, with a dot for PNG and a curve for SVG
+  PNG: "M11 2h2v9h3l-4 4-4-4h3zM4 18h2v2h12v-2h2v4H4zM11 16h2v1h-2z",
+  SVG: "M11 2h2v9h3l-4 4-4-4h3zM4 18h2v2h12v-2h2v4H4zM2 8q4-6 6 0l-1 0q-2-4-4 0z",
+};
+
+function saveIcon(kind) {
+  return { width: 24, height: 24, path: ICONS[kind] };
+}
+
+// The picture has the title, and the background of the page, which the chart itself leaves to the page.
+function save(plot, data, format) {
+  const { paper } = TEMPLATES[data.theme].layout.meta;
+  const title = { text: data.unit ? `${data.title}, ${data.unit}` : data.title, x: 0.02, xanchor: "left", font: { size: 15 } };
+  const margin = { ...plot.layout.margin, t: (plot.layout.margin?.t ?? 30) + 36 };
+  const layout = { ...plot.layout, title, margin, paper_bgcolor: paper, plot_bgcolor: paper };
+  const filename = data.title.toLowerCase().replace(/[^a-z0-9@]+/g, "-");
+  const size = { width: plot.offsetWidth, height: plot.offsetHeight + 36, scale: format === "png" ? 2 : 1 };
+  return window.Plotly.downloadImage({ data: plot.data, layout }, { format, filename, ...size });
 }
 
 const NUMBERS = { f4: Float32Array, f8: Float64Array, i4: Int32Array, i2: Int16Array, i1: Int8Array };

@@ -109,6 +109,7 @@ def template(theme: Theme) -> go.layout.Template:
                 "bgcolor": "rgba(0,0,0,0)",
                 "font": {"size": 12, "color": theme.text},
             },
+            "meta": {"paper": theme.paper},
             "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.muted, "activecolor": theme.accent},
         }
     )

@@ -1,8 +1,9 @@
-"""Compare: uniform and weighted runs. Curves in one chart, the difference of their distributions, final figures."""
+"""Compare: any number of arms against a baseline. The answer first, then curves, distributions, figures, options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -12,8 +13,8 @@ from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, arm_lines, is_flat, lines, pass_against_distinct, seed_band
 from dashboard.figures.theme import Theme, arm_colours
-from dashboard.shown_arms import Arm, default_arms, figures_table, partner_arms
-from dashboard.views import shared
+from dashboard.shown_arms import Arm, default_arms, doubts, figures_table
+from dashboard.views import downloads, shared
 from monitor.queries.differences import config_difference
 from monitor.queries.series import series_of
 from monitor.stats.comparison_verdict import headline
@@ -43,8 +44,10 @@ FIGURES = (
     "renyi2",
     "response_length",
     "weight_mean",
+    "perf/step_s",
 )
 NAMES = ("run", "seed", "save", "comparison", "store")  # options that differ from run to run and change nothing
+ARMS = "abcdefghijklmnop"  # parameters of the URL, the baseline first
 PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 
 
@@ -55,26 +58,24 @@ def page() -> None:
     if arms is None:
         return
     with top:
-        _verdict(arms)
-        _other_pairs(arms)
+        _verdicts(arms)
     theme = shared.theme()
     colours = arm_colours([arm.name for arm in arms], theme)
-    if colours[arms[0].name] == colours[arms[1].name]:  # two arms of one kind: the first is the grey reference
+    if (
+        len(arms) == 2 and colours[arms[0].name] == colours[arms[1].name]
+    ):  # of one kind: the first is the grey reference
         colours = {arms[0].name: theme.uniform, arms[1].name: theme.accent}
     with shared.grid("curves"):
         _curves(arms, colours, theme)
     with shared.grid("difference"):
-        gap = data.difference(arms[0].runs, arms[1].runs)
-        if len(gap["step"]):
-            names = (arms[0].name, arms[1].name)
-            shared.chart(distributions.difference_map(theme, gap, "entropy", names), "difference")
-        else:
-            st.info("These runs have no step in common yet, so there is no difference of their entropies to show.")
+        _difference(arms, theme)
         _pass_and_distinct(arms, colours, theme)
     _tables(arms)
+    downloads.comparison(arms)
 
 
-def _pick_arms() -> tuple[Arm, Arm] | None:
+def _pick_arms() -> tuple[Arm, ...] | None:
+    """The arms of the URL, its parameters a (the baseline), b, c ...; without any those of the newest comparison."""
     entries = data.runs()
     if len(entries) < 2:
         st.info(
@@ -83,34 +84,67 @@ def _pick_arms() -> tuple[Arm, Arm] | None:
             icon=":material/compare_arrows:",
         )
         return None
-    base, other = default_arms(entries)
     names = [entry.name for entry in entries]
-    for wanted in (n for key in ("a", "b") for n in st.query_params.get(key, "").split(",") if n and n not in names):
+    asked = {key: _asked(key) for key in ARMS if key in st.query_params}
+    for wanted in (name for runs in asked.values() for name in runs if name not in names):
         shared.unknown_run(wanted, names)
         return None
-    left, right = st.columns(2)
-    chosen = [
-        _multiselect(left, "Baseline", "a", names, base.runs),
-        _multiselect(right, "Compared with it", "b", names, other.runs),
-    ]
-    if not all(chosen):
-        st.info("Choose at least one run on each side.", icon=":material/compare_arrows:")
+    if not asked:
+        asked = {key: list(arm.runs) for key, arm in zip(ARMS, default_arms(entries), strict=False)}
+    chosen = _chips(asked, names)
+    if len(chosen) < 2 or not chosen[0]:
+        st.info("Choose a baseline and at least one run to compare with it.", icon=":material/compare_arrows:")
         return None
-    first, second = (Arm(_arm_name(entries, runs), tuple(runs)) for runs in chosen)
-    if first.name == second.name:
-        first, second = (Arm(", ".join(arm.runs), arm.runs) for arm in (first, second))
-    return first, second
+    arms = [Arm(_arm_name(entries, runs), tuple(runs)) for runs in chosen]
+    taken = [arm.name for arm in arms]
+    return tuple(arm if taken.count(arm.name) == 1 else Arm(", ".join(arm.runs), arm.runs) for arm in arms)
 
 
-def _verdict(arms: tuple[Arm, Arm]) -> None:
-    """What the chosen runs show, in one sentence."""
-    sentence = data.comparison_verdict(*arms)
-    if sentence is None:
+def _asked(key: str) -> list[str]:
+    return [name for name in st.query_params.get(key, "").split(",") if name]
+
+
+def _chips(asked: dict[str, list[str]], names: Sequence[str]) -> list[list[str]]:
+    """A picker of runs for each arm, and a button for a further one; returns the runs of the arms that have any."""
+    free = next((key for key in ARMS[1:] if key not in asked), "")
+    if st.session_state.pop("arm_more", False) and free:
+        asked[free] = []
+    with shared.grid("arms"):
+        for key, runs in asked.items():
+            st.session_state[f"arm_{key}"] = runs
+            st.query_params[key] = ",".join(runs)
+            text = "Baseline" if key == ARMS[0] else "Compared with it"
+            st.multiselect(text, names, key=f"arm_{key}", on_change=_remember, args=(key,))
+    if all(asked.values()) and free:
+        st.button("Add an arm", icon=":material/add:", type="tertiary", on_click=_more)
+    return [
+        asked.get(ARMS[0], []),
+        *(runs for key, runs in asked.items() if key != ARMS[0] and runs),
+    ]
+
+
+def _remember(key: str) -> None:
+    runs = st.session_state[f"arm_{key}"]
+    if runs or key in ARMS[:2]:
+        st.query_params[key] = ",".join(runs)
+    else:  # an arm that lost its last run is gone
+        st.query_params.pop(key, None)
+
+
+def _more() -> None:
+    st.session_state["arm_more"] = True
+
+
+def _verdicts(arms: Sequence[Arm]) -> None:
+    """What each arm did against the baseline, in one sentence each, and what makes the comparison doubtful."""
+    sentences = data.comparison_verdicts(arms)
+    if sentences is None:
         st.caption("One side has two runs of one seed, so the runs cannot be paired. Choose one run of each seed.")
         return
-    entries = [entry for arm in arms for run in arm.runs if (entry := data.run(run))]
-    training = sum(entry.status == "running" for entry in entries)
-    st.info(markdown("**{}**{}", *headline(sentence)), icon=":material/balance:")
+    entries = {run: entry for arm in arms for run in arm.runs if (entry := data.run(run))}
+    training = sum(entry.status == "running" for entry in entries.values())
+    told = [markdown("**{}**{}", *headline(sentence)) for sentence in sentences.values()]
+    st.info("  \n".join(told), icon=":material/balance:")
     so_far = f"{training} of {len(entries)} runs still train. " if training else ""
     st.caption(
         markdown(
@@ -119,30 +153,8 @@ def _verdict(arms: tuple[Arm, Arm]) -> None:
             so_far,
         )
     )
-
-
-def _other_pairs(arms: tuple[Arm, Arm]) -> None:
-    """Links to the other weightings of the same comparison, each against uniform."""
-    first = data.run(arms[0].runs[0])
-    others = [pair for pair in partner_arms(first, data.runs()) if pair[1].name != arms[1].name] if first else []
-    if others and first and first.info.get("weighting") == "uniform":
-        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.caption("Also of this comparison:", width="content")
-            for pair in others:
-                where = {key: ",".join(arm.runs) for key, arm in zip("ab", pair, strict=True)}
-                shared.link("compare", markdown("{}", pair[1].name), where)
-
-
-def _multiselect(column, text: str, key: str, names: Sequence[str], default: Sequence[str]) -> list[str]:
-    asked = [name for name in st.query_params.get(key, "").split(",") if name]
-    state = f"arm_{key}"
-    st.session_state[state] = asked if key in st.query_params else list(default)
-    st.query_params[key] = ",".join(st.session_state[state])
-
-    def remember() -> None:
-        st.query_params[key] = ",".join(st.session_state[state])
-
-    return column.multiselect(text, names, key=state, on_change=remember)
+    for doubt in doubts(arms, entries):
+        st.caption(markdown(":material/warning: {}", doubt))
 
 
 def _arm_name(entries: Sequence[RunEntry], runs: Sequence[str]) -> str:
@@ -150,7 +162,23 @@ def _arm_name(entries: Sequence[RunEntry], runs: Sequence[str]) -> str:
     return kinds.pop() if len(kinds) == 1 else ", ".join(runs)
 
 
-def _curves(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> None:
+def _difference(arms: Sequence[Arm], theme: Theme) -> None:
+    """The distribution of the entropy, one arm's minus the baseline's."""
+    names = [arm.name for arm in arms[1:]]
+    with st.container():
+        chosen = names[0]
+        if len(names) > 1:
+            chosen = shared.choose(st.segmented_control, "Difference of", "gap", names, names[0], required=True)
+        other = next(arm for arm in arms[1:] if arm.name == chosen)
+        gap = data.difference(arms[0].runs, other.runs)
+        if len(gap["step"]):
+            both = (arms[0].name, other.name)
+            shared.chart(distributions.difference_map(theme, gap, "entropy", both), "difference")
+        else:
+            st.info("These runs have no step in common yet, so there is no difference of their entropies to show.")
+
+
+def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme) -> None:
     runs = [run for arm in arms for run in arm.runs]
     rows = data.scalars(runs, CURVES)
     shown = [key for key in CURVES if key in set(rows["name"])]
@@ -166,7 +194,7 @@ def _curves(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> Non
         shared.chart(fig, f"compare-{key}")
 
 
-def _pass_and_distinct(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Theme) -> None:
+def _pass_and_distinct(arms: Sequence[Arm], colours: dict[str, str], theme: Theme) -> None:
     runs = [run for arm in arms for run in arm.runs]
     rows = data.scalars(runs, (PASS, DISTINCT))
     paths = []
@@ -183,12 +211,16 @@ def _pass_and_distinct(arms: tuple[Arm, Arm], colours: dict[str, str], theme: Th
         st.caption("No evaluation with distinct answers yet. The chart of pass@1 against them appears with the first.")
 
 
-def _tables(arms: tuple[Arm, Arm]) -> None:
+def _tables(arms: Sequence[Arm]) -> None:
     runs = [run for arm in arms for run in arm.runs]
     found = data.final_figures(runs, FIGURES)
-    compared = data.comparison(*arms, FIGURES)
+    compared = data.comparison(arms, FIGURES)
     for which, title, note in (
-        ("last", "Final figures", "each run's newest values; mean of an arm's runs"),
+        (
+            "last",
+            "Final figures",
+            "each run's newest values, mean of an arm's runs; differences of pairs of equal seed",
+        ),
         (
             "equal",
             "At equal pass@1",
@@ -198,7 +230,7 @@ def _tables(arms: tuple[Arm, Arm]) -> None:
         if found[which]:
             shared.small_heading(title, note)
             rows = compared["rows"] if compared else []
-            paired = {row["figure"]: row for row in rows if row["when"] == which and row["arm"] == arms[1].name}
+            paired = {(row["arm"], row["figure"]): row for row in rows if row["when"] == which}
             table = figures_table(arms, found[which], FIGURES, paired if compared and which == "last" else None)
             widths = {"figure": st.column_config.TextColumn(width=230)}
             st.dataframe(table, hide_index=True, height="content", column_config=widths)
@@ -206,7 +238,14 @@ def _tables(arms: tuple[Arm, Arm]) -> None:
     configs = {run: dict(entry.info.get("config") or {}) for run in runs if (entry := data.run(run))}
     differing = {option: row for option, row in config_difference(configs).items() if option not in NAMES}
     if differing:
-        columns = {"option": list(differing)} | {run: [str(row[run]) for row in differing.values()] for run in runs}
-        st.dataframe(columns, hide_index=True, height="content")
+        columns = {arm.name: [_values(row, arm.runs) for row in differing.values()] for arm in arms}
+        st.dataframe({"option": list(differing)} | columns, hide_index=True, height="content")
     else:
         st.caption("The runs' configurations are equal but for their names and seeds.")
+    for told in data.partings(arms):
+        st.caption(markdown("{}", told))
+
+
+def _values(row: Mapping[str, Any], runs: Sequence[str]) -> str:
+    """The values that an option has in the runs of an arm, each once."""
+    return " or ".join(dict.fromkeys(str(row.get(run, "")) for run in runs))

@@ -114,8 +114,7 @@ def _reward(window: Window) -> str:
 def _against(entry: RunEntry) -> None:
     """What the weightings of this run's comparison did against uniform; each sentence leads to Compare."""
     for arms in partner_arms(entry, data.runs()):
-        sentence = data.comparison_verdict(*arms)
-        if sentence is not None:
+        for sentence in (data.comparison_verdicts(arms) or {}).values():
             where = {key: ",".join(arm.runs) for key, arm in zip("ab", arms, strict=True)}
             shared.link("compare", markdown("{}", headline(sentence)[0]), where, ":material/balance:")
 

@@ -17,7 +17,7 @@ from dashboard.figures import distributions
 from dashboard.figures.lines import Line, entropy_against_reward, is_flat, lines, reward_and_pass, smoothed
 from dashboard.figures.marks import add_actions, add_outlook
 from dashboard.figures.theme import Theme, arm_colours, label
-from dashboard.views import glance, shared
+from dashboard.views import downloads, glance, shared
 from monitor.alerts import RULES
 from monitor.alerts.outlook import outlook
 from monitor.queries.differences import setting
@@ -91,6 +91,8 @@ def page() -> None:
         st.caption(markdown("{}", shared.describe(entry)), width="stretch")
         with st.popover("View", icon=":material/tune:"):
             view = _view()
+        with st.popover("Download", icon=":material/download:"):
+            downloads.run(entry)
     shared.title("Run", entry.name)
     run = data.followed(entry.name)
     if not run.keys and not len(data.sample_steps(entry.name)):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import time
 from dataclasses import dataclass
 
@@ -15,6 +12,7 @@ from dashboard import data
 from dashboard.escape import markdown
 from dashboard.figures.query import numeric_columns, query_plot, text_columns
 from dashboard.views import shared
+from dashboard.views.downloads import csv_text
 from monitor.errors import MonitorError
 from monitor.queries.frames import Frame
 from monitor.store.reader import Result
@@ -120,7 +118,7 @@ def _ask(query: str) -> Answer:
         except (duckdb.Error, MonitorError) as failure:
             error = str(failure).strip()
     seconds = time.monotonic() - began
-    return Answer(query, rows, csv_text(rows).encode() if rows else b"", error, time.time(), seconds)
+    return Answer(query, rows, csv_text(rows.columns, rows.rows).encode() if rows else b"", error, time.time(), seconds)
 
 
 def _show(answer: Answer) -> None:
@@ -146,16 +144,6 @@ def _show(answer: Answer) -> None:
         return
     st.dataframe(answer.rows.arrow.slice(0, SHOWN_ROWS), hide_index=True, height=min(420, 38 + 35 * shown))
     _plot(answer.rows.frame())
-
-
-def csv_text(rows: Result) -> str:
-    """The rows as CSV with a header; lists and objects are written as JSON, as `rlvr sql --format csv` does."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(rows.columns)
-    for row in rows.rows:
-        writer.writerow([json.dumps(value) if isinstance(value, list | dict) else value for value in row])
-    return file.getvalue()
 
 
 def _plot(rows: Frame) -> None:

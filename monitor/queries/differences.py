@@ -50,6 +50,19 @@ def difference_matrix(
     return {"step": common[starts], "difference": np.add.reduceat(gap, starts) / widths}
 
 
+def first_difference(con: duckdb.DuckDBPyConnection, one: str, other: str) -> int | None:
+    """The first step that both runs have at which their entropy, reward or loss is not the same; None without any.
+
+    Two runs of equal seed begin alike, until what differs between them first acts.
+    """
+    sql = """
+        SELECT min(step) FROM steps a JOIN steps b USING (step, name)
+        WHERE a.run = ? AND b.run = ? AND name IN ('entropy', 'reward', 'loss') AND a.value IS DISTINCT FROM b.value
+    """
+    found = con.execute(sql, [one, other]).fetchone()
+    return None if found is None or found[0] is None else int(found[0])
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}

@@ -16,7 +16,7 @@ import simulated
 from streamlit.testing.v1 import AppTest
 
 from dashboard import data
-from dashboard.shown_arms import Arm, default_arms, figures_table
+from dashboard.shown_arms import Arm, default_arms, doubts, figures_table
 from dashboard.views import glance, shared
 from dashboard.views import run as run_view
 from monitor.alerts import AlertEngine
@@ -174,12 +174,12 @@ def test_compare_picks_the_pair_by_itself(monkeypatch, store: Path) -> None:
     )
     assert "runs still train" not in words(app)
     figures = app.dataframe[0].value
-    assert list(figures.columns) == ["figure", "uniform", "ict", "difference, 95 % interval", "p", "pairs"]
+    assert list(figures.columns) == ["figure", "uniform", "ict", "ict minus uniform"]
     assert "pass@1, heldout" in set(figures["figure"])
     differing = app.dataframe[2].value
-    assert list(differing["option"]) == ["weighting.kind"]
+    assert list(differing["option"]) == ["weighting.kind"] and list(differing["ict"]) == ["ict"]
     app.multiselect[1].set_value([]).run()
-    assert "Choose at least one run" in app.info[0].value
+    assert "at least one run to compare" in app.info[0].value
 
 
 def test_compare_says_that_runs_still_train_and_pairs_only_different_seeds(monkeypatch, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_default_arms_pair_equal_seeds() -> None:
                entry("u2", "uniform", 2), entry("x", "random", 9, "other")]  # fmt: skip
     assert default_arms(entries) == (Arm("uniform", ("u0", "u1")), Arm("ict", ("i0", "i1")))
     with_control = [entry("r0", "random", 0), *entries]
-    assert default_arms(with_control)[1].name == "ict"
+    assert default_arms(with_control) == (*default_arms(entries), Arm("random", ("r0",)))
     alone = [entry("b", "ict", 0, ""), entry("a", "uniform", 0, "")]
     assert default_arms(alone) == (Arm("a", ("a",)), Arm("b", ("b",)))
 
@@ -362,12 +362,11 @@ def test_figures_table_with_pairs_shows_intervals() -> None:
     figures = {"u": {"step": 9.0, "eval/heldout/pass@1": 0.5, "entropy": 1.0},
                "i": {"step": 9.0, "eval/heldout/pass@1": 0.25, "entropy": 0.5}}  # fmt: skip
     paired = {
-        "eval/heldout/pass@1": {"difference": -0.25, "low": -0.3, "high": -0.2, "p_t": 0.0123, "pairs": 3},
-        "entropy": {"difference": -0.5, "low": None, "high": None, "p_t": None, "pairs": 1},
+        ("ict", "eval/heldout/pass@1"): {"difference": -0.25, "low": -0.3, "high": -0.2, "p_t": 0.0123, "pairs": 3},
+        ("ict", "entropy"): {"difference": -0.5, "low": None, "high": None, "p_t": None, "pairs": 1},
     }
     table = figures_table(arms, figures, ["eval/heldout/pass@1", "entropy"], paired)
-    assert table["difference, 95 % interval"] == ["–", "-25.0 pp [-30.0, -20.0]", "-0.5"]
-    assert table["p"] == ["–", "0.012", "–"] and table["pairs"] == ["–", "3", "1"]
+    assert table["ict minus uniform"] == ["–", "-25.0 pp [-30.0, -20.0], p .012", "-0.5"]
 
 
 def test_figures_table_means_and_differences() -> None:
@@ -376,4 +375,26 @@ def test_figures_table_means_and_differences() -> None:
                "i0": {"step": 12, "eval/heldout/pass@1": 0.5, "entropy": 1.0}}  # fmt: skip
     table = figures_table(arms, figures, ["eval/heldout/pass@1", "entropy", "kl"])
     assert table == {"figure": ["Step", "pass@1, heldout", "Entropy (nats)"], "uniform": ["10", "30.0%", "–"],
-                     "ict": ["12", "50.0%", "1"], "difference": ["+2", "+20.0 pp", "–"]}  # fmt: skip
+                     "ict": ["12", "50.0%", "1"], "ict minus uniform": ["+2", "+20.0 pp", "–"]}  # fmt: skip
+    three = figures_table((*arms, Arm("random", ("i0",))), figures, ["entropy"])
+    assert list(three) == ["figure", "uniform", "ict", "random", "ict minus uniform", "random minus uniform"]
+
+
+def test_doubts_name_what_weakens_a_comparison() -> None:
+    def of(name: str, weighting: str, seed: int, commit: str) -> RunEntry:
+        environment = {"commit": commit, "packages": {"torch": "2.13.0"}, "device": "x86_64"}
+        return RunEntry(name, {"weighting": weighting, "seed": seed, "environment": environment})
+
+    made = [of("u0", "uniform", 0, "a" * 40), of("u1", "uniform", 1, "a" * 40), of("i0", "ict", 0, "a" * 40),
+            of("r2", "random", 2, "b" * 40)]  # fmt: skip
+    entries = {entry.name: entry for entry in made}
+    assert doubts((Arm("uniform", ("u0",)), Arm("ict", ("i0",))), entries) == []
+    told = doubts((Arm("uniform", ("u0", "u1")), Arm("mixed", ("i0", "r2", "u0"))), entries)
+    assert told == [
+        "u0 is on more than one side.",
+        "mixed mixes weightings: ict, random, uniform.",
+        "Seeds that only mixed or uniform has are in no pair: 1, 2.",
+        "The runs are of different code: aaaaaaaaaaaa, bbbbbbbbbbbb.",
+    ]
+    odd = RunEntry("o", {"environment": "none", "seed": None})  # a run.json that nobody checked
+    assert doubts((Arm("uniform", ("u0",)), Arm("o", ("o",))), entries | {"o": odd}) == []

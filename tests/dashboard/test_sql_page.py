@@ -11,7 +11,8 @@ from test_pages import open_page, told, words
 
 from dashboard.figures.query import MOST_LINES, MOST_POINTS, numeric_columns, query_plot, text_columns
 from dashboard.figures.theme import LIGHT
-from dashboard.views.sql import EXAMPLES, csv_text
+from dashboard.views.downloads import csv_text
+from dashboard.views.sql import EXAMPLES
 from monitor.store.reader import open_store
 
 
@@ -86,7 +87,7 @@ def test_an_answer_stays_until_the_query_changes(monkeypatch, store: Path) -> No
 def test_a_csv_file_has_every_row(store: Path) -> None:
     with open_store(store, locked=True) as opened:
         rows = opened.sql("SELECT 1 AS a, 'x,\"y' AS b, [1, 2] AS c UNION ALL SELECT NULL, NULL, NULL")
-    assert csv_text(rows) == 'a,b,c\n1,"x,""y","[1, 2]"\n,,\n'
+    assert csv_text(rows.columns, rows.rows) == 'a,b,c\n1,"x,""y","[1, 2]"\n,,\n'
 
 
 def test_the_plot_draws_a_line_for_each_value_and_says_what_it_leaves_out() -> None:
