@@ -32,7 +32,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def run(entry: RunEntry) -> None:
     """Every series of a run, a row for each step."""
-    _offer("all series", f"{entry.name}.csv", "text/csv", lambda: run_csv(entry.name))
+    _offer("all series as CSV", f"{entry.name}.csv", "text/csv", lambda: run_csv(entry.name))
     st.caption(f"{CHARTS} `rlvr sql` gives everything else that the store has.")
 
 
@@ -56,9 +56,9 @@ def _series(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def comparison(arms: Sequence[Arm]) -> None:
     """The curves of all arms in one table, and the report of `rlvr report`."""
     with st.expander("Download", icon=":material/download:"):
-        _offer("curves", "comparison.csv", "text/csv", lambda: comparison_csv(arms))
+        _offer("curves as CSV", "comparison.csv", "text/csv", lambda: comparison_csv(arms))
         if data.comparison(arms) is not None:
-            _offer("report", "comparison.html", "text/html", lambda: report_html(arms))
+            _offer("report as HTML", "comparison.html", "text/html", lambda: report_html(arms))
         st.caption(CHARTS)
 
 

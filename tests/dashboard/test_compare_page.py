@@ -65,10 +65,10 @@ def test_it_says_where_two_runs_part(monkeypatch, arms_store: Path, tmp_path: Pa
 
 def test_a_saved_series_has_every_value_of_the_store(monkeypatch, arms_store: Path) -> None:
     app = open_page(monkeypatch, arms_store, "run", run="ict-s0")
-    next(button for button in app.button if button.label == "Prepare all series").click().run()
+    next(button for button in app.button if button.label == "Prepare all series as CSV").click().run()
     saved = app.get("download_button")
     assert len(saved) == 1 and saved[0].label.startswith("Save ict")
-    made = app.session_state["made_all series"][1].decode()
+    made = app.session_state["made_all series as CSV"][1].decode()
     rows = list(csv.DictReader(io.StringIO(made)))
     with open_store(arms_store) as store:
         sql = "SELECT step, name, value FROM steps WHERE run = 'ict-s0' ORDER BY step, name"
@@ -80,14 +80,14 @@ def test_a_saved_series_has_every_value_of_the_store(monkeypatch, arms_store: Pa
 
 def test_a_comparison_is_saved_as_curves_and_as_a_report(monkeypatch, arms_store: Path) -> None:
     app = open_page(monkeypatch, arms_store, "compare")
-    next(button for button in app.button if button.label == "Prepare curves").click().run()
-    rows = list(csv.reader(io.StringIO(app.session_state["made_curves"][1].decode())))
+    next(button for button in app.button if button.label == "Prepare curves as CSV").click().run()
+    rows = list(csv.reader(io.StringIO(app.session_state["made_curves as CSV"][1].decode())))
     assert rows[0] == ["arm", "run", "step", "name", "value"]
     entropy = [float(value) for arm, run, _, name, value in rows[1:] if (run, name) == ("random-s1", "entropy")]
     np.testing.assert_array_equal(entropy, data.followed("random-s1").series("entropy")[1])
     assert {arm for arm, *_ in rows[1:]} == set(ARMS)
-    next(button for button in app.button if button.label == "Prepare report").click().run()
-    page = app.session_state["made_report"][1].decode()
+    next(button for button in app.button if button.label == "Prepare report as HTML").click().run()
+    page = app.session_state["made_report as HTML"][1].decode()
     assert page.startswith("<!") and "random against ict against uniform" in page and "Differences to uniform" in page
 
 
