@@ -6,13 +6,14 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.escape import markdown
-from dashboard.views import alerts, compare, overview, run, shared, sql, tokens
+from dashboard.views import alerts, compare, method, overview, run, shared, sql, tokens
 
 PAGES = (
     ("overview", "Overview", ":material/dashboard:", overview.page),
     ("run", "Run", ":material/show_chart:", run.page),
     ("compare", "Compare", ":material/compare_arrows:", compare.page),
     ("tokens", "Tokens", ":material/article:", tokens.page),
+    ("method", "Method", ":material/function:", method.page),
     ("alerts", "Alerts", ":material/notifications:", alerts.page),
     ("sql", "SQL", ":material/database:", sql.page),
 )

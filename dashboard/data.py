@@ -341,3 +341,8 @@ def cell_tokens(name: str, step: int, metric: str, low: float, high: float, most
 def words(name: str, step: int) -> Frame:
     """Every token text of a step with its counts and its entropy."""
     return _of_step(rollouts.words_of_step, name, ("tokens", "samples"), step)
+
+
+def profile(name: str, step: int) -> Frame:
+    """Entropy along the responses of a step, apart for correct and incorrect ones."""
+    return _of_step(rollouts.profile_of_step, name, ("tokens", "samples"), step)

@@ -112,7 +112,7 @@ def _chips(asked: dict[str, list[str]], names: Sequence[str]) -> list[list[str]]
     with shared.grid("arms"):
         for key, runs in asked.items():
             st.session_state[f"arm_{key}"] = runs
-            st.query_params[key] = ",".join(runs)
+            shared.set_parameter(key, ",".join(runs))
             text = "Baseline" if key == ARMS[0] else "Compared with it"
             st.multiselect(text, names, key=f"arm_{key}", on_change=_remember, args=(key,))
     if all(asked.values()) and free:

@@ -51,7 +51,7 @@ def choose(
     known = {str(option): option for option in options}
     current = known.get(st.query_params.get(name, ""), default)
     st.session_state[key] = current
-    st.query_params[name] = str(current)
+    set_parameter(name, str(current))
 
     def remember() -> None:
         value = st.session_state[key]
@@ -60,6 +60,15 @@ def choose(
 
     widget(text, options, key=key, on_change=remember, **settings)
     return current
+
+
+def set_parameter(name: str, value: str) -> None:
+    """Puts a parameter into the URL, and tells the browser only where it changes.
+
+    A message that changes nothing could arrive after a reader has followed a link, and take the link's parameters away.
+    """
+    if st.query_params.get(name) != value:
+        st.query_params[name] = value
 
 
 def pick_run(**settings: Any) -> RunEntry | None:

@@ -87,3 +87,22 @@ def words_of_step(
         FROM of_step JOIN texts USING (rank, sample, position) GROUP BY text ORDER BY text
     """
     return frame(con, sql, [list(sample_files), step, list(token_files), step])
+
+
+def profile_of_step(
+    con: duckdb.DuckDBPyConnection, token_files: Sequence[str], sample_files: Sequence[str], step: int
+) -> Frame:
+    """tenth (0 to 9), correct, n, entropy (mean, nats) of the tokens of a step; {} without files.
+
+    A token lies in tenth 10 position // n_tokens of its response.
+    """
+    if not token_files or not sample_files:
+        return {}
+    sql = """
+        SELECT least(9, 10 * t.position // s.n_tokens) AS tenth, s.correct, count(*) AS n,
+            avg(t.entropy::DOUBLE) AS entropy
+        FROM (FROM read_parquet(?, hive_partitioning = false) WHERE step = ? AND isfinite(entropy)) t
+        JOIN (FROM read_parquet(?, hive_partitioning = false) WHERE step = ? AND n_tokens > 0) s USING (rank, sample)
+        GROUP BY ALL ORDER BY correct, tenth
+    """
+    return frame(con, sql, [list(token_files), step, list(sample_files), step])

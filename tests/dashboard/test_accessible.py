@@ -12,6 +12,7 @@ PAGES = {  # page -> what is there once it is drawn
     "compare": ".rlvr-chart .main-svg",
     "tokens?run=ict-s0&step=17&cell=entropy:60": ".rlvr-tokens span",
     "tokens?run=ict-s0&step=17&view=selected": "[data-testid=stDataFrame]",
+    "method?run=ict-s0": ".rlvr-chart .main-svg",
     "alerts": "[data-testid=stDataFrame]",
     "sql?q=SELECT+run,step,value+FROM+steps+WHERE+name='reward'": ".rlvr-chart",
 }

@@ -163,19 +163,23 @@ PAGES = {  # page -> (what it is drawn with, how often at least the text stands 
     "run?run=plain": (".rlvr-chart", 10),  # task, model, verdict; of two alerts all names, messages and actions
     "compare": (".rlvr-chart", 1),
     "tokens?run=plain": (".rlvr-tokens", 2),
+    "method?run=plain": ("[data-testid=stMarkdown]", 1),
+    "tokens?run=plain&view=lost": ("[data-testid=stMarkdown]", 0),
     "alerts?run=plain&rule=open%20{text}&first=4": (".rlvr-evidence", 3),  # rule, action and message
     "sql?q=SELECT%20%22{text}%22%20FROM%20runs": ("[data-testid=stAlert]", 1),  # the name of no column
     "run?run={text}": (".stAlert", 1),  # an address that someone made up
 }
 
 
-@pytest.mark.parametrize("path", PAGES, ids=["overview", "run", "compare", "tokens", "alerts", "sql", "unknown"])
+@pytest.mark.parametrize(
+    "path", PAGES, ids=["overview", "run", "compare", "tokens", "method", "lost", "alerts", "sql", "unknown"]
+)
 def test_a_page_shows_what_runs_wrote_as_text(browser, hostile: Hostile, address: str, path: str) -> None:
     drawn, times = PAGES[path]
     literal = f"No run {hostile.text!r}" if drawn == ".stAlert" else hostile.text
     with opened(browser, f"{address}/{path.format(text=quote(hostile.text))}") as page:
         page.wait_for_selector(drawn, timeout=PATIENCE_S * 1000)
-        for box in [] if path.startswith("sql") else page.locator("[data-testid=stExpander] summary").all():
+        for box in page.locator(".st-key-alerts summary").all():
             box.click()
             page.locator(".rlvr-alert").first.wait_for(timeout=PATIENCE_S * 1000)
         scroll_through(page)
