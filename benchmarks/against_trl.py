@@ -160,7 +160,9 @@ def text(policy: Policy, prompt: Any, system: str | None) -> str:
 def rewards(ours: Ours) -> Callable[..., list[float]]:
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any) -> Any:
         kept = {key: columns[key] for key in ours.parts.task.prompts("train")[0].columns}
-        return ours.parts.reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **kept)
+        return ours.parts.rewards.parts[0].function(
+            prompts=prompts, completions=completions, completion_ids=completion_ids, **kept
+        )
 
     return reward
 

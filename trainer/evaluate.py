@@ -11,8 +11,8 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.policy.policy import Policy
-from trainer.rewards.checking import RewardFunction
 from trainer.rewards.scoring import score
+from trainer.rewards.weighted import Rewards
 from trainer.rollout.prompts import encode_prompts, evaluation_prompts, system_prompt
 from trainer.rollout.sampling import sample
 from trainer.rollout.truncation import Truncation
@@ -44,7 +44,7 @@ class Evaluable(Protocol):
     @property
     def task(self) -> Task: ...
     @property
-    def reward(self) -> RewardFunction: ...
+    def rewards(self) -> Rewards: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,8 +121,8 @@ def sample_split(parts: Evaluable, prompts: list[Prompt], generator: torch.Gener
         backend=rollout.backend,
         truncation=Truncation.of(rollout),
     )
-    scored = score(parts.policy, rollouts, repeated, parts.reward)
-    correct = (np.array(scored.rewards) >= parts.task.correct_at).reshape(len(prompts), samples)
+    scored = score(parts.policy, rollouts, repeated, parts.rewards)
+    correct = (np.array(scored.judged) >= parts.task.correct_at).reshape(len(prompts), samples)
     forms: list[set[str]] = [set() for _ in prompts]
     has_forms = parts.task.has_forms
     for row in np.flatnonzero(correct):

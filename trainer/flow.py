@@ -6,8 +6,8 @@ N rollouts of a step (Q prompts x G rollouts, groups contiguous), P prompt colum
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -88,12 +88,23 @@ class LossTerms:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Texts and rewards of a step's rollouts, row by row, in the host's memory."""
+    """Texts and rewards of a step's rollouts, row by row, in the host's memory.
+
+    rewards: the weighted sums that the policy learns from. given: {function: what it gave}, the first of which says
+    what is correct; without any the rewards do.
+    """
 
     prompts: Sequence[Prompt]
     completions: list[str]
     completion_ids: list[list[int]]
     rewards: list[float]
+    given: Mapping[str, list[float | None]] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> list[float]:
+        """The reward of each row that says whether it is correct."""
+        first = next(iter(self.given.values()), None)
+        return self.rewards if first is None else [reward or 0.0 for reward in first]
 
 
 def to_device(values: Sequence[float], device: torch.device) -> Tensor:

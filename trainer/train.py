@@ -4,8 +4,8 @@ A step samples G rollouts for each of Q prompts, rewards them, compares each wit
 entropy and deviation, weights the tokens, updates the policy, and records all of it.
 
 Left out on purpose: no value network (the group is the baseline), no sampler in another process (the policy samples
-for itself, so rollouts are on-policy), no learning-rate schedule, and no recomputation for the record: what is stored
-is what the loss used. `runtime/build.py` builds the parts, `update.py` is the optimizer's side, `config/` the settings.
+for itself, so rollouts are on-policy), and no recomputation for the record: what is stored is what the loss used.
+`runtime/build.py` builds the parts, `update.py` is the optimizer's side, `config/` the settings.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from trainer.errors import NonFiniteError
 from trainer.evaluate import evaluate
 from trainer.flow import Rollouts, Scored, TokenBatch
 from trainer.learning.batch import token_batch
+from trainer.learning.schedule import learning_rate
 from trainer.rewards.scoring import score
-from trainer.rollout.outcomes import answer_sums, rollout_scalars
+from trainer.rollout.outcomes import answer_sums, function_means, rollout_scalars
 from trainer.rollout.prompts import encode_prompts, system_prompt
 from trainer.rollout.sampling import sample
 from trainer.rollout.truncation import Truncation
@@ -111,7 +112,7 @@ def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
         backend=rollout.backend,
         truncation=Truncation.of(rollout),
     )
-    return rollouts, score(parts.policy, rollouts, prompts, parts.reward)
+    return rollouts, score(parts.policy, rollouts, prompts, parts.rewards)
 
 
 def describe(
@@ -131,9 +132,10 @@ def describe(
     statistics = replace(statistics, sums=statistics.sums | answers)
     scalars: dict[str, float | Tensor] = {
         **rollout_scalars(batch, parts.ranks),
+        **function_means(scored, parts.ranks, batch.rewards.device),
         "loss": update.loss,
         "grad_norm": update.grad_norm,
-        "lr": parts.updater.config.optim.lr,
+        "lr": learning_rate(parts.updater.config, step),
         "temperature": parts.updater.control.temperature,
         "entropy_coef": parts.updater.control.coefficient,
     }

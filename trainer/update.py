@@ -18,6 +18,7 @@ from trainer.flow import LossTerms, TokenBatch
 from trainer.learning.entropy_control import EntropyControl
 from trainer.learning.loss import LossTotals, loss_totals, policy_loss
 from trainer.learning.probe import finish_probe, take_probe
+from trainer.learning.schedule import learning_rate
 from trainer.learning.weightings import WeightInputs, capped_deviation, token_penalty, token_weights
 from trainer.policy.attention import attention_received
 from trainer.policy.micro_batches import MicroBatches
@@ -67,12 +68,12 @@ class Updater:
     def change(self, config: TrainConfig) -> None:
         """Takes other settings of optim.lr, loss, weighting and rollout.temperature from the next step on."""
         self.config = config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.optim.lr
         self.control.change(config)
 
     def update(self, batch: TokenBatch, step: int) -> Update:
         """Trains on the batch. Raises NonFiniteError before a non-finite gradient touches the weights."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
         every = self.config.record.probe_every
         if not every or step % every:
             return self._updates(batch, step)

@@ -19,6 +19,7 @@ from monitor.store.runs import get_run
 from trainer.commands.train import STOPPED_BY_ALERT, main, parse_config
 from trainer.compare.jobs import stopped_by_alert
 from trainer.config import ConfigError
+from trainer.learning.schedule import learning_rate
 from trainer.runtime.action_state import ActionState, Change
 from trainer.runtime.actions import Actions, StoppedByAlert, changed_settings, check_actions, with_settings
 from trainer.runtime.build import prepare
@@ -72,7 +73,7 @@ def test_an_intervention_changes_what_the_updater_uses_and_is_taken_back_when_th
     )
     updater = actions.parts.updater
     actions.take([FIRING])
-    assert [group["lr"] for group in updater.optimizer.param_groups] == [pytest.approx(1e-4)]
+    assert learning_rate(updater.config, 1) == pytest.approx(1e-4)
     assert updater.control.temperature == pytest.approx(1.2)
     actions.take([RESOLVED])
     assert updater.optimizer.param_groups[0]["lr"] == updater.config.optim.lr == 3e-4
@@ -178,7 +179,7 @@ def test_going_back_takes_the_policy_of_the_last_checkpoint_before_anything_was_
     cursor = parts.stream.state_dict()
     actions.take([replace(FIRING, step=8, first_step=5)])
     assert torch.all(weight == 0.4) and parts.stream.state_dict() == cursor
-    assert parts.updater.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 / 3), "the change outlives the return"
+    assert learning_rate(parts.updater.config, 1) == pytest.approx(1e-4 / 3), "the change outlives the return"
     again = prepare(parse_config(SMALL))
     state = ActionState()
     actions.checkpoints.now(8)

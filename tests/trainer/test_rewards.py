@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from trainer.errors import RewardError
 from trainer.rewards.checking import checked_rewards
 from trainer.rewards.loading import load_reward
+from trainer.rewards.weighted import load_rewards
 
 PROMPTS, COMPLETIONS, IDS = ["a", "b"], ["x", "yy"], [[1], [2, 3]]
 
@@ -100,3 +102,58 @@ def test_load_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RewardError) as caught:
             load_reward(target)
         assert expected in str(caught.value)
+
+
+def of_task(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any) -> Any:
+    return [1.0, 0.0]
+
+
+@pytest.fixture
+def two_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "two_rewards.py").write_text(
+        "def short(prompts, completions, completion_ids, **columns):\n"
+        "    return [None if len(text) > 1 else 0.5 for text in completions]\n"
+        "def long(prompts, completions, completion_ids, **columns):\n"
+        "    return [float(len(text)) for text in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("two_rewards")
+def test_several_rewards_are_summed_with_their_weights() -> None:
+    rewards = load_rewards("task, two_rewards:short=0.2, two_rewards:long = -1", of_task)
+    given = rewards.given(prompts=PROMPTS, completions=COMPLETIONS, completion_ids=IDS)
+    assert given == {"task": [1.0, 0.0], "short": [0.5, None], "long": [1.0, 2.0]}
+    # 1 + .2 x .5 - 1 = .1, and 0 + nothing - 2
+    assert rewards.total(given) == pytest.approx([0.1, -2.0])
+    assert [part.weight for part in rewards.parts] == [1.0, 0.2, -1.0]
+
+
+def test_without_a_setting_the_reward_is_the_task_s() -> None:
+    rewards = load_rewards(None, of_task)
+    assert [part.name for part in rewards.parts] == ["task"]
+    assert rewards.total(rewards.given(prompts=PROMPTS, completions=COMPLETIONS, completion_ids=IDS)) == [1.0, 0.0]
+
+
+@pytest.mark.usefixtures("two_rewards")
+def test_functions_of_one_name_keep_their_modules(tmp_path: Path) -> None:
+    (tmp_path / "other_rewards.py").write_text((tmp_path / "two_rewards.py").read_text())
+    rewards = load_rewards("two_rewards:short,other_rewards:short,two_rewards:long", of_task)
+    assert [part.name for part in rewards.parts] == ["two_rewards:short", "other_rewards:short", "long"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("task,", "has a part ''"),
+        ("task=", "has a part 'task='"),
+        ("task=much", "'much' is no weight for 'task'"),
+        ("task=inf", "'inf' is no weight"),
+        ("task=0", "weights are all 0"),
+        ("task,task=2", "names 'task' twice"),
+        ("=2", "has a part '=2'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(RewardError, match=re.escape(message)):
+        load_rewards(setting, of_task)

@@ -275,3 +275,26 @@ def test_without_arguments_it_names_the_run_after_weighting_and_seed(tmp_path):
         assert run(tmp_path / "store", "--steps", "1", "--eval.every", "0", "--seed", "4") == 0
     assert {path.name for path in (tmp_path / "store" / "runs").iterdir()} == {"_seed", "ict-s4", "ict-s4-2"}
     assert os.path.exists(tmp_path / "store" / "policies" / "ict-s4-2" / "config.json")
+
+
+def test_several_rewards_train_on_their_sum_and_are_recorded_apart(tmp_path, monkeypatch):
+    (tmp_path / "brief_reward.py").write_text(
+        "def brief(prompts, completions, completion_ids, **columns):\n"
+        "    return [-float(len(ids)) for ids in completion_ids]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    store = tmp_path / "store"
+    options = ["--run", "sum", "--steps", "2", "--weighting.kind", "uniform", "--eval.every", "2"]
+    assert run(store, *options, "--reward", "task,brief_reward:brief=0.01") == 0
+    means = "SELECT step, max(value) FILTER (name = 'reward'), max(value) FILTER (name = 'reward/task'), "
+    means += "max(value) FILTER (name = 'reward/brief'), max(value) FILTER (name = 'correct_share'), "
+    means += "max(value) FILTER (name = 'response_length') FROM steps WHERE step > 0 GROUP BY step ORDER BY step"
+    for _, total, own, brief, correct, length in rows(store, means):
+        assert total == pytest.approx(own + 0.01 * brief, abs=1e-5)
+        assert own == pytest.approx(correct)  # the first says what is correct
+        assert brief == pytest.approx(-length)
+    samples = rows(store, "SELECT reward, correct, n_tokens FROM samples")
+    assert all(reward == pytest.approx(float(correct) - 0.01 * n, abs=1e-5) for reward, correct, n in samples)
+    evaluated = rows(store, "SELECT value FROM steps WHERE name = 'eval/heldout/pass@1' AND step = 2")
+    assert evaluated and 0 < evaluated[0][0] <= 1  # a length penalty makes no answer wrong

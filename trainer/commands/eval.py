@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,7 +31,7 @@ from trainer.tasks import Prompt, Task, make_task
 if TYPE_CHECKING:
     from trainer.evaluate import SplitOutcome
     from trainer.policy.policy import Policy
-    from trainer.rewards.checking import RewardFunction
+    from trainer.rewards.weighted import Rewards
 
 MIN_PROMPTS = 3  # needed for an interval, as many as the seeds of a band
 LONGEST_RESPONSE = 1024  # tokens, unless the run or the user sets another limit
@@ -46,7 +45,7 @@ class _Subject:
     config: TrainConfig
     policy: Policy
     task: Task
-    reward: RewardFunction
+    rewards: Rewards
 
 
 @dataclass(frozen=True)
@@ -162,12 +161,11 @@ def evaluate_model(
 
     from trainer.policy.policy import Policy, pick_device
     from trainer.policy.sources import ensure_model
-    from trainer.rewards.checking import checked_rewards
-    from trainer.rewards.loading import load_reward
+    from trainer.rewards.weighted import load_rewards
     from trainer.rollout.prompts import encode_prompts, system_prompt
 
     task = make_task(config.task)
-    reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
+    rewards = load_rewards(config.reward, task.reward)
     policy = Policy.load(ensure_model(model), pick_device()).converse(config.rollout)
     prompts = [prompt for split in splits.values() for prompt in split]
     least = config.rollout.max_new_tokens if length_is_set else 1
@@ -175,7 +173,7 @@ def evaluate_model(
     if not length_is_set:
         limit = min(LONGEST_RESPONSE, policy.context - longest)
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_new_tokens": limit})})
-    found = _Subject(config, policy, task, reward)
+    found = _Subject(config, policy, task, rewards)
     generator = torch.Generator(found.policy.device).manual_seed(config.seed)
     began = time.time()
     outcomes = _sampled(found, splits, generator)

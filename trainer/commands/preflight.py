@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +155,7 @@ def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float], Counter[st
     from trainer.train import sample_step
     from trainer.update import micro_batches
 
-    given: list[float | None] = []
-    rollouts, scored = sample_step(replace(parts, reward=_watched(parts.reward, given)))
+    rollouts, scored = sample_step(parts)
     batch = token_batch(rollouts, scored, parts.task.correct_at, parts.config)
     mask, token_ids = batch.mask, batch.token_ids
     states = parts.policy.states(batch, micro_batches(parts.config))
@@ -179,7 +177,8 @@ def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float], Counter[st
     }
     found: dict[str, Any] = {name: column.cpu().numpy() for name, column in columns.items()}
     found["answered"] = np.array([parts.task.gives_answer(text) for text in scored.completions])
-    found["rewarded"] = np.array([reward is not None for reward in given])
+    of_each = zip(*scored.given.values(), strict=True)
+    found["rewarded"] = np.array([any(reward is not None for reward in row) for row in of_each])
     return found, {key: float(value) for key, value in sums.items()}, _unended(parts, batch.truncated, scored)
 
 
@@ -190,17 +189,6 @@ def _unended(parts: Parts, truncated: Tensor, scored: Scored) -> Counter[str]:
         if cut:
             found.update(str(added[token]) for token in set(ids) & added.keys())
     return found
-
-
-def _watched(reward: Callable[..., Any], given: list[float | None]) -> Callable[..., Any]:
-    """The reward function, which also leaves what it gave in `given`: scoring makes 0 of None."""
-
-    def ask(**arguments: Any) -> list[float | None]:
-        rewards: list[float | None] = reward(**arguments)
-        given.extend(rewards)
-        return rewards
-
-    return ask
 
 
 def _print_json(config: TrainConfig, shape: tuple[int, ...], figures: Figures, found: list[Finding]) -> None:

@@ -126,7 +126,12 @@ class LossConfig(_Group):
 
 
 class OptimConfig(_Group):
-    lr: float = Field(1e-4, gt=0, description="AdamW learning rate, constant")
+    lr: float = Field(1e-4, gt=0, description="AdamW learning rate, the largest of the schedule")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how the learning rate falls after warm-up, to min_lr_share at the last step"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises to lr")
+    min_lr_share: float = Field(0.0, ge=0, le=1, description="share of lr to which linear and cosine schedules fall")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     epochs: int = Field(1, ge=1, description="passes over a step's rollouts")
@@ -215,7 +220,10 @@ class TrainConfig(_Group):
         description="builtin, builtin-small, builtin-paths, smollm2-135m, a local folder or a Hugging Face id",
     )
     task: str = Field("chain", description="chain, chain:<low>-<high>, paths, reasoning_gym:<dataset> or jsonl:<path>")
-    reward: str | None = Field(None, description="package.module:function with TRL's signature; none: the task's own")
+    reward: str | None = Field(
+        None, description="package.module:function with TRL's signature, several with weights as 'task,my:short=0.2', "
+        "of which the first says what is correct; none: the task's own"
+    )  # fmt: skip
     steps: int = Field(200, ge=1, description="training steps")
     seed: int = Field(0, ge=0, description="seed of prompts and sampling; on one CPU a run is bit-reproducible")
     store: str = Field("runs", description="folder of the store")
@@ -296,6 +304,15 @@ class TrainConfig(_Group):
             raise ValueError(
                 "rollout.backend is 'paged' with shard true: sharded ranks run every pass together, and the paged "
                 "backend cannot. Leave out --shard, or set rollout.backend to generate."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> TrainConfig:
+        if self.optim.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optim.warmup_steps is {self.optim.warmup_steps} but the run has {self.steps} steps, so it would end "
+                f"before it reached optim.lr. Set optim.warmup_steps to {self.steps - 1} or less."
             )
         return self
 

@@ -27,7 +27,7 @@ def token_batch(rollouts: Rollouts, scored: Scored, correct_at: float, config: T
         truncated=rollouts.truncated,
         group_ids=group_ids,
         rewards=rewards,
-        correct=rewards >= correct_at,
+        correct=to_device(scored.judged, device) >= correct_at,
         advantages=group_advantages(rewards, group_ids, scale_by_std=config.loss.scale_by_std),
         loss_mask=rollouts.mask & ~left_out.unsqueeze(1),
     )

@@ -31,6 +31,17 @@ def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, Tensor]:
     return outcome_scalars(**of_all, group_size=len(batch) // len(torch.unique(batch.group_ids)))
 
 
+def function_means(scored: Scored, ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
+    """{"reward/<function>": its mean over the rollouts that it applies to, of all ranks}, of several functions."""
+    if len(scored.given) < 2:
+        return {}
+    columns = torch.tensor(
+        [[float("nan") if reward is None else reward for reward in column] for column in scored.given.values()]
+    )
+    everyone = ranks.gather(columns.T.contiguous().to(device))
+    return {f"reward/{name}": mean for name, mean in zip(scored.given, everyone.nanmean(0).unbind(), strict=True)}
+
+
 def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tensor]:
     """How many ordered pairs of correct rollouts the groups have, and how many of these pairs gave the same answer.
 
@@ -39,7 +50,7 @@ def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tens
     if not task.has_forms:
         return {}
     answers: dict[int, Counter[str]] = {}
-    rollouts = zip(batch.group_ids.tolist(), scored.rewards, scored.prompts, scored.completions, strict=True)
+    rollouts = zip(batch.group_ids.tolist(), scored.judged, scored.prompts, scored.completions, strict=True)
     for group, reward, prompt, completion in rollouts:  # all on the host: no wait for the device
         answer = task.canonical(prompt, completion) if reward >= task.correct_at else None
         if answer is not None:

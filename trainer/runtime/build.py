@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -12,8 +11,7 @@ from monitor.token_texts import TokenTexts
 from trainer.config import TrainConfig
 from trainer.policy.policy import Policy, WithoutAdapters, pick_device
 from trainer.policy.sources import ensure_model
-from trainer.rewards.checking import RewardFunction, checked_rewards
-from trainer.rewards.loading import load_reward
+from trainer.rewards.weighted import Rewards, load_rewards
 from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_prompts, system_prompt
 from trainer.runtime.clock import StepClock
 from trainer.runtime.environment import environment
@@ -29,7 +27,7 @@ class Parts:
     config: TrainConfig
     policy: Policy
     task: Task
-    reward: RewardFunction
+    rewards: Rewards
     updater: Updater
     stream: PromptStream
     generator: torch.Generator
@@ -53,7 +51,7 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     task = make_task(config.task)
     train_prompts = list(task.prompts("train"))
     stream = PromptStream(train_prompts, config.rollout.prompts, config.seed)
-    reward = partial(checked_rewards, load_reward(config.reward) if config.reward else task.reward)
+    rewards = load_rewards(config.reward, task.reward)
     source = ensure_model(config.model)
     device = pick_device()
     policy = Policy.load(source, device, config.lora).converse(config.rollout)
@@ -75,7 +73,7 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
         config=config,
         policy=policy,
         task=task,
-        reward=reward,
+        rewards=rewards,
         updater=Updater(policy, reference, config, ranks),
         stream=stream,
         generator=torch.Generator(device).manual_seed(seed),
