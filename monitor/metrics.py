@@ -103,6 +103,11 @@ METRICS: dict[str, Metric] = _table(
     Metric("correct_share", "Correct", "share", "Share of rollouts with reward >= the task's correct_at.", "up"),
     Metric("zero_variance_share", "Zero-variance groups", "share",
            "Share of groups whose rewards are all equal. Such groups give no advantage and no gradient.", "down"),
+    Metric("sampling_rounds", "Sampling rounds", "rounds",
+           "How often the step sampled its number of prompts, to replace groups whose rewards are all equal."),
+    Metric("reward_sampled", "Reward, all sampled", "",
+           "Mean reward of every rollout that was sampled for the step, those of replaced groups included: what the "
+           "policy can do, while the reward of the step's rollouts is that of chosen groups.", "up"),
     Metric("all_correct_share", "All-correct groups", "share",
            "Share of groups whose rollouts are all correct. Their prompts are learnt and teach nothing more."),
     Metric("all_wrong_share", "All-wrong groups", "share",

@@ -91,7 +91,8 @@ class Scored:
     """Texts and rewards of a step's rollouts, row by row, in the host's memory.
 
     rewards: the weighted sums that the policy learns from. given: {function: what it gave}, the first of which says
-    what is correct; without any the rewards do.
+    what is correct; without any the rewards do. sampled: the rewards of every rollout that was sampled for the step,
+    those of replaced groups included.
     """
 
     prompts: Sequence[Prompt]
@@ -99,6 +100,7 @@ class Scored:
     completion_ids: list[list[int]]
     rewards: list[float]
     given: Mapping[str, list[float | None]] = field(default_factory=dict)
+    sampled: list[float] = field(default_factory=list)
 
     @property
     def judged(self) -> list[float]:

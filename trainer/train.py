@@ -26,8 +26,9 @@ from trainer.flow import Rollouts, Scored, TokenBatch
 from trainer.learning.batch import token_batch
 from trainer.learning.schedule import learning_rate
 from trainer.rewards.scoring import score
-from trainer.rollout.outcomes import answer_sums, function_means, rollout_scalars
+from trainer.rollout.outcomes import answer_sums, function_means, rollout_scalars, sampling_scalars
 from trainer.rollout.prompts import encode_prompts, system_prompt
+from trainer.rollout.replacement import flat_groups, with_groups_replaced
 from trainer.rollout.sampling import sample
 from trainer.rollout.truncation import Truncation
 from trainer.runtime.build import Parts
@@ -98,7 +99,22 @@ def _named(step: int) -> Iterator[None]:
 
 
 def sample_step(parts: Parts) -> tuple[Rollouts, Scored]:
-    """The next step's rollouts, groups contiguous, with their rewards."""
+    """The next step's rollouts, groups contiguous, with their rewards.
+
+    With rollout.extra_rounds, groups whose rewards are all equal give way to others. All ranks sample a round together.
+    """
+    rollout, pad_id = parts.config.rollout, parts.policy.pad_id
+    rollouts, scored = sample_round(parts)
+    for _ in range(rollout.extra_rounds):
+        if not parts.ranks.any(any(flat_groups(scored, rollout.group_size))):
+            break
+        others = sample_round(parts)
+        rollouts, scored = with_groups_replaced(rollouts, scored, *others, rollout.group_size, pad_id)
+    return rollouts, scored
+
+
+def sample_round(parts: Parts) -> tuple[Rollouts, Scored]:
+    """Rollouts of the next prompts, groups contiguous, with their rewards."""
     rollout = parts.config.rollout
     mine = next(parts.stream)[parts.ranks.rank :: parts.ranks.world]
     prompts = [prompt for prompt in mine for _ in range(rollout.group_size)]
@@ -133,6 +149,7 @@ def describe(
     scalars: dict[str, float | Tensor] = {
         **rollout_scalars(batch, parts.ranks),
         **function_means(scored, parts.ranks, batch.rewards.device),
+        **(sampling_scalars(scored, parts.ranks, batch.rewards.device) if parts.config.rollout.extra_rounds else {}),
         "loss": update.loss,
         "grad_norm": update.grad_norm,
         "lr": learning_rate(parts.updater.config, step),

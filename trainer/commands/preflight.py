@@ -152,10 +152,10 @@ def _portion(parts: Parts) -> tuple[dict[str, Any], dict[str, float], Counter[st
     from monitor.signals.completions import repetition, same_text
     from monitor.signals.diagnostics import mismatch_sums
     from trainer.learning.batch import token_batch
-    from trainer.train import sample_step
+    from trainer.train import sample_round
     from trainer.update import micro_batches
 
-    rollouts, scored = sample_step(parts)
+    rollouts, scored = sample_round(parts)
     batch = token_batch(rollouts, scored, parts.task.correct_at, parts.config)
     mask, token_ids = batch.mask, batch.token_ids
     states = parts.policy.states(batch, micro_batches(parts.config))

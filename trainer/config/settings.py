@@ -38,6 +38,10 @@ class RolloutConfig(_Group):
         None, description="what stands before each prompt, as the system's message where there is a template; none: "
         "the task's own; empty: nothing"
     )  # fmt: skip
+    extra_rounds: int = Field(
+        0, ge=0, description="dynamic sampling: how often a step may sample as many prompts again, to replace groups "
+        "whose rewards are all equal; 0: keep them"
+    )  # fmt: skip
     max_batch: int = Field(1024, ge=1, description="rollouts sampled at once")
     backend: Literal["auto", "generate", "paged"] = Field(
         "auto", description="generate: one token for all rollouts at a time (on CUDA with fixed shapes and a compiled "

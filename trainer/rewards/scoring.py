@@ -20,4 +20,5 @@ def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], rewards: Re
         completion_ids=completion_ids,
         **columns,
     )
-    return Scored(prompts, completions, completion_ids, rewards.total(given), given)
+    total = rewards.total(given)
+    return Scored(prompts, completions, completion_ids, total, given, total)

@@ -42,6 +42,12 @@ def function_means(scored: Scored, ranks: Ranks, device: torch.device) -> dict[s
     return {f"reward/{name}": mean for name, mean in zip(scored.given, everyone.nanmean(0).unbind(), strict=True)}
 
 
+def sampling_scalars(scored: Scored, ranks: Ranks, device: torch.device) -> dict[str, float | Tensor]:
+    """What replacing groups cost: the rounds of sampling, and the mean reward of everything that was sampled."""
+    everyone = ranks.gather(torch.tensor(scored.sampled, device=device))
+    return {"sampling_rounds": len(scored.sampled) / len(scored.rewards), "reward_sampled": everyone.mean()}
+
+
 def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tensor]:
     """How many ordered pairs of correct rollouts the groups have, and how many of these pairs gave the same answer.
 
