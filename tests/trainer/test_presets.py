@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import datasets
 import pytest
 
@@ -77,7 +79,7 @@ def test_without_a_network_it_says_so_and_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(ModelError, match=r"Cannot download openai/gsm8k .*: ConnectionError\. This needs a network"):
-        fetch_dataset("gsm8k", tmp_path / "gsm8k.jsonl")
+        fetch_dataset(DATASETS["gsm8k"], tmp_path / "gsm8k.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,3 +93,89 @@ def test_the_shaped_reward_by_hand():
     # 0.5 * (1 - 5/20); equal; the last number counts: 0.5 * (1 - 1/20); no number; 40 off is more than 20
     assert close_to_answer([], texts, [], answer=["20"] * 5) == [0.375, 1.0, 0.475, 0.0, 0.0]
     assert close_to_answer([], ["3"], [], answer=["x"]) == [0.0]
+
+
+def local_set(folder):
+    """A data set as a folder of files, which is loaded as one of the hub is."""
+    folder.mkdir()
+    for split, rows in {"train": [("2+3?", 5), ("1+1?", 2)], "test": [("4+4?", "so 8\n#### 8")]}.items():
+        lines = [json.dumps({"question": question, "solution": str(solution)}) for question, solution in rows]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_any_data_set_becomes_problems_by_its_columns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = local_set(tmp_path / "sums")
+    assert main([str(source), "--problem", "question", "--answer", "solution", "--ask", " Answer in <answer>."]) == 0
+    assert "3 problems are in sums.jsonl" in capsys.readouterr().out
+    task = make_task("jsonl:sums.jsonl")
+    assert [(p.text, p.columns["answer"]) for p in task.prompts("train")] == [
+        ("2+3? Answer in <answer>.", "5"), ("1+1? Answer in <answer>.", "2")
+    ]  # fmt: skip
+    assert [p.columns["answer"] for p in task.prompts("heldout")] == ["8"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--problem", "question"], "needs both --problem and --answer"),
+        (
+            ["--problem", "questions", "--answer", "solution"],
+            "no column 'questions' in its split 'train'. Did you mean",
+        ),
+        (["--problem", "question", "--answer", "solution", "--splits", "train"], "expected SPLIT OF THE SET="),
+        (["--problem", "question", "--answer", "solution", "--splits", "train=dev"], "Ours are train, heldout, ood"),
+    ],
+)
+def test_columns_and_splits_that_do_not_exist_are_named(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(local_set(tmp_path / "sums")), *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "sums.jsonl").exists()
+
+
+OWN_TASK = """
+from trainer.tasks import Prompt
+class Twice:
+    name, correct_at, has_forms, system_prompt = "twice", 1.0, False, None
+    def prompts(self, split):
+        return [Prompt(str(n), f"{n}:", split, {"n": n}) for n in range(40, 50)] if split == "train" else []
+    def reward(self, prompts, completions, completion_ids, n):
+        return [float(text.strip().endswith(str(2 * k))) for text, k in zip(completions, n)]
+    def gives_answer(self, completion):
+        return True
+    def canonical(self, prompt, completion):
+        return None
+class Half:
+    name = "half"
+class Empty(Twice):
+    def prompts(self, split):
+        return []
+"""
+
+
+def test_a_task_of_one_s_own_is_named_like_a_reward(tmp_path, monkeypatch):
+    (tmp_path / "own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = make_task("own_task:Twice")
+    assert task.name == "twice" and task.reward(["4:"], ["it is 8"], [[1]], n=[4]) == [1.0]
+    with pytest.raises(
+        ValueError, match=r"makes a Half without canonical, correct_at, gives_answer, has_forms, prompts"
+    ):
+        make_task("own_task:Half")
+    with pytest.raises(ValueError, match=r"has no prompts of split 'train'"):
+        make_task("own_task:Empty")
+    with pytest.raises(ValueError, match=r"has no function 'Twise'\. Did you mean 'Twice'"):
+        make_task("own_task:Twise")
+    with pytest.raises(ValueError, match=r"cannot be imported.*Did you mean 'reasoning_gym'"):
+        make_task("reasoning_gim:sums")
+
+
+def test_a_task_of_one_s_own_is_trained_on(tmp_path, monkeypatch):
+    from trainer.commands.train import main as train
+
+    (tmp_path / "own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = "--threads 1 --rollout.prompts 2 --rollout.group-size 2 --steps 1 --eval.every 0 --run own".split()
+    assert train(["--task", "own_task:Twice", "--store", str(tmp_path / "store"), *options]) == 0

@@ -223,7 +223,11 @@ class TrainConfig(_Group):
         "builtin",
         description="builtin, builtin-small, builtin-paths, smollm2-135m, a local folder or a Hugging Face id",
     )
-    task: str = Field("chain", description="chain, chain:<low>-<high>, paths, reasoning_gym:<dataset> or jsonl:<path>")
+    task: str = Field(
+        "chain",
+        description="chain, chain:<low>-<high>, paths, reasoning_gym:<dataset>, jsonl:<path>, or "
+        "package.module:function, which returns a task of your own",
+    )
     reward: str | None = Field(
         None, description="package.module:function with TRL's signature, several with weights as 'task,my:short=0.2', "
         "of which the first says what is correct; none: the task's own"

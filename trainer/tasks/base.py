@@ -22,7 +22,7 @@ class Prompt:
 
 
 class Task(Protocol):
-    """A verifiable task. To add one, write a module with such a class, a row in `trainer.tasks.TASKS`, and a test."""
+    """A verifiable task: what `make_task` of a name returns. One of your own is named as package.module:function."""
 
     name: str
     correct_at: float  # a completion is correct if its reward is at least this
