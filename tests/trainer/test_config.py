@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.commands.train import main, parse_config
+from trainer.commands.train import check_told, main, parse_config
 from trainer.config import ConfigError, TrainConfig
 from trainer.config.weighting import Ict
 
@@ -150,3 +150,28 @@ def test_runs_of_earlier_versions_give_their_configuration(path):
     assert (config.weighting.kind, config.optim.lr, config.steps) == (
         stored["weighting"]["kind"], stored["optim"]["lr"], 1000
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("--model ./mine", "optim.lr 0.0001 and rollout.max_new_tokens 56 are"),
+        ("--model ./mine --optim.lr 1e-6", "but rollout.max_new_tokens 56 is"),
+        ("--model ./mine --rollout.max_new_tokens=9", "but optim.lr 0.0001 is"),
+    ],
+)
+def test_a_model_of_one_s_own_with_the_small_policy_s_defaults_is_refused(capsys, options: str, names: str) -> None:
+    assert main(options.split()) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"model is './mine', but {names.removeprefix('but ')} meant for the small built-in policy." in said
+    assert "`rlvr train paper-gsm8k --model ./mine`" in said
+
+
+def test_settings_of_a_file_or_a_preset_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[optim]\nlr = 1e-6\n[rollout]\nmax_new_tokens = 64\n")
+    for argv in (["paper-gsm8k", "--model", "./mine"], [str(file), "--model", "./mine"], ["--model", "builtin-small"]):
+        check_told(argv, parse_config(argv))
+    with pytest.raises(ConfigError, match="max_new_tokens 56 is meant"):
+        file.write_text("[optim]\nlr = 1e-6\n")
+        check_told([str(file), "--model", "./mine"], parse_config([str(file), "--model", "./mine"]))

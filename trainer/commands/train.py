@@ -19,6 +19,7 @@ from monitor.commands.parsing import parse_known
 from monitor.errors import MonitorError, nearest
 from monitor.store.runs import get_run
 from trainer.config import ConfigError, SettingsGroup, TrainConfig, changed_weighting, make_weighting, weightings_help
+from trainer.policy.sources import BUILTIN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,13 @@ Weightings (--weighting.kind) and their own parameters (--weighting.NAME); below
 {weightings_help()}"""
 
 
+SMALL_POLICY = {  # settings whose defaults fit the built-in policy alone -> what others usually take
+    ("optim", "lr"): "A language model usually takes --optim.lr 1e-6, with adapters 1e-5.",
+    ("rollout", "max_new_tokens"): "Its responses need as many tokens as its answers have, e.g. "
+    "--rollout.max-new-tokens 512.",
+}  # fmt: skip
+
+
 def parse_config(argv: list[str]) -> TrainConfig:
     """The configuration of a command line. Raises ConfigError; wrong options end the process with code 2."""
     settings: dict[str, Any] = {}
@@ -57,6 +65,30 @@ def parse_config(argv: list[str]) -> TrainConfig:
     of_kind = create_model("TrainConfig", __base__=TrainConfig, weighting=(kind, settings["weighting"]))
     parsed = tyro.cli(of_kind, args=argv, default=_unchecked(of_kind, settings), prog="rlvr train", description=HELP)
     return TrainConfig(**parsed.model_dump())
+
+
+def check_told(argv: Sequence[str], config: TrainConfig) -> None:
+    """Raises ConfigError for a model of one's own with a setting of SMALL_POLICY that nobody gave.
+
+    It would learn little or lose what it knows, which shows only after hours. A slip in a built-in's name is left to
+    the loading, which knows better what to say.
+    """
+    if nearest(config.model, BUILTIN):
+        return
+    settings = _read_toml(_config_path(argv[0])) if argv and not argv[0].startswith("-") else {}
+    flags = [text.partition("=")[0].replace("_", "-") for text in argv]
+    silent = [
+        (group, name)
+        for group, name in SMALL_POLICY
+        if name not in settings.get(group, {}) and f"--{group}.{name.replace('_', '-')}" not in flags
+    ]
+    if silent:
+        names = " and ".join(f"{group}.{name} {getattr(getattr(config, group), name):g}" for group, name in silent)
+        raise ConfigError(
+            f"model is {config.model!r}, but {names} {'are' if len(silent) > 1 else 'is'} meant for the small built-in "
+            f"policy. {' '.join(SMALL_POLICY[which] for which in silent)} Set what fits, or begin with a preset: "
+            f"`rlvr train paper-gsm8k --model {config.model}`."
+        )
 
 
 def _unchecked(model: type[TrainConfig], settings: Mapping[str, Any]) -> TrainConfig:
@@ -157,6 +189,8 @@ def main(argv: list[str]) -> int:
     try:
         resumed = resumed_config(argv)
         config = resumed or parse_config(argv)
+        if resumed is None:
+            check_told(argv, config)
     except (ConfigError, MonitorError) as error:
         return _refuse(error)
     from rich.console import Console
