@@ -186,6 +186,17 @@ def followed(name: str) -> Followed:
     return found
 
 
+SPENT_SERIES = {"tokens": ("tokens", 1.0), "hours": ("perf/step_s", 1 / 3600)}  # what a step spends, and its unit
+
+
+def spent(name: str, what: str, at: np.ndarray) -> np.ndarray:
+    """How many response tokens, or hours of training, a run had spent after each of the steps `at`."""
+    series, unit = SPENT_SERIES[what]
+    steps, values = followed(name).series(series)
+    total = np.cumsum(np.concatenate([[0.0], np.nan_to_num(values)])) * unit
+    return total[np.searchsorted(steps, at, side="right")]
+
+
 def counts_of(name: str, metric: str, split: str = "all") -> Frame:
     """step, counts [S, cells], n, sum, min, max, edges_id of every step of a run."""
     return followed(name).counts(tail().cursor(), metric, split)

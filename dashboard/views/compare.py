@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ FIGURES = (
     "perf/step_s",
 )
 NAMES = ("run", "seed", "save", "comparison", "store")  # options that differ from run to run and change nothing
+STEP = "step"
+SPENT = {"tokens": "response tokens", "hours": "hours of training"}  # what curves can stand over beside steps
 ARMS = "abcdefghijklmnop"  # parameters of the URL, the baseline first
 PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 
@@ -65,8 +68,9 @@ def page() -> None:
         len(arms) == 2 and colours[arms[0].name] == colours[arms[1].name]
     ):  # of one kind: the first is the grey reference
         colours = {arms[0].name: theme.uniform, arms[1].name: theme.accent}
+    axis = shared.choose(st.segmented_control, "Curves over", "over", (STEP, *SPENT), STEP, required=True)
     with shared.grid("curves"):
-        _curves(arms, colours, theme)
+        _curves(arms, colours, theme, axis)
     with shared.grid("difference"):
         _difference(arms, theme)
         _pass_and_distinct(arms, colours, theme)
@@ -178,7 +182,7 @@ def _difference(arms: Sequence[Arm], theme: Theme) -> None:
             st.info("These runs have no step in common yet, so there is no difference of their entropies to show.")
 
 
-def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme) -> None:
+def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str) -> None:
     runs = [run for arm in arms for run in arm.runs]
     rows = data.scalars(runs, CURVES)
     shown = [key for key in CURVES if key in set(rows["name"])]
@@ -187,11 +191,26 @@ def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme) -> None:
         values = np.concatenate([line.y for part in drawn.values() for line in part])
         if is_flat(values):  # no run ever left the one value: the table says it
             continue
-        fig = lines(theme, key, [line for part in drawn.values() for line in part], log=key == "grad_norm")
-        for name, part in drawn.items():
-            members = [line for line in part if line.faint]
-            fig.add_traces(seed_band(theme, members, colours[name]) if members else [])
-        shared.chart(fig, f"compare-{key}")
+        shown_lines = [_over(line, arm, axis) for arm in arms for line in drawn[arm.name]]
+        fig = lines(theme, key, shown_lines, log=key == "grad_norm")
+        for arm in arms:
+            members = [line for line in drawn[arm.name] if line.faint]
+            band = seed_band(theme, members, colours[arm.name]) if members else []
+            for trace in band:
+                trace.x = _spent(arm.runs, axis, np.asarray(trace.x))
+            fig.add_traces(band)
+        if axis != STEP:
+            fig.layout.xaxis.update(title={"text": SPENT[axis]}, tickformat=".3~s" if axis == "tokens" else None)
+        shared.chart(fig, f"compare-{key}-{axis}", group="steps" if axis == STEP else axis)
+
+
+def _over(line: Line, arm: Arm, axis: str) -> Line:
+    """A line over what its run, or the mean of its arm's runs, had spent at each step."""
+    return replace(line, x=_spent((line.name,) if line.faint else arm.runs, axis, line.x))
+
+
+def _spent(runs: Sequence[str], axis: str, steps: np.ndarray) -> np.ndarray:
+    return steps if axis == STEP else np.mean([data.spent(run, axis, steps) for run in runs], 0)
 
 
 def _pass_and_distinct(arms: Sequence[Arm], colours: dict[str, str], theme: Theme) -> None:

@@ -155,6 +155,8 @@ def chart(fig: go.Figure | Packed, key: str, *, group: str = "steps", run: str =
     elif picked.what == "cell":
         step, _, cell = picked.value.partition(":")
         st.switch_page(PAGES["tokens"], query_params={"run": run, "step": step, "cell": cell})
+    elif picked.what == "zoom" and group != "steps":
+        return
     elif picked.what == "zoom" and picked.value:
         st.query_params["x"] = picked.value
     elif picked.what == "zoom":

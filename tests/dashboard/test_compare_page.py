@@ -113,3 +113,18 @@ def test_a_chart_is_saved_as_picture_with_its_title(browser, arms_store: Path) -
             assert re.fullmatch(r"entropy\.png", download.value.suggested_filename)
     finally:
         stop(process)
+
+
+def test_curves_stand_over_steps_tokens_or_hours(browser, arms_store: Path) -> None:
+    process, address = start(arms_store)
+    try:
+        with opened(browser, f"{address}/compare?a=uniform-s0,uniform-s1&b=ict-s0&over=hours") as page:
+            until(page, lambda: plot(page, "Entropy", "p.data.length"))
+            # a step takes .4 s; 20 steps
+            ends = plot(page, "Entropy", "p._fullData.map(t => t.x[t.x.length - 1])")
+            assert ends == pytest.approx([20 * 0.4 / 3600] * len(ends))
+            assert plot(page, "Entropy", "p._fullLayout.xaxis.title.text") == "hours of training"
+            page.get_by_role("radio", name="step").click()
+            until(page, lambda: (plot(page, "Entropy", "p._fullData.map(t => t.x[t.x.length - 1])") or [0])[0] == 20)
+    finally:
+        stop(process)
