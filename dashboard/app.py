@@ -83,6 +83,8 @@ def _quarantine_banner() -> None:
 @st.fragment(run_every=0.5)
 def _watch(drawn: int) -> None:
     """Redraws the page if the data's version changed. Otherwise this costs a few stat calls."""
+    if st.query_params.get("updates") == shared.PAUSED:
+        return
     behind = st.session_state.get("calm_run")
     if data.poll() != drawn or (behind is not None and data.calm_is_behind(behind)):
         st.rerun()

@@ -62,12 +62,9 @@ function draw(root) {
   delete spec.layout.title; // it stands in the page, not in the plot
   spec.layout.margin.t = spec.layout.showlegend ? 30 : 10;
   plot.rlvrScalesY = spec.layout.yaxis?.range === undefined;
-  const config = {
-    responsive: true, displaylogo: false, scrollZoom: false,
-    modeBarButtonsToRemove: ["toImage", "sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-    modeBarButtonsToAdd: ["PNG", "SVG"].map((kind) => ({ name: `Save as ${kind}`, icon: saveIcon(kind), click: () => save(plot, data, kind.toLowerCase()) })),
-  };
-  plotly().then((Plotly) => Plotly.react(plot, spec.data, spec.layout, config)).then(() => {
+  plot.rlvrTold = { title: data.title, unit: data.unit, theme: data.theme };
+  plot.rlvrConfig ??= configOf(plot); // always the same object: with another one Plotly would begin anew
+  plotly().then((Plotly) => Plotly.react(plot, spec.data, spec.layout, plot.rlvrConfig)).then(() => {
     if (!plot.rlvrReady) prepare(root, plot, data);
     const group = groups.get(data.group);
     const news = group && data.zoom !== group.told; // the page begins, or its address changed
@@ -77,6 +74,14 @@ function draw(root) {
     } else if (group?.zoom && (group.zoom.to === null || !plot.rlvrZoomed)) zoom(plot, group.zoom);
     newer(root, plot, group);
   }).catch((error) => { plot.textContent = String(error.message ?? error); });
+}
+
+function configOf(plot) {
+  return {
+    responsive: true, displaylogo: false, scrollZoom: false,
+    modeBarButtonsToRemove: ["toImage", "sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    modeBarButtonsToAdd: ["PNG", "SVG"].map((kind) => ({ name: `Save as ${kind}`, icon: saveIcon(kind), click: () => save(plot, kind.toLowerCase()) })),
+  };
 }
 
 const ICONS = { // an arrow into a tray, with a dot for PNG and a curve for SVG
@@ -89,12 +94,13 @@ function saveIcon(kind) {
 }
 
 // The picture has the title, and the background of the page, which the chart itself leaves to the page.
-function save(plot, data, format) {
-  const { paper } = TEMPLATES[data.theme].layout.meta;
-  const title = { text: data.unit ? `${data.title}, ${data.unit}` : data.title, x: 0.02, xanchor: "left", font: { size: 15 } };
+function save(plot, format) {
+  const { title: name, unit, theme } = plot.rlvrTold;
+  const { paper } = TEMPLATES[theme].layout.meta;
+  const title = { text: unit ? `${name}, ${unit}` : name, x: 0.02, xanchor: "left", font: { size: 15 } };
   const margin = { ...plot.layout.margin, t: (plot.layout.margin?.t ?? 30) + 36 };
   const layout = { ...plot.layout, title, margin, paper_bgcolor: paper, plot_bgcolor: paper };
-  const filename = data.title.toLowerCase().replace(/[^a-z0-9@]+/g, "-");
+  const filename = name.toLowerCase().replace(/[^a-z0-9@]+/g, "-");
   const size = { width: plot.offsetWidth, height: plot.offsetHeight + 36, scale: format === "png" ? 2 : 1 };
   return window.Plotly.downloadImage({ data: plot.data, layout }, { format, filename, ...size });
 }

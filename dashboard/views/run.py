@@ -130,6 +130,7 @@ class View:
 def _view() -> View:
     axis = shared.choose(st.segmented_control, "Entropy axis", "axis", ("linear", "log"), "linear", required=True)
     over = shared.choose(st.segmented_control, "Smoothing", "smooth", tuple(SMOOTHING), "none", required=True)
+    shared.choose(st.segmented_control, "Updates", "updates", ("live", shared.PAUSED), "live", required=True)
     st.caption("A smoothed curve is an exponential mean over that many steps; the values themselves stay pale behind.")
     return View(axis == "log", SMOOTHING[over])
 

@@ -29,6 +29,7 @@ STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
 ENDED = ("finished", "stopped", "crashed", "failed")
+PAUSED = "paused"  # of the URL's parameter "updates": the page stays as it is while its run goes on
 FIRST = "first"  # the section of a page that is on the screen when it opens
 PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
 
