@@ -263,3 +263,12 @@ def metric(key: str) -> Metric:
                 label = template.label.format(k=k)
                 return Metric(key, f"{label}, {split}", template.unit, template.help, template.good)
     raise ValueError(f"Unknown metric {key!r}.{nearest(key, METRICS)} Known metrics are listed in docs/metrics.md.")
+
+
+def is_known(key: str) -> bool:
+    """Whether `metric` knows the key."""
+    try:
+        metric(key)
+    except ValueError:
+        return False
+    return True

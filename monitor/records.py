@@ -121,11 +121,16 @@ def quantiles_from_counts(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRecord:
-    """Scalars and histograms of one training step. Keys of `scalars` must be those of monitor.metrics.metric."""
+    """Scalars and histograms of one training step.
+
+    Keys of `scalars` are those of monitor.metrics.metric, or names of one's own, which no rule and no chart but the
+    list of other series looks at. ts: when the step ended, seconds since 1970; None: now.
+    """
 
     step: int
     scalars: Mapping[str, float]
     histograms: tuple[Histogram, ...] = ()
+    ts: float | None = None
 
 
 def _check_columns(table: Any, lengths_of: str) -> None:
