@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from monitor.errors import StoreError
-from monitor.metrics import is_known
+from monitor.metrics import MOST_OTHERS, NAME_LENGTH, can_be_named, is_known
 from monitor.records import Alert, RunInfo, SampleTable, StepRecord, TokenTable
 from monitor.store.batch import Item
 from monitor.store.pipeline import Pipeline
@@ -48,8 +48,6 @@ _HISTOGRAMS_AT = 4  # histograms are given up once this many times queue_steps s
 _STEPS_AT = 256
 _STEP_END = 2**63
 _CLOSE_S = 60.0  # the longest that close() waits for the writer
-_NAME_LENGTH = 200  # characters of the name of a scalar
-_MOST_OTHERS = 2_000  # names of scalars that METRICS does not know; readers keep all series of a run in memory
 
 
 class Engine(Protocol):
@@ -263,13 +261,13 @@ class Recorder:
         """Whether a scalar of this name is recorded: under its own name if METRICS does not know it."""
         if key in self._seen:
             return True
-        if not isinstance(key, str) or not is_known(key):
-            if not (isinstance(key, str) and key.isprintable() and 0 < len(key) <= _NAME_LENGTH):
-                expected = f"expected printable text of 1 to {_NAME_LENGTH} characters"
-                self._refuse_name(key, f"{str(key)[:60]!r} cannot be the name of a scalar: {expected}.", step)
-                return False
-            if self._others >= _MOST_OTHERS:
-                told = f"{key!r} and later new names are not recorded: the run has {_MOST_OTHERS:,} unknown ones."
+        if not can_be_named(key):
+            expected = f"expected printable text of 1 to {NAME_LENGTH} characters"
+            self._refuse_name(key, f"{str(key)[:60]!r} cannot be the name of a scalar: {expected}.", step)
+            return False
+        if not is_known(key):
+            if self._others >= MOST_OTHERS:
+                told = f"{key!r} and later new names are not recorded: the run has {MOST_OTHERS:,} unknown ones."
                 self._refuse("unknown_metric", told, step)
                 return False
             self._others += 1

@@ -95,7 +95,9 @@ def wandb_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an offline run that wandb itself has written."""
     wandb = pytest.importorskip("wandb")
     settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
-    run = wandb.init(mode="offline", dir=str(tmp_path_factory.mktemp("w")), project="p", settings=settings)
+    config = {"beta": 0.04, "model": {"name": "tiny"}}
+    folder = str(tmp_path_factory.mktemp("w"))
+    run = wandb.init(mode="offline", dir=folder, project="p", config=config, settings=settings)
     for step in range(300):
         row = {"train/entropy": 0.5 + step, "train/global_step": 10 * step, "notes": "x" * 300}
         run.log(row | {"histogram": wandb.Histogram([1.0, 2.0]), "bad": math.inf})

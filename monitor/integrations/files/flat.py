@@ -27,6 +27,7 @@ class CsvReader:
     def __init__(self, path: Path, *, live: bool = False) -> None:
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
+        self.config: dict[str, Any] = {}
         self._file, self._live = GrowingFile(path), live
         self._columns: list[str] | None = None
         self._line = 0
@@ -71,6 +72,7 @@ class JsonLinesReader:
     def __init__(self, path: Path, *, live: bool = False) -> None:
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
+        self.config: dict[str, Any] = {}
         self._file, self._live = GrowingFile(path), live
         self._line = 0
 
@@ -127,6 +129,7 @@ class WholeFileReader:
     def __init__(self, find: Callable[[], Path], load: Callable[[Path], tuple[dict[str, str], list[Row]]]) -> None:
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
+        self.config: dict[str, Any] = {}
         self._find, self._load = find, load
         self._seen: tuple[Path, int, int] | None = None
         self._known: list[int] = []  # hashes of the rows that were given

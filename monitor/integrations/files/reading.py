@@ -25,11 +25,12 @@ class Reader(Protocol):
     """Rows as they stand in a source. A row may lack columns, as loggers write some of them apart.
 
     names: {column: its name without what the file puts before it, such as a run's name}; it may grow with each read.
-    notes: what was left out.
+    notes: what was left out. config: settings of the run, where the source has them.
     """
 
     names: dict[str, str]
     notes: list[str]
+    config: dict[str, Any]
 
     def read(self) -> list[Row]: ...
 

@@ -23,6 +23,7 @@ class EventsReader:
         require("Reading TensorBoard's event files", ["tensorboard"], "tensorboard")
         self.names = {"step": "step"}
         self.notes: list[str] = []
+        self.config: dict[str, Any] = {}
         self._find = find
         self._loaders: dict[Path, Any] = {}
         self._sizes: dict[Path, int] = {}

@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from monitor.errors import MonitorError
 from monitor.extras import require_extras
@@ -39,6 +40,7 @@ class WandbReader:
         require_extras("Reading W&B's files", "wandb")
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
+        self.config: dict[str, Any] = {}
         self._file, self._live = GrowingFile(path), live
         self._at = 0  # bytes that were read
 
@@ -53,7 +55,12 @@ class WandbReader:
         for end, message in _records(data, self._at):
             used = end
             record = Record.FromString(message)
-            if record.WhichOneof("record_type") != "history":
+            kind = record.WhichOneof("record_type")
+            if kind in ("run", "config"):
+                update = (record.run.config if kind == "run" else record.config).update
+                settings = {item.key: json.loads(item.value_json) for item in update if item.key}
+                self.config |= {key: value for key, value in settings.items() if key != "_wandb"}
+            if kind != "history":
                 continue
             row: dict[str, float] = {"_step": record.history.step.num}
             for item in record.history.item:
