@@ -343,6 +343,29 @@ def test_the_run_page_has_a_section_only_of_what_was_recorded(monkeypatch, tmp_p
     assert "Not drawn" not in words(plain)
 
 
+def test_series_of_unknown_names_have_a_section_of_their_own(monkeypatch, tmp_path: Path) -> None:
+    own = {"critic/vf_loss": 0.25, "<b>größe</b> [x](y), *µ*": 3.0}
+    for name, others in (("ours", {}), ("theirs", own)):
+        with Recorder(tmp_path, RunInfo(name=name)) as recorder:
+            for step in (1, 2):
+                scalars = {"entropy": 0.5, "reward": 0.5} | {key: value + step for key, value in others.items()}
+                recorder.record(StepRecord(step, scalars))
+    assert [box.label for box in open_page(monkeypatch, tmp_path, "run", run="ours").expander] == []
+    app = open_page(monkeypatch, tmp_path, "run", run="theirs")
+    assert [unescape(box.label) for box in app.expander] == ["Other series (2)"] and not app.multiselect  # closed
+    app.session_state["others-theirs"] = True
+    app.run()
+    assert not app.exception and sorted(app.multiselect[0].value) == sorted(own)
+    drawn = [
+        json.loads(one.proto.json) for one in app.get("bidi_component") if one.proto.component_name == "rlvr_chart"
+    ]
+    titles = [str(chart) for chart in drawn]
+    for name in own:
+        assert any(json.dumps(name, ensure_ascii=False)[1:-1] in title for title in titles), name
+    app.multiselect[0].set_value(["critic/vf_loss"]).run()
+    assert not app.exception
+
+
 def entry(name: str, weighting: str, seed: int, comparison: str = "c") -> RunEntry:
     return RunEntry(name, {"weighting": weighting, "seed": seed, "comparison": comparison})
 
