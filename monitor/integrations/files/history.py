@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from monitor.alerts.engine import EVALUATED
 from monitor.integrations.files.columns import Values
 
 MOST_RESTARTS = 20  # a source that goes back more often is a table without order: it is sorted by step
@@ -87,8 +88,11 @@ class History:
         return taken
 
     def _goes_back(self, row: Values) -> bool:
-        """Whether a known series has a value at or behind the row's step, but for the same value of the last step."""
-        newest = [(key, *self._newest[key]) for key in row.known if key in self._newest]
+        """Whether a known series has a value at or behind the row's step, but for the same value of the last step.
+
+        Evaluations do not count: they may end in another order than they began.
+        """
+        newest = [(key, *self._newest[key]) for key in row.known.keys() & self._newest if not key.startswith(EVALUATED)]
         return any(
             step > row.step or (step == row.step and value != row.known[key] and not math.isnan(value))
             for key, step, value in newest
