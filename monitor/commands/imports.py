@@ -29,6 +29,7 @@ def import_(
     run: str,
     store: str = DEFAULT_STORE,
     map: str = "",
+    rollouts: str | None = None,
     follow: bool = False,
     every: float = 0.3,
     warmup: int | None = None,
@@ -45,6 +46,7 @@ def import_(
         run: name of the run
         store: folder of the store, made if missing
         map: which columns to take: entropy=my/column,step=iteration
+        rollouts: folder with a file of rollouts for each step (docs/integrations.md)
         follow: record each new row as it comes, until Ctrl-C or SIGTERM; a missing file is waited for
         every: seconds between two looks while following
         warmup: steps to leave out of the baseline; none: as the run has it, else 0
@@ -64,6 +66,7 @@ def import_(
         live=follow,
         say=_say,
         warmup_steps=warmup,
+        rollouts=rollouts,
         on_alert=lambda alert: None if alert.state == "pending" else print_alert(console, run, alert),
         **settings,
     )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_files_formats import wandb_folder, write_events  # noqa: F401  # a fixture
@@ -23,10 +24,10 @@ from monitor.store.runs import get_run
 
 
 @contextmanager
-def following(source: Path, store: Path) -> Iterator[tuple[Importer, list[str]]]:
+def following(source: Path, store: Path, **options: Any) -> Iterator[tuple[Importer, list[str]]]:
     """A live importer of the run "r", and what it says; stopped at the end."""
     said: list[str] = []
-    importer = Importer(str(source), str(store), "r", {}, live=True, say=said.append)
+    importer = Importer(str(source), str(store), "r", {}, live=True, say=said.append, **options)
     try:
         yield importer, said
     finally:

@@ -6,6 +6,8 @@ So an importer that was killed goes on where the last durable step ends, and one
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from monitor.errors import MonitorError, StoreError
 from monitor.integrations.files.columns import Columns
 from monitor.integrations.files.history import History, Step, Stored, already_held
 from monitor.integrations.files.reading import BegunAnew, Reader, Row
+from monitor.integrations.files.rollouts import Rollouts, StepRollouts
 from monitor.integrations.files.source import KINDS, STATE, open_reader
 from monitor.recorder import Recorder
 from monitor.records import Alert, RunInfo, StepRecord
@@ -23,7 +26,9 @@ from monitor.store.reader import open_store
 from monitor.store.runs import read_info
 from monitor.store.schema import run_dir
 
+ROLLOUTS_S = 5.0
 _QUEUE = 16_384  # steps that may wait for the disk
+_ROLLOUTS_QUEUE = 64  # with rollouts, which a recorder that falls behind would leave out
 
 
 class Importer:
@@ -32,6 +37,7 @@ class Importer:
     chosen: {key or "step": column} that go before what is found. live: the source is still being written: a missing
     one is waited for, and each look records what is new but the last step, whose rows may not all be there. say: gets
     what there is to tell, in sentences. on_alert: gets each transition.
+    rollouts: folder with the rollouts of each step; while live, a step waits up to ROLLOUTS_S seconds for its own.
 
     Raises MonitorError for a source that cannot be read, and StoreError for a run that is not an import of it.
     """
@@ -48,6 +54,7 @@ class Importer:
         warmup_steps: int | None = None,
         rules: Sequence[Rule] = DEFAULT_RULES,
         on_alert: Callable[[Alert], None] | None = None,
+        rollouts: str | None = None,
     ) -> None:
         self.source, self.store, self.run = source, Path(store).expanduser().absolute(), run
         self.n_recorded = self.n_held = 0
@@ -65,6 +72,9 @@ class Importer:
         self._reader: Reader | None = None
         self._history: History | None = None
         self._recorder: Recorder | None = None
+        self._recorded: int | None = None  # the last step of its attempt
+        self._rollouts = Rollouts(rollouts) if rollouts else None
+        self._waiting: deque[tuple[Step, float]] = deque()  # steps for their rollouts, since when
         self._attempt = 0  # of the source, see Step
 
     def look(self) -> int:
@@ -84,15 +94,14 @@ class Importer:
             for values in found:
                 self._history.add(values)
             steps = self._history.take(all_but_last=bool(found))
-        for step in steps:
-            self._record(step)
-        return len(steps)
+        self._waiting += ((step, time.monotonic()) for step in steps)
+        return self._record_ready(all_of_them=not self._live)
 
     def close(self, status: str) -> str:
         """Record the step that waits, and end with `status`; returns the status that was written, "" if none was."""
         if self._history is not None:
-            for step in self._history.take():
-                self._record(step)
+            self._waiting += ((step, 0.0) for step in self._history.take())
+            self._record_ready(all_of_them=True)
             if self._history.too_late and self._recorder is not None:
                 told = f"{self._history.too_late} values came for steps before the last one and are not recorded."
                 self._recorder.event("late_values", told)
@@ -195,6 +204,29 @@ class Importer:
 
     # ---- recording ---------------------------------------------------------------------------------------------
 
+    def _record_ready(self, *, all_of_them: bool) -> int:
+        """Record the steps that wait, up to one that still waits for its rollouts; how many."""
+        count = 0
+        while self._waiting and (all_of_them or self._is_ready(*self._waiting[0])):
+            self._record(self._waiting.popleft()[0])
+            count += 1
+        return count
+
+    def _is_ready(self, step: Step, since: float) -> bool:
+        late = time.monotonic() - since > ROLLOUTS_S
+        return self._rollouts is None or late or self._rollouts.is_complete(step.step)
+
+    def _rollouts_of(self, step: int) -> StepRollouts | None:
+        if self._rollouts is None:
+            return None
+        try:
+            return self._rollouts.read(step)
+        except (MonitorError, OSError) as error:
+            if not self._live:
+                raise
+            self._say(f"{error} The rollouts of step {step} are left out.")
+            return None
+
     def _record(self, step: Step) -> None:
         if step.attempt != self._attempt:
             self._close_attempt()
@@ -202,15 +234,22 @@ class Importer:
         if self._recorder is None:
             self._open(step.step)
         assert self._recorder is not None
-        self._recorder.record(StepRecord(step.step, step.scalars, ts=step.ts))
+        found = self._rollouts_of(step.step) if step.step != self._recorded else None
+        if found is None:
+            self._recorder.record(StepRecord(step.step, step.scalars, ts=step.ts))
+        else:
+            record = StepRecord(step.step, step.scalars, found.histograms, step.ts)
+            self._recorder.record(record, found.tokens, found.samples)
         self.n_recorded += 1
+        self._recorded = step.step
         self.first, self.last = step.step if self.first is None else self.first, step.step
-        if self._recorder.queue_depth >= _QUEUE:
+        if self._recorder.queue_depth >= (_QUEUE if found is None else _ROLLOUTS_QUEUE):
             self._recorder.flush()
 
     def _open(self, first: int | None) -> None:
         """Open the next attempt of the run, whose first step is `first`; None: behind all that it holds."""
         exists = self._info is not None
+        self._recorded = None
         engine = AlertEngine(self._rules, self._warmup_steps)
         if exists:
             self._replay(engine, first)
