@@ -72,8 +72,12 @@ def test_token_exports_of_prime_rl(tmp_path: Path) -> None:
     (folder / "step_1" / "STABLE").touch()
     assert Rollouts(folder).is_complete(1) and not Rollouts(folder).is_complete(2)
     metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text('{"step": 1, "entropy/all/mean": 0.5}\n{"step": 2, "entropy/all/mean": 0.4}\n')
+    lines = [{"step": step, "time": 1.7e9 + step, "entropy/all/mean": 0.5 / step} for step in (1, 2)]  # its FileMonitor
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     import_(metrics, store, "--rollouts", str(folder))
+    assert rows(store, "SELECT step, name, value, ts FROM steps WHERE name <> 'perf/queue' ORDER BY step") == [
+        (1, "entropy", 0.5, 1.7e9 + 1), (2, "entropy", 0.25, 1.7e9 + 2),
+    ]  # fmt: skip
     found = rows(store, "SELECT sample, group_id, reward, advantage, n_tokens, prompt FROM samples ORDER BY sample")
     assert found == [(0, 0, 1.0, 0.5, 3, None), (1, 0, 0.0, -0.5, 1, None), (2, 1, 0.0, -0.5, 2, None)]
     columns = "sample, position, token_id, logprob, entropy"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.errors import MonitorError
-from monitor.integrations.files.reading import BegunAnew, GrowingFile, Row
+from monitor.integrations.files.reading import TIME, BegunAnew, GrowingFile, Row
 
 
 class CsvReader:
@@ -63,8 +63,8 @@ class CsvReader:
 
 
 class JsonLinesReader:
-    """An object a line; of verl's {"step": n, "data": {...}} the data. A last line that is still being written is left
-    out with a note.
+    """An object a line; of verl's {"step": n, "data": {...}} the data; of prime-rl's {"step": n, "time": t, ...} the
+    time is the row's. A last line that is still being written is left out with a note.
 
     live: it is left out without one, and a line that is no object costs that line: a process that died left half of it.
     """
@@ -111,6 +111,8 @@ class JsonLinesReader:
             return self._refuse(f"{where} is {text[:40].strip()!r}, expected an object like {{'step': 0, ...}}.")
         if row.keys() == {"step", "data"} and isinstance(row["data"], dict):
             return row["data"] | {"step": row["step"]}
+        if list(row)[:2] == ["step", "time"] and isinstance(row["time"], float):
+            return {TIME: row["time"]} | {name: value for name, value in row.items() if name != "time"}
         return row
 
     def _refuse(self, message: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from monitor.errors import MonitorError, StoreError
 from monitor.integrations.aliases import STEP_COLUMNS, match
-from monitor.integrations.files.reading import Reader, Row
+from monitor.integrations.files.reading import TIME, Reader, Row
 from monitor.integrations.files.source import KINDS, READERS, STATE, open_reader
 
 
@@ -98,7 +98,8 @@ def _series(source: str, names: Mapping[str, str], rows: Iterable[Row], chosen: 
         (unsorted, "rows stood before an earlier step; sorted by step."),
         (repeated, "rows repeat a step; the last value of each step is used."),
     )
-    used = {*mapping.values(), *(column for column, name in names.items() if name.lower() in STEP_COLUMNS)}
+    clocks = (*STEP_COLUMNS, TIME)
+    used = {*mapping.values(), *(column for column, name in names.items() if name.lower() in clocks)}
     return Series(
         columns={"step": steps} | {key: [merged[step].get(key) for step in steps] for key in keys},
         notes=tuple(f"{source}: {count} {what}" for count, what in counts if count),
