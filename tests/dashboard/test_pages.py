@@ -365,6 +365,11 @@ def test_series_of_unknown_names_have_a_section_of_their_own(monkeypatch, tmp_pa
         assert any(json.dumps(name, ensure_ascii=False)[1:-1] in title for title in titles), name
     app.multiselect[0].set_value(["critic/vf_loss"]).run()
     assert not app.exception
+    with Recorder(tmp_path, RunInfo(name="nothing-known", weighting="")) as recorder:
+        for step in (1, 2):
+            recorder.record(StepRecord(step, {"my/loss": 1.0 / step}))
+    for page in PAGES:
+        open_page(monkeypatch, tmp_path, page, run="nothing-known")
 
 
 def entry(name: str, weighting: str, seed: int, comparison: str = "c") -> RunEntry:

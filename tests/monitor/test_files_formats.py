@@ -95,7 +95,7 @@ def wandb_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an offline run that wandb itself has written."""
     wandb = pytest.importorskip("wandb")
     settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
-    config = {"beta": 0.04, "model": {"name": "tiny"}}
+    config = {"seed": 7, "beta": 0.04, "model": {"name": "tiny"}}
     folder = str(tmp_path_factory.mktemp("w"))
     run = wandb.init(mode="offline", dir=folder, project="p", config=config, settings=settings)
     for step in range(300):

@@ -23,6 +23,7 @@ from monitor.queries.alerts import to_alert
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
 from monitor.store.reader import open_store
+from monitor.store.runs import get_run
 
 
 def import_(source: Path | str, store: Path, *options: str, run: str = "r", expect: int = 0) -> None:
@@ -193,6 +194,15 @@ def test_csv_with_a_map_and_parquet(tmp_path: Path) -> None:
     assert series(tmp_path / "s", "tokens_seen", "p") == {1: 10.0, 2: 20.0}
 
 
+def test_a_source_without_times_tells_no_pace(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(verl_lines(range(1, 31)))
+    import_(path, tmp_path / "s")
+    assert rows(tmp_path / "s", "SELECT count(DISTINCT ts) FROM steps") == [(1,)]  # of the import
+    (beat,) = get_run(tmp_path / "s", "r").heartbeats
+    assert beat.get("median_step_s") is None
+
+
 def test_checkpoints_of_trl(tmp_path: Path) -> None:
     """files/trainer_state.json is TRL's own; the checkpoint that follows it holds its history and more."""
     state = json.loads((Path(__file__).parent / "files" / "trainer_state.json").read_text())
@@ -234,8 +244,8 @@ def test_a_run_of_wandb(wandb_folder: Path, tmp_path: Path) -> None:  # noqa: F8
     ((low, high),) = rows(tmp_path / "s", "SELECT min(ts), max(ts) FROM steps")
     made = next(wandb_folder.glob("*.wandb")).stat().st_mtime
     assert made - 300 < low <= high <= made + 1  # of wandb's own clock
-    ((config,),) = rows(tmp_path / "s", "SELECT config FROM runs")
-    assert json.loads(config) == {"beta": 0.04, "model": {"name": "tiny"}}
+    ((config, seed),) = rows(tmp_path / "s", "SELECT config, seed FROM runs")
+    assert json.loads(config) == {"seed": 7, "beta": 0.04, "model": {"name": "tiny"}} and seed == 7
     before = tree(tmp_path / "s")
     import_(wandb_folder, tmp_path / "s")
     assert tree(tmp_path / "s") == before

@@ -73,12 +73,14 @@ class Importer:
         self._history: History | None = None
         self._recorder: Recorder | None = None
         self._recorded: int | None = None  # the last step of its attempt
+        self._looked = time.time()
         self._rollouts = Rollouts(rollouts) if rollouts else None
         self._waiting: deque[tuple[Step, float]] = deque()  # steps for their rollouts, since when
         self._attempt = 0  # of the source, see Step
 
     def look(self) -> int:
         """Read what is new of the source, and record it; the number of steps that were handed over."""
+        self._looked = time.time()
         try:
             rows = self._read()
         except BegunAnew:
@@ -235,10 +237,11 @@ class Importer:
             self._open(step.step)
         assert self._recorder is not None
         found = self._rollouts_of(step.step) if step.step != self._recorded else None
+        ts = self._looked if step.ts is None else step.ts  # one moment for all: how long a step took is not known
         if found is None:
-            self._recorder.record(StepRecord(step.step, step.scalars, ts=step.ts))
+            self._recorder.record(StepRecord(step.step, step.scalars, ts=ts))
         else:
-            record = StepRecord(step.step, step.scalars, found.histograms, step.ts)
+            record = StepRecord(step.step, step.scalars, found.histograms, ts)
             self._recorder.record(record, found.tokens, found.samples)
         self.n_recorded += 1
         self._recorded = step.step
@@ -254,11 +257,14 @@ class Importer:
         if exists:
             self._replay(engine, first)
         source = {"path": self._path, "mapping": self.columns.mapping}
+        config = self._reader.config if self._reader is not None else {}
+        seed = config.get("seed")
         info = RunInfo(
             name=self.run,
             weighting="",  # files do not tell it
             warmup_steps=self._warmup_steps,
-            config=self._reader.config if self._reader is not None else {},
+            seed=seed if type(seed) is int else 0,
+            config=config,
             environment={"source": source},
         )
         self._recorder = Recorder(self.store, info, resume=exists, engine=engine, on_alert=self._on_alert)
