@@ -81,7 +81,8 @@ VERL_FILE_LOGGER_PATH=verl.jsonl python -m verl.trainer.main_ppo CONFIG \
 rlvr import verl.jsonl --run verl --rollouts rollouts --follow
 ```
 
-prime-rl, with its file monitor on and `trainer.enable_token_export = true`:
+prime-rl, with its file monitor on (newer versions write `outputs/monitors/file/metrics.jsonl`) and
+`trainer.enable_token_export = true`:
 
 ```sh
 rlvr import outputs/metrics.jsonl --run prime --rollouts outputs/token_exports --follow
@@ -119,7 +120,9 @@ rlvr import outputs --run trl
 - **Follow**: a row is durable about a second after it was written. A missing source is waited for; a torn line, a file
   that is being rewritten, rotation and new event files are understood; a broken line costs that line. The newest step
   waits for one look (`--every`, 0.3 s), as its values may come in several rows. Values that come after that are added
-  as long as no later step has come, else left out with an event. Ctrl-C and SIGTERM end it with exit code 0.
+  as long as no later step has come, else left out with an event. Where one process logs a step behind another, as
+  prime-rl's do into one file, a step waits for every known series that has come in nearly all steps, for 8 steps or 10
+  minutes at most; the first two steps are recorded without. Ctrl-C and SIGTERM end it with exit code 0.
 - **Status**: running while it is followed, and stalled if no row comes ([store.md](store.md)); stopped when following
   was ended; finished after an import once, whatever became of the trainer: files do not tell that.
 - **Times** are the source's where it has wall times (TensorBoard, W&B, prime-rl, a column `_timestamp`), else those of
@@ -129,8 +132,8 @@ rlvr import outputs --run trl
   `entropy`, `deviation`, `weight`, `token_texts`) or for each token (`sample`, `position`, the same names as single
   values, `text`); or `step_N/rank_R.jsonl` of prime-rl's token export. What is absent stays absent. Rollouts of one
   group, uid or prompt are a group. A followed step waits up to 5 s for its rollouts. verl's dumps of rollouts are read
-  by what its own code wrote; prime-rl's form was read in its source and not run. The dumps of slime and miles are not
-  read: they are pickles, which can run code.
+  by what its own code wrote; prime-rl's form was read in its source and not run. Not read: the traces of prime-rl's newer
+  file monitor, and the dumps of slime and miles, which are pickles, and a pickle can run code.
 
 ## Files of other trainers and trackers
 

@@ -332,10 +332,27 @@ def test_history_knows_late_values_from_restarts() -> None:
 def test_the_last_step_waits_for_its_other_rows() -> None:
     history = History()
     history.add(values(1, entropy=1.0))
-    assert history.take(all_but_last=True) == []
+    assert history.take_ready(idle=False) == []
     history.add(values(1, reward=0.5))
     history.add(values(2, entropy=0.5))
-    assert told(history.take(all_but_last=True)) == [(0, 1, {"entropy": 1.0, "reward": 0.5}, False)]
+    assert told(history.take_ready(idle=False)) == [(0, 1, {"entropy": 1.0, "reward": 0.5}, False)]
+    assert told(history.take_ready(idle=True)) == [(0, 2, {"entropy": 0.5}, False)]
+
+
+def test_a_step_waits_for_series_that_lag_behind() -> None:
+    history, taken = History(), []
+    for step in range(1, 31):
+        history.add(values(step, reward=1.0))
+        if 1 < step <= 20:  # another process is a step behind, and dies after its step 19
+            history.add(values(step - 1, entropy=2.0))
+        if step % 5 == 0:
+            history.add(values(step, kl=0.1))  # not in every step: nothing waits for it
+        taken += history.take_ready(idle=True)
+        if step == 20:
+            assert [one.step for one in taken] == list(range(1, 20))
+    assert all(one.scalars.get("entropy") == 2.0 for one in taken[2:19])
+    assert [one.step for one in taken] == list(range(1, 31))  # once 8 steps were without it
+    assert history.too_late == 2  # of steps 1 and 2, when nobody knew that it comes
 
 
 def test_a_table_without_order_is_sorted() -> None:

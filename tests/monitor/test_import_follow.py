@@ -172,6 +172,24 @@ def test_a_run_of_wandb_is_read_on(wandb_folder: Path, tmp_path: Path) -> None: 
     assert rows(store, "SELECT max(attempt) FROM steps_all") == [(1,)]
 
 
+def test_several_processes_that_write_one_log(tmp_path: Path) -> None:
+    path, store = tmp_path / "metrics.jsonl", tmp_path / "s"  # prime-rl: the orchestrator is ahead of the trainer
+    path.touch()
+    with following(path, store) as (importer, _):
+        for step in range(1, 21):
+            rows_now = [{"step": step, "time": 1.7e9 + step, "reward/all/mean": 0.5, "producer": "orchestrator"}]
+            if step > 2:
+                row = {"step": step - 2, "time": 1.7e9 + step, "entropy/all/mean": 1.0 / step, "producer": "trainer"}
+                rows_now.append(row)
+            with path.open("a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows_now))
+            settle(importer)
+        assert acknowledged(store) == 18
+    assert series(store, "reward").keys() == set(range(1, 21))
+    assert series(store, "entropy") == {step: 1.0 / (step + 2) for step in range(4, 19)}  # once it is known to come
+    assert rows(store, "SELECT max(attempt) FROM steps_all") == [(1,)]
+
+
 def test_a_later_column_does_not_change_what_is_recorded(tmp_path: Path) -> None:
     path, store = tmp_path / "a.jsonl", tmp_path / "s"
     with following(path, store) as (importer, said):

@@ -2,6 +2,7 @@
 
 Rows of one step are put together. Where a known series goes back, the trainer was started again: from there on a new
 attempt of the run begins, as the store keeps them. A value that only comes late, of an evaluation say, joins its step.
+Where several processes write one log, as prime-rl's do, some series lag behind others: a step waits for them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from monitor.alerts.engine import EVALUATED
 from monitor.integrations.files.columns import Values
 
 MOST_RESTARTS = 20  # a source that goes back more often is a table without order: it is sorted by step
+MOST_BEHIND = 8  # steps that a series may lag behind the newest one before nothing waits for it any more
+_REGULAR = 0.75  # share of the steps in which a series has values for which a step waits
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class History:
         self._handed_over: Step | None = None  # the last one
         self._newest: dict[str, tuple[int, float]] = {}  # the newest step and value of each known series
         self._last: int | None = None  # the newest step of this attempt
+        self._regular = _Regular()
 
     def add_all(self, rows: Iterable[Values]) -> None:
         """Add what a first look at a source has found."""
@@ -70,15 +74,30 @@ class History:
         if self._last is None or row.step > self._last:
             self._append(row)
         elif self._goes_back(row) and self._attempt < MOST_RESTARTS:
-            self._attempt, self._start, self._newest = self._attempt + 1, len(self.waiting), {}
+            self._attempt, self._start = self._attempt + 1, len(self.waiting)
+            self._newest, self._regular = {}, _Regular()
             self._append(row)
         else:
             self._join(row)
         self._newest |= {key: (row.step, value) for key, value in row.known.items()}
+        self._regular.add(row)
 
-    def take(self, *, all_but_last: bool = False) -> list[Step]:
-        """The waiting steps. all_but_last: rows of the last one may still come."""
-        return self.take_first(max(0, len(self.waiting) - all_but_last))
+    def take(self) -> list[Step]:
+        """All the waiting steps."""
+        return self.take_first(len(self.waiting))
+
+    def take_ready(self, *, idle: bool) -> list[Step]:
+        """The waiting steps, as far as each regular series has come. idle: the newest one too, as no row comes."""
+        reached = self._regular.reached()
+        most = len(self.waiting) - (0 if idle else 1)
+        count = 0
+        while count < most:
+            step = self.waiting[count]
+            behind = len(self.waiting) - 1 - count
+            if step.attempt == self._attempt and step.step > reached and behind < MOST_BEHIND:
+                break
+            count += 1
+        return self.take_first(count)
 
     def take_first(self, count: int) -> list[Step]:
         """As many of the waiting steps."""
@@ -119,6 +138,31 @@ class History:
             step.known, step.others = dict(self._handed_over.known), dict(self._handed_over.others)
         step.add(row)
         return step
+
+
+class _Regular:
+    """The known series with a value in nearly every step, and the step that all of them have reached."""
+
+    def __init__(self) -> None:
+        self._order: dict[int, int] = {}  # of the steps, as they came
+        self._series: dict[str, tuple[int, int, int]] = {}  # step of its first value and of its newest, their number
+
+    def add(self, row: Values) -> None:
+        self._order.setdefault(row.step, len(self._order))
+        for key in row.known:
+            first, newest, count = self._series.get(key, (row.step, -1, 0))
+            if row.step > newest and not key.startswith(EVALUATED):
+                self._series[key] = first, row.step, count + 1
+
+    def reached(self) -> float:
+        """The newest step up to which every regular series has come; infinite while none is known to be regular."""
+        return min((newest for first, newest, count in self._series.values() if self._is_regular(first, newest, count)),
+                   default=math.inf)  # fmt: skip
+
+    def _is_regular(self, first: int, newest: int, count: int) -> bool:
+        steps = self._order[newest] - self._order[first] + 1
+        lag = len(self._order) - 1 - self._order[newest]
+        return count >= 2 and count >= _REGULAR * steps and lag <= MOST_BEHIND
 
 
 @dataclass(frozen=True, slots=True)

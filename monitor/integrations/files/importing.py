@@ -27,6 +27,7 @@ from monitor.store.runs import read_info
 from monitor.store.schema import run_dir
 
 ROLLOUTS_S = 5.0
+PATIENCE_S = 600.0  # without new rows, after which no step waits for series that lag behind
 _QUEUE = 16_384  # steps that may wait for the disk
 _ROLLOUTS_QUEUE = 64  # with rollouts, which a recorder that falls behind would leave out
 
@@ -73,7 +74,7 @@ class Importer:
         self._history: History | None = None
         self._recorder: Recorder | None = None
         self._recorded: int | None = None  # the last step of its attempt
-        self._looked = time.time()
+        self._looked = self._found = time.time()  # the last look, and the last one that found a row
         self._rollouts = Rollouts(rollouts) if rollouts else None
         self._waiting: deque[tuple[Step, float]] = deque()  # steps for their rollouts, since when
         self._attempt = 0  # of the source, see Step
@@ -87,15 +88,17 @@ class Importer:
             self._begin_anew()
             rows = self._read()
         found = [values for row in rows if (values := self.columns.values(row)) is not None]
+        self._found = self._looked if found else self._found
         if self._history is None:
             if not found:
                 return 0
             self._history = self._begin(found)
-            steps = self._history.take(all_but_last=self._live)
+            steps = self._history.take_ready(idle=False) if self._live else self._history.take()
         else:
             for values in found:
                 self._history.add(values)
-            steps = self._history.take(all_but_last=bool(found))
+            quiet = self._looked - self._found > PATIENCE_S
+            steps = self._history.take() if quiet else self._history.take_ready(idle=not found)
         self._waiting += ((step, time.monotonic()) for step in steps)
         return self._record_ready(all_of_them=not self._live)
 
