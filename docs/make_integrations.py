@@ -131,9 +131,9 @@ rlvr import outputs --run trl
   (verl's; or `prompt`, `completion`, `reward`, `correct`, `advantage`, `group`, and lists `token_id`, `logprob`,
   `entropy`, `deviation`, `weight`, `token_texts`) or for each token (`sample`, `position`, the same names as single
   values, `text`); or `step_N/rank_R.jsonl` of prime-rl's token export. What is absent stays absent. Rollouts of one
-  group, uid or prompt are a group. A followed step waits up to 5 s for its rollouts. verl's dumps of rollouts are read
-  by what its own code wrote; prime-rl's form was read in its source and not run. Not read: the traces of prime-rl's newer
-  file monitor, and the dumps of slime and miles, which are pickles, and a pickle can run code.
+  group, uid or prompt are a group. A followed step waits up to 5 s for its rollouts. The reader of verl's dumps is
+  tested on what verl's own code wrote; prime-rl's form was read in its source and not run. Not read: the traces of
+  prime-rl's newer file monitor, and the dumps of slime and miles, which are pickles, and a pickle can run code.
 
 ## Files of other trainers and trackers
 

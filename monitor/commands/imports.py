@@ -83,6 +83,9 @@ def _once(importer: Importer) -> str:
         importer.look()
         _print_columns(importer)
         status = "finished"
+    except KeyboardInterrupt:
+        status = "stopped"
+        raise
     finally:
         status = importer.close(status)
     return status

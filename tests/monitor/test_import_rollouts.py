@@ -136,7 +136,7 @@ def test_rollouts_of_another_form(tmp_path: Path, capsys: pytest.CaptureFixture[
     wrong = "high" not in text
     import_(tmp_path / "a.csv", tmp_path / "s", "--rollouts", str(tmp_path / "r"), expect=2 if wrong else 0)
     if wrong:
-        assert "1.jsonl' " in capsys.readouterr().err
+        assert "1.jsonl' " in capsys.readouterr().err and not (tmp_path / "s").exists()
     else:  # the scalars are kept, and the run says what was not
         assert series(tmp_path / "s", "entropy") == {1: 0.5}
         assert rows(tmp_path / "s", "SELECT count(*) FROM events WHERE kind = 'bad_samples'") == [(1,)]

@@ -73,7 +73,7 @@ class Importer:
         self._reader: Reader | None = None
         self._history: History | None = None
         self._recorder: Recorder | None = None
-        self._recorded: int | None = None  # the last step of its attempt
+        self._recorded: int | None = None  # its last step
         self._looked = self._found = time.time()  # the last look, and the last one that found a row
         self._rollouts = Rollouts(rollouts) if rollouts else None
         self._waiting: deque[tuple[Step, float]] = deque()  # steps for their rollouts, since when
@@ -103,8 +103,11 @@ class Importer:
         return self._record_ready(all_of_them=not self._live)
 
     def close(self, status: str) -> str:
-        """Record the step that waits, and end with `status`; returns the status that was written, "" if none was."""
-        if self._history is not None:
+        """Record the steps that wait, unless the import has failed, and end with `status`.
+
+        Returns the status that was written, "" if none was.
+        """
+        if self._history is not None and status != "failed":
             self._waiting += ((step, 0.0) for step in self._history.take())
             self._record_ready(all_of_them=True)
             if self._history.too_late and self._recorder is not None:
@@ -236,10 +239,11 @@ class Importer:
         if step.attempt != self._attempt:
             self._close_attempt()
             self._attempt = step.attempt
+        is_new = self._recorder is None or step.step != self._recorded
+        found = self._rollouts_of(step.step) if is_new else None
         if self._recorder is None:
             self._open(step.step)
         assert self._recorder is not None
-        found = self._rollouts_of(step.step) if step.step != self._recorded else None
         ts = self._looked if step.ts is None else step.ts  # one moment for all: how long a step took is not known
         if found is None:
             self._recorder.record(StepRecord(step.step, step.scalars, ts=ts))
@@ -255,7 +259,6 @@ class Importer:
     def _open(self, first: int | None) -> None:
         """Open the next attempt of the run, whose first step is `first`; None: behind all that it holds."""
         exists = self._info is not None
-        self._recorded = None
         engine = AlertEngine(self._rules, self._warmup_steps)
         if exists:
             self._replay(engine, first)
