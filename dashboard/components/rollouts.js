@@ -115,6 +115,8 @@ class Rollouts {
       `.rlvr-tokens .rlvr-t${level} { ${level ? `background: ${back}; ` : ""}color: ${front}; } .rlvr-legend .rlvr-t${level} { background: ${back}; }`).join("\n");
     this.legend.replaceChildren(h("b", {}, title), ...legend.map(([level, text]) =>
       h("span", {}, h("i", { class: `rlvr-t${level}` }), text)));
+    const readable = this.rollouts.some((rollout) => rollout.kept);
+    for (const node of [this.legend, this.panel]) node.style.display = readable ? "" : "none";
     this.stripColours = { accent, faint };
     const values = this.values[this.data.colour];
     const shown = lit && this.values[lit.key];

@@ -240,11 +240,12 @@ def _group_name(rows: Frame, group: int) -> str:
 
 def _prompt(rows: Frame) -> None:
     if n_rows(rows):
-        st.html(html('<div style="font-size:.8rem;opacity:.75">Prompt {}, {}</div>'
+        st.html(html('<div style="font-size:.8rem;opacity:.75">{}</div>'
                      '<div style="white-space:pre-wrap;overflow-wrap:anywhere;'
                      'font-family:var(--st-code-font,monospace);font-size:.9rem;max-height:14rem;overflow:auto;'
                      'border-left:3px solid rgba(128,128,128,.35);padding:.2rem .8rem">{}</div>',
-                     rows["prompt_id"][0], rows["split"][0], rows["prompt"][0]))  # fmt: skip
+                     ", ".join(filter(None, (f"Prompt {rows['prompt_id'][0]}".strip(), rows["split"][0]))),
+                     rows["prompt"][0]))  # fmt: skip
 
 
 def _ordered(rows: Frame, order: str, kept: str) -> Frame:
