@@ -134,6 +134,27 @@ def test_the_last_step_takes_further_scalars(tmp_path: Path) -> None:
     assert rows(tmp_path, "SELECT count(*) FROM tokens") == [(N_TOKENS,)]
 
 
+class Listening:
+    """An engine that remembers what it was asked to judge, and gives an alert for evaluations."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, set[str]]] = []
+
+    def observe(self, step: int, scalars: Mapping[str, float]) -> list[Alert]:
+        self.rows.append((step, set(scalars) - {"perf/queue"}))
+        evaluated = any(key.startswith("eval/") for key in scalars)
+        return [Alert("diversity_lost", "warning", "firing", step, step, 0.1, 0.5, 0.2, "")] if evaluated else []
+
+
+def test_further_scalars_of_a_step_are_judged(tmp_path: Path) -> None:
+    engine = Listening()
+    with Recorder(tmp_path, RunInfo("a"), engine=engine) as recorder:
+        recorder.record(StepRecord(1, {"reward": 0.5}))
+        recorder.record(StepRecord(1, {"reward": 0.9, "eval/heldout/pass@1": 0.25}))
+    assert engine.rows == [(1, {"reward"}), (1, {"eval/heldout/pass@1"})]  # a value is judged once
+    assert rows(tmp_path, "SELECT step, rule, state FROM alerts") == [(1, "diversity_lost", "firing")]
+
+
 class Faulty:
     """An engine and sink that raises at every turn."""
 
