@@ -15,7 +15,14 @@ Made by `python -m docs.make_integrations`.
 | TRL 1.16, `GRPOTrainer` | [`attach`](#trl), one line | all that ours records, exact; its loss is weighted if asked |
 | TRL 1.16, `RLOOTrainer` | `attach` | the same; no weighting |
 | a loop of your own | [own_loop.md](own_loop.md) | the same |
-| any, by its files | [`rlvr check`](#files-of-other-trainers-and-trackers) | what it logged: scalars |
+| verl 0.9.1 | [`rlvr import`](#rlvr-import): its file log, live | scalars; `--rollouts`: texts, rewards |
+| prime-rl | `rlvr import`: its file monitor, live | scalars; `--rollouts`: tokens, entropy histograms |
+| OpenRLHF 0.11.2, slime, miles | `rlvr import`: TensorBoard or W&B files, live | scalars |
+| TRL without `attach`, transformers | `rlvr import`: checkpoints | scalars, as fresh as the last save |
+| any with CSV, JSON lines, Parquet, TensorBoard, W&B | `rlvr import`, live | scalars; `--rollouts` of your own |
+
+Files tell what the trainer computed: where it logs no entropy, there is none. Deviation needs the logits of whole
+groups, so only `attach` and a loop of your own have it.
 
 ## TRL
 
@@ -61,9 +68,76 @@ training itself stay as they are, and without a weighting the weights come out t
   After a failure every weight is 1: look for the event.
 - A resumed training (`trainer.train(resume_from_checkpoint=...)`) opens the next attempt of its run.
 
+## rlvr import
+
+`rlvr import SOURCE --run NAME` records files as a run of the store like any other: dashboard, alerts, `rlvr watch`,
+SQL and comparisons work on it. `--follow` does it while the trainer writes them.
+
+verl:
+
+```sh
+VERL_FILE_LOGGER_PATH=verl.jsonl python -m verl.trainer.main_ppo CONFIG \
+  trainer.logger='["console","file"]' trainer.rollout_data_dir=rollouts &
+rlvr import verl.jsonl --run verl --rollouts rollouts --follow
+```
+
+prime-rl, with its file monitor on (newer versions write `outputs/monitors/file/metrics.jsonl`) and
+`trainer.enable_token_export = true`:
+
+```sh
+rlvr import outputs/metrics.jsonl --run prime --rollouts outputs/token_exports --follow
+```
+
+OpenRLHF, and whatever else writes TensorBoard files, as slime and miles can:
+
+```sh
+python -m openrlhf.cli.train_ppo_ray CONFIG --logger.tensorboard_dir logs &
+rlvr import logs --run openrlhf --follow
+```
+
+Whatever logs to W&B, also offline:
+
+```sh
+WANDB_MODE=offline python train.py &
+rlvr import wandb/latest-run --run tracked --follow
+```
+
+TRL without `attach`, after each save:
+
+```sh
+rlvr import outputs --run trl
+```
+
+- **Names**: a column that a key or an alias names is recorded under the key, with the rules [below](#columns). Every
+  other column with finite numbers is recorded under its own name and drawn in the section "Other series" of the page
+  Run; no rule judges it. The command prints both lists, and what it left out.
+- **Again**: importing again adds what is new, and where nothing is new it writes nothing. How far a run was imported is
+  told by its own steps, compared with the source's; there is no other state. So an importer that was killed goes on
+  behind the last durable step. Each import that adds something is an attempt of the run ([store.md](store.md)).
+- **Begun anew**: if the source is no longer what the run holds, a shorter or another file of the same name, the next
+  attempt begins with its first step. Where a log goes back, as after a resume from a checkpoint, the next attempt
+  begins there. A source that goes back more than 20 times is no log: its rows are sorted by step.
+- **Follow**: a row is durable about a second after it was written. A missing source is waited for; a torn line, a file
+  that is being rewritten, rotation and new event files are understood; a broken line costs that line. The newest step
+  waits for one look (`--every`, 0.3 s), as its values may come in several rows. Values that come after that are added
+  as long as no later step has come, else left out with an event. Where one process logs a step behind another, as
+  prime-rl's do into one file, a step waits for every known series that has come in nearly all steps, for 8 steps or 10
+  minutes at most; the first two steps are recorded without. Ctrl-C and SIGTERM end it with exit code 0.
+- **Status**: running while it is followed, and stalled if no row comes ([store.md](store.md)); stopped when following
+  was ended; finished after an import once, whatever became of the trainer: files do not tell that.
+- **Times** are the source's where it has wall times (TensorBoard, W&B, prime-rl, a column `_timestamp`), else those of
+  the import. Alerts carry the same.
+- **Rollouts**: `--rollouts FOLDER` holds a file for each step, `N.jsonl` or `N.parquet`, with a row for each rollout
+  (verl's; or `prompt`, `completion`, `reward`, `correct`, `advantage`, `group`, and lists `token_id`, `logprob`,
+  `entropy`, `deviation`, `weight`, `token_texts`) or for each token (`sample`, `position`, the same names as single
+  values, `text`); or `step_N/rank_R.jsonl` of prime-rl's token export. What is absent stays absent. Rollouts of one
+  group, uid or prompt are a group. A followed step waits up to 5 s for its rollouts. The reader of verl's dumps is
+  tested on what verl's own code wrote; prime-rl's form was read in its source and not run. Not read: the traces of
+  prime-rl's newer file monitor, and the dumps of slime and miles, which are pickles, and a pickle can run code.
+
 ## Files of other trainers and trackers
 
-`rlvr check SOURCE` judges a run that was recorded elsewhere; nothing is converted first.
+`rlvr check SOURCE` judges a run that was recorded elsewhere and writes nothing. It reads the same files:
 
 | source | what is read | `pip install` |
 |---|---|---|
@@ -80,6 +154,8 @@ training itself stay as they are, and without a weighting the weights come out t
     rlvr check metrics.csv --map step=iteration,entropy=policy/H
 
 Which columns were used, and which were not known, stands on stderr and in the JSON (`mapping`, `unmapped`).
+
+### Columns
 
 - A column named by a key of [metrics.md](metrics.md), `eval/<split>/<name>` included, or by an alias below is used. The
   prefix `train/` is taken off where a known name is left. Tails are never guessed: `loss/entropy_bonus` is no entropy.

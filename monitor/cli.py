@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("monitor.commands.show:main", "show one run: status, configuration, latest values, alerts"),
     "sql": ("monitor.commands.sql:main", "ask a store any question, also while runs write into it"),
     "check": ("monitor.commands.check:main", "replay the alert rules on a run or on any series"),
+    "import": ("monitor.commands.imports:main", "record the files of another trainer as a run, once or live"),
     "watch": ("monitor.commands.watch:main", "judge every run of a live store and tell of alerts, also elsewhere"),
     "alerts": ("monitor.commands.alerts:main", "list, acknowledge and mute alerts; test where they are sent"),
     "doctor": ("trainer.commands.doctor:main", "say what this machine has and lacks, and for which part"),

@@ -263,3 +263,21 @@ def metric(key: str) -> Metric:
                 label = template.label.format(k=k)
                 return Metric(key, f"{label}, {split}", template.unit, template.help, template.good)
     raise ValueError(f"Unknown metric {key!r}.{nearest(key, METRICS)} Known metrics are listed in docs/metrics.md.")
+
+
+NAME_LENGTH = 200  # characters of the name of a scalar
+MOST_OTHERS = 2_000  # names of scalars that METRICS does not know; readers keep all series of a run in memory
+
+
+def can_be_named(key: object) -> bool:
+    """Whether a scalar may be recorded under this name: printable text of 1 to NAME_LENGTH characters."""
+    return isinstance(key, str) and key.isprintable() and 0 < len(key) <= NAME_LENGTH
+
+
+def is_known(key: str) -> bool:
+    """Whether `metric` knows the key."""
+    try:
+        metric(key)
+    except ValueError:
+        return False
+    return True

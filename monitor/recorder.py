@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from monitor.errors import StoreError
-from monitor.metrics import metric
+from monitor.metrics import MOST_OTHERS, NAME_LENGTH, can_be_named, is_known
 from monitor.records import Alert, RunInfo, SampleTable, StepRecord, TokenTable
 from monitor.store.batch import Item
 from monitor.store.pipeline import Pipeline
@@ -115,7 +115,8 @@ class Recorder:
                 raise StoreError(f"{name} is {value}, expected a positive number. Change it or leave it out.")
         run = RunInfo(name=run) if isinstance(run, str) else run
         self._queue_steps, self._tokens_every = queue_steps, tokens_every
-        self._seen: set[str] = set()  # known keys
+        self._seen: set[str] = set()  # names of scalars that are recorded
+        self._others = 0  # how many of them METRICS does not know
         self._step_keys: set[str] = set()  # scalars recorded for the last step
         self._warned: set[str] = set()
         self._closed = False
@@ -145,8 +146,10 @@ class Recorder:
     def record(self, record: StepRecord, tokens: TokenTable | None = None, samples: SampleTable | None = None) -> None:
         """Hand over a step. Returns at once and never raises.
 
-        The arrays are not copied, so do not change them afterwards. Unknown metrics, and steps below the last one, are
-        left out with an event. The last step may be handed over again with further scalars, of an evaluation say.
+        The arrays are not copied, so do not change them afterwards. Scalars that METRICS does not know are recorded
+        under their own names: printable texts of at most 200 characters, at most 2,000 of them. What else is called
+        unknown, and steps below the last one, are left out with an event. The last step may be handed over again with
+        further scalars, of an evaluation say.
         """
         self._guarded("record_error", lambda: self._record(record, tokens, samples))
 
@@ -230,7 +233,7 @@ class Recorder:
             return
         self._step_keys = (self._step_keys if again else set()) | set(record.scalars)
         self._last = step
-        item = Item(record, tokens, samples, time.time(), again)
+        item = Item(record, tokens, samples, time.time() if record.ts is None else float(record.ts), again)
         if step % self._tokens_every:
             item.tokens, item.held_tokens = None, tokens
         self._enqueue(item)
@@ -238,7 +241,7 @@ class Recorder:
     def _scalars(self, record: StepRecord, again: bool) -> dict[str, float]:
         scalars = {"perf/queue": float(self._pipe.waiting)} if not again else {}  # no step is without a commit row
         for key, value in record.scalars.items():
-            if not self._known(key, record.step) or (again and key in self._step_keys):
+            if not self._is_recorded(key, record.step) or (again and key in self._step_keys):
                 continue
             try:
                 scalars[key] = float(value)
@@ -247,18 +250,32 @@ class Recorder:
         return scalars
 
     def _histograms(self, record: StepRecord) -> tuple[Any, ...]:
-        return tuple(histogram for histogram in record.histograms if self._known(histogram.metric, record.step))
+        """Those of known metrics: the cells of others would have no meaning."""
+        for one in record.histograms:
+            if not is_known(one.metric):
+                told = f"{one.metric!r} is no known metric. Its histogram is not recorded."
+                self._refuse_name(one.metric, told, record.step)
+        return tuple(histogram for histogram in record.histograms if is_known(histogram.metric))
 
-    def _known(self, key: str, step: int) -> bool:
+    def _is_recorded(self, key: str, step: int) -> bool:
+        """Whether a scalar of this name is recorded: under its own name if METRICS does not know it."""
         if key in self._seen:
             return True
-        try:
-            metric(key)
-        except ValueError as error:
-            self._refuse(f"unknown_metric {key}", f"{error} It is not recorded.", step, kind="unknown_metric")
+        if not can_be_named(key):
+            expected = f"expected printable text of 1 to {NAME_LENGTH} characters"
+            self._refuse_name(key, f"{str(key)[:60]!r} cannot be the name of a scalar: {expected}.", step)
             return False
+        if not is_known(key):
+            if self._others >= MOST_OTHERS:
+                told = f"{key!r} and later new names are not recorded: the run has {MOST_OTHERS:,} unknown ones."
+                self._refuse("unknown_metric", told, step)
+                return False
+            self._others += 1
         self._seen.add(key)
         return True
+
+    def _refuse_name(self, key: object, message: str, step: int) -> None:
+        self._refuse(f"unknown_metric {key}", message, step, kind="unknown_metric")
 
     def _enqueue(self, item: Item) -> None:
         waiting, queue, full = self._pipe.waiting, self._queue_steps, self._pipe.disk_full

@@ -121,11 +121,16 @@ def quantiles_from_counts(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRecord:
-    """Scalars and histograms of one training step. Keys of `scalars` must be those of monitor.metrics.metric."""
+    """Scalars and histograms of one training step.
+
+    Keys of `scalars` are those of monitor.metrics.metric, or names of one's own, which no rule and no chart but the
+    list of other series looks at. ts: when the step ended, seconds since 1970; None: now.
+    """
 
     step: int
     scalars: Mapping[str, float]
     histograms: tuple[Histogram, ...] = ()
+    ts: float | None = None
 
 
 def _check_columns(table: Any, lengths_of: str) -> None:
@@ -140,7 +145,10 @@ def _check_columns(table: Any, lengths_of: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenTable:
-    """One row for each response token of a step. Columns are [rows], in nats; `sample` and `position` count from 0."""
+    """One row for each response token of a step. Columns are [rows], in nats; `sample` and `position` count from 0.
+
+    A column may be a list with None for what is not known.
+    """
 
     sample: np.ndarray  # int32, index into the step's SampleTable
     position: np.ndarray  # int32, response position
@@ -161,7 +169,7 @@ class TokenTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleTable:
-    """One row for each rollout of a step. Columns [rows]."""
+    """One row for each rollout of a step. Columns [rows], lists with None for what is not known."""
 
     sample: np.ndarray  # int32
     group_id: np.ndarray  # int32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from docs.make_reproduction import PAGES
 from docs.make_reproduction import page as reproduction_page
 from monitor.alerts.actions import ACTIONS
 from monitor.alerts.rules import RULES, Rule
+from monitor.cli import main
 from monitor.store.reader import open_store
 
 ROOT = Path(__file__).parent.parent
@@ -233,6 +235,39 @@ def test_the_tables_of_the_study_are_those_of_its_rows(path):
     text = path.read_text()
     assert "<!-- table " in text
     assert reproduction_page(text) == text, "Run: python -m docs.make_reproduction"
+
+
+def test_the_lines_for_other_trainers_import_their_files(tmp_path, monkeypatch):
+    """Each `rlvr import` of the page, once, on files where the page says that they are."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "monitor"))
+    from test_files_formats import write_events
+    from test_import_rollouts import sequence
+
+    files = ROOT / "tests" / "monitor" / "files"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files / "verl" / "metrics.jsonl", "verl.jsonl")
+    shutil.copytree(files / "verl" / "rollouts", "rollouts")
+    Path("outputs/token_exports/step_1").mkdir(parents=True)
+    Path("outputs/token_exports/step_1/rank_0.jsonl").write_text(json.dumps(sequence([1], [2], 1.0, [0.5])))
+    Path("outputs/token_exports/step_1/STABLE").touch()
+    Path("outputs/metrics.jsonl").write_text('{"step": 1, "time": 1.7e9, "entropy/mean": 0.5}\n')
+    write_events(Path("logs"), range(3), 0.5)
+    settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+    with wandb.init(mode="offline", dir=str(tmp_path), project="p", settings=settings) as run:
+        for step in range(3):
+            run.log({"train/entropy": 1.0 / (step + 1), "train/global_step": step})
+    shutil.copy(files / "trainer_state.json", "outputs/trainer_state.json")
+    lines = [line for block in blocks("docs/integrations.md", "sh") for line in block.splitlines()]
+    imports = [line.removesuffix(" --follow").split()[1:] for line in lines if line.startswith("rlvr import ")]
+    for arguments in imports:
+        assert main(arguments) == 0, arguments
+    with open_store("runs") as store:
+        found = dict(store.sql("SELECT run, count(*) FROM steps WHERE name = 'entropy' GROUP BY run").rows)
+        assert found == {"verl": 2, "prime": 1, "openrlhf": 3, "tracked": 3, "trl": 4}
+        assert store.sql("SELECT run, count(*) FROM samples GROUP BY run ORDER BY run").rows == [
+            ("prime", 1), ("verl", 8),
+        ]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

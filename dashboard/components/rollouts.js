@@ -69,12 +69,12 @@ class Rollouts {
     const { sample, correct, truncated, figures, texts, kept, completion } = rollout;
     const head = h("div", { class: "rlvr-card-head" },
       h("b", {}, `Rollout ${sample}`),
-      h("span", { class: correct ? "rlvr-right" : "rlvr-wrong" }, correct ? "✓ correct" : "✗ incorrect"),
-      truncated && h("span", { class: "rlvr-cut" }, "✂ truncated"),
+      correct !== null && h("span", { class: correct ? "rlvr-right" : "rlvr-wrong" }, correct ? "✓ correct" : "✗ incorrect"),
+      truncated === true && h("span", { class: "rlvr-cut" }, "✂ truncated"),
       h("span", { class: "rlvr-figures" }, figures));
     if (!kept) {
       return h("section", { class: "rlvr-card" }, head,
-        h("p", { class: "rlvr-figures" }, "The raw tokens of this rollout were not kept. This is its text:"),
+        h("p", { class: "rlvr-figures" }, "No tokens of this rollout are recorded. This is its text:"),
         h("div", { class: "rlvr-tokens" }, completion));
     }
     rollout.spans = texts.map((text) => h("span", {}, visible(text)));
@@ -115,12 +115,14 @@ class Rollouts {
       `.rlvr-tokens .rlvr-t${level} { ${level ? `background: ${back}; ` : ""}color: ${front}; } .rlvr-legend .rlvr-t${level} { background: ${back}; }`).join("\n");
     this.legend.replaceChildren(h("b", {}, title), ...legend.map(([level, text]) =>
       h("span", {}, h("i", { class: `rlvr-t${level}` }), text)));
+    const readable = this.rollouts.some((rollout) => rollout.kept);
+    for (const node of [this.legend, this.panel]) node.style.display = readable ? "" : "none";
     this.stripColours = { accent, faint };
     const values = this.values[this.data.colour];
     const shown = lit && this.values[lit.key];
     for (const rollout of this.rollouts) {
       if (!rollout.kept) continue;
-      rollout.levels = Array.from({ length: rollout.kept }, (_, i) => borders.filter((border) => values[rollout.start + i] >= border).length);
+      rollout.levels = Array.from({ length: rollout.kept }, (_, i) => borders.filter((border) => values?.[rollout.start + i] >= border).length);
       rollout.spans.forEach((span, i) => {
         const value = shown && shown[rollout.start + i];
         const hit = shown && value >= (lit.low ?? -Infinity) && value < (lit.high ?? Infinity);
@@ -141,7 +143,8 @@ class Rollouts {
     pen.scale(scale, scale);
     const step = width / kept, top = this.data.colours.length - 1;
     for (let i = 0; i < kept; i++) {
-      pen.fillStyle = this.values.weight[start + i] > 0 ? this.stripColours.accent : this.stripColours.faint;
+      const counts = !this.values.weight || this.values.weight[start + i] > 0; // of a run without weights all do
+      pen.fillStyle = counts ? this.stripColours.accent : this.stripColours.faint;
       const height = 2 + (STRIP_HEIGHT - 2) * (levels[i] / top);
       pen.fillRect(i * step, STRIP_HEIGHT - height, Math.max(1, step - (step > 3 ? 1 : 0)), height);
     }
@@ -208,18 +211,25 @@ class Rollouts {
       this.panel.replaceChildren("Point at a token, or click one and walk with the arrow keys.");
       return;
     }
-    const { rollout, place } = at, of = (key, digits = 4) => this.values[key][rollout.start + place].toFixed(digits);
-    const figure = (name, text) => h("span", {}, `${name} `, h("b", {}, text));
-    const weight = this.values.weight[rollout.start + place];
+    const { rollout, place } = at;
+    // what the run did not record of the token is left out
+    const figure = (name, key, text) => {
+      const value = this.values[key]?.[rollout.start + place];
+      return Number.isFinite(value) && h("span", {}, `${name} `, h("b", {}, text(value)));
+    };
+    const nats = (digits) => (value) => `${value.toFixed(digits)} nats`;
+    const alive = this.values.alive ? `, ${this.values.alive[rollout.start + place]} alive` : "";
     this.panel.replaceChildren(
       h("code", {}, visible(rollout.texts[place])),
       h("span", {}, `position ${this.position(rollout, place)} of rollout ${rollout.sample}`),
-      figure("p", Math.exp(this.values.logprob[rollout.start + place]).toFixed(4)),
-      figure("surprisal", `${of("surprisal", 3)} nats`),
-      figure("entropy", `${of("entropy")} nats`),
-      figure("Rényi-2", of("renyi2")),
-      figure("deviation", `${of("deviation")} nats, ${this.values.alive[rollout.start + place]} alive`),
-      figure("weight", String(Number(weight.toPrecision(4)))));
+      ...[
+        figure("p", "logprob", (value) => Math.exp(value).toFixed(4)),
+        figure("surprisal", "surprisal", nats(3)),
+        figure("entropy", "entropy", nats(4)),
+        figure("Rényi-2", "renyi2", (value) => value.toFixed(4)),
+        figure("deviation", "deviation", (value) => nats(4)(value) + alive),
+        figure("weight", "weight", (value) => String(Number(value.toPrecision(4)))),
+      ].filter(Boolean));
   }
 }
 

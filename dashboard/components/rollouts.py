@@ -88,7 +88,7 @@ def sent_rollouts(rows: Frame, tokens: Frame) -> dict[str, Any]:
     """Rollouts as the browser gets them: what is said of each, its token texts, and the values of all tokens in a row.
 
     rows: of `monitor.queries.rollouts.samples_of_step`, in the order to show; tokens: theirs, by sample and position. A
-    token without a text is shown as its id.
+    token without a text is shown as its id. What the run did not record, nan in these frames, is not sent.
     """
     about, order = list[dict[str, Any]](), list[np.ndarray]()
     for i in range(n_rows(rows)):
@@ -98,8 +98,8 @@ def sent_rollouts(rows: Frame, tokens: Frame) -> dict[str, Any]:
         about.append(
             {
                 "sample": int(rows["sample"][i]),
-                "correct": bool(rows["correct"][i]),
-                "truncated": bool(rows["truncated"][i]),
+                "correct": _known_bool(rows["correct"][i]),
+                "truncated": _known_bool(rows["truncated"][i]),
                 "figures": _figures(rows, i, select(tokens, places) if len(places) else {}),
                 "texts": [texts[n] if n < len(texts) else f"<{token}>" for n, token in ids],
                 "kept": len(places),
@@ -108,21 +108,28 @@ def sent_rollouts(rows: Frame, tokens: Frame) -> dict[str, Any]:
         )
         order.append(places)
     every = np.concatenate(order) if order else np.empty(0, np.int64)
-    values = {key: _numbers(tokens[key][every].astype(kind)) for key, kind in SENT.items()} if len(every) else {}
+    recorded = [key for key in SENT if len(every) and np.isfinite(tokens[key].astype(float)).any()]
+    values = {key: _numbers(tokens[key][every].astype(SENT[key])) for key in recorded}
     text = json.dumps([about, values])
     return {"id": hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), "rollouts": about, "values": values}
 
 
 def _figures(rows: Frame, i: int, tokens: Frame) -> str:
-    parts = [
-        f"reward {rows['reward'][i]:.3g}",
-        f"advantage {rows['advantage'][i]:+.3g}",
-        f"{rows['n_tokens'][i]} tokens",
-    ]
+    told = (("reward", "reward {:.3g}"), ("advantage", "advantage {:+.3g}"), ("n_tokens", "{:.0f} tokens"))
+    parts = [text.format(rows[key][i]) for key, text in told if np.isfinite(float(rows[key][i]))]
     if n_rows(tokens):
-        means = (f"{label(key)[0].lower()} {np.mean(tokens[key]):.3f}" for key in ("entropy", "deviation"))
-        parts += [f"mean {' and '.join(means)} nats", f"{np.mean(tokens['weight'] > 0):.0%} selected"]
+        known = {key: tokens[key][np.isfinite(tokens[key].astype(float))] for key in ("entropy", "deviation", "weight")}
+        means = [
+            f"{label(key)[0].lower()} {known[key].mean():.3f}" for key in ("entropy", "deviation") if len(known[key])
+        ]
+        parts += [f"mean {' and '.join(means)} nats"] if means else []
+        parts += [f"{np.mean(known['weight'] > 0):.0%} selected"] if len(known["weight"]) else []
     return " · ".join(parts)
+
+
+def _known_bool(value: Any) -> bool | None:
+    """A boolean of a frame; None where it is nan."""
+    return bool(value) if np.isfinite(float(value)) else None
 
 
 def _numbers(values: np.ndarray) -> dict[str, str]:
@@ -143,7 +150,7 @@ def show_rollouts(
 ) -> None:
     """Draws the rollouts of `sent_rollouts`, coloured by `colour_by`; the token at SAMPLE:POSITION has the focus."""
     weights = None
-    if colour_by == "weight" and sent["values"]:
+    if colour_by == "weight" and "weight" in sent["values"]:
         weights = np.frombuffer(base64.b64decode(sent["values"]["weight"]["bdata"]), np.float32)
     name, unit, _ = label(colour_by)
     data = {

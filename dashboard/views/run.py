@@ -20,6 +20,7 @@ from dashboard.figures.theme import Theme, arm_colours, label
 from dashboard.views import downloads, glance, shared
 from monitor.alerts import RULES
 from monitor.alerts.outlook import outlook
+from monitor.metrics import is_known
 from monitor.queries.differences import setting
 from monitor.queries.distributions import pooled, quantiles
 from monitor.queries.followed import thinned
@@ -74,6 +75,8 @@ SECTIONS = {  # heading -> its charts of series
     ),
 }
 CHARTS = tuple(chart for charts in SECTIONS.values() for chart in charts)
+OTHERS = "Other series"  # those that METRICS does not know
+MOST_OTHERS = 6  # of them that are drawn unless the reader chooses
 WHAT_NOW = {  # shared.no_steps -> what a reader can do
     "no steps yet": "They appear here by themselves as soon as the first one is written.",
     "no steps": "It ended before the first one was written.",
@@ -116,6 +119,7 @@ def page() -> None:
     for heading in SECTIONS:
         _show(drawing, heading, partial(_section, drawing, heading))
     _show(drawing, "Distributions of tokens", partial(_distributions, drawing))
+    _others(drawing)
     _events(entry)
 
 
@@ -200,14 +204,17 @@ class Section:
     quiet: str = ""
 
 
-def _show(drawing: Drawing, heading: str, build: Callable[[], Section]) -> None:
-    """A section of the page. It is built at every step while it is on the screen, and now and then while it is not."""
+def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: Sequence[str] = ()) -> None:
+    """A section of the page. It is built at every step while it is on the screen, and now and then while it is not.
+
+    chosen: what the reader has chosen to see in it.
+    """
     alerts = (n_rows(drawing.alerts.alerts), n_rows(drawing.alerts.actions))
-    asked = (drawing.theme.name, drawing.view, shared.pinned_step(drawing.name), alerts)
+    asked = (drawing.theme.name, drawing.view, shared.pinned_step(drawing.name), alerts, tuple(chosen))
     section = data.remembered(drawing.name, heading, asked, build, calm=not shared.is_visible(heading))
     if not section.charts and not section.quiet:
         return
-    if heading != shared.FIRST:
+    if heading not in (shared.FIRST, OTHERS):
         shared.small_heading(heading)
     keyed = {f"{key}-{drawing.name}": chart for key, chart in section.charts.items()}
     with st.container(key=f"unseen-{heading.replace(' ', '-')}"):
@@ -376,6 +383,28 @@ def _distributions(drawing: Drawing) -> Section:
         others["joint"] = distributions.joint_map(theme, counts, height=HEIGHT)
     charts = {key: packed(fig) for key, fig in (over_steps | others).items()}
     return Section(charts, frozenset(over_steps))
+
+
+def _others(drawing: Drawing) -> None:
+    """Series that METRICS does not know, as the trainer called them: closed, and drawn only while it is open."""
+    names = [key for key in data.followed(drawing.name).keys if not is_known(key)]
+    if not names:
+        return
+    with st.expander(markdown("{} ({})", OTHERS, len(names)), key=f"others-{drawing.name}", on_change="rerun") as box:
+        if not box.open:
+            return
+        chosen = st.multiselect(
+            "Series", names, names[:MOST_OTHERS], key=f"chosen-{drawing.name}", label_visibility="collapsed"
+        )
+        st.caption("As the trainer or tracker called them. No rule judges them.")
+        _show(drawing, OTHERS, partial(_chosen_series, drawing, chosen), chosen)
+
+
+def _chosen_series(drawing: Drawing, chosen: Sequence[str]) -> Section:
+    charts = {
+        key: packed(drawing.over_steps(_series_chart(drawing, Chart((key,), key), [key])), split=True) for key in chosen
+    }
+    return Section(charts, frozenset(charts))
 
 
 def _events(entry: RunEntry) -> None:

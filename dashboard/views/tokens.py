@@ -24,6 +24,7 @@ CONTEXT = 16  # tokens on each side of a found one
 SORTS = {"sample": "as sampled", "high": "highest reward", "low": "lowest reward", "long": "longest"}
 FILTERS = ("all", "correct", "incorrect")
 VIEWS = {"rollouts": "Rollouts", "selected": "What is selected", "lost": "What lost entropy"}
+_MARKS = {1.0: "✓", 0.0: "✗"}  # of correct rollouts and others; none where it is not known
 CELLS = {"entropy": "nats96", "deviation": "deviation96"}  # metric of a cell in the URL -> its histogram's cells
 
 
@@ -178,7 +179,7 @@ def _in_context(rows: Frame, i: int | None, position: int, value: float | None =
     return {
         "sample": int(rows["sample"][i]),
         "position": position,
-        "where": f"{'✓' if rows['correct'][i] else '✗'} rollout {rows['sample'][i]} · {position}",
+        "where": f"{_MARKS.get(float(rows['correct'][i]), '')} rollout {rows['sample'][i]} · {position}".lstrip(),
         "before": "".join(texts[max(0, position - CONTEXT) : position]),
         "text": texts[position] if position < len(texts) else "",
         "after": "".join(texts[position + 1 : position + 1 + CONTEXT]),
@@ -230,35 +231,43 @@ def _group(entry: RunEntry, step: int, rows: Frame, lit: Lit | None) -> None:
 
 def _group_name(rows: Frame, group: int) -> str:
     mine = select(rows, rows["group_id"] == group)
-    share = f"{int(mine['correct'].sum())} of {n_rows(mine)} correct"
+    correct = mine["correct"].astype(float)  # nan where the source does not tell it
+    n, known = n_rows(mine), np.isfinite(correct).all()
+    share = f"{int(correct.sum())} of {n} correct" if known else f"{n} rollouts"
     text = " ".join(str(mine["prompt"][0]).split())
     return f"{group} · {share} · {'…' + text[-60:] if len(text) > 60 else text}"  # equal names would be one option
 
 
 def _prompt(rows: Frame) -> None:
     if n_rows(rows):
-        st.html(html('<div style="font-size:.8rem;opacity:.75">Prompt {}, {}</div>'
+        st.html(html('<div style="font-size:.8rem;opacity:.75">{}</div>'
                      '<div style="white-space:pre-wrap;overflow-wrap:anywhere;'
                      'font-family:var(--st-code-font,monospace);font-size:.9rem;max-height:14rem;overflow:auto;'
                      'border-left:3px solid rgba(128,128,128,.35);padding:.2rem .8rem">{}</div>',
-                     rows["prompt_id"][0], rows["split"][0], rows["prompt"][0]))  # fmt: skip
+                     ", ".join(filter(None, (f"Prompt {rows['prompt_id'][0]}".strip(), rows["split"][0]))),
+                     rows["prompt"][0]))  # fmt: skip
 
 
 def _ordered(rows: Frame, order: str, kept: str) -> Frame:
     if kept != "all":
-        rows = select(rows, rows["correct"].astype(bool) == (kept == "correct"))
+        rows = select(rows, rows["correct"].astype(float) == float(kept == "correct"))
     keys = {"high": -rows["reward"], "low": rows["reward"], "long": -rows["n_tokens"]}
     places = np.argsort(keys.get(order, rows["sample"]), kind="stable")
     return {name: column[places] for name, column in rows.items()}
 
 
 def _rollouts(entry: RunEntry, step: int, rows: Frame, colour_by: str, lit: Lit | None) -> None:
-    shown = np.cumsum(rows["n_tokens"]) <= PAGE_TOKENS
+    shown = np.nancumsum(rows["n_tokens"].astype(float)) <= PAGE_TOKENS
     shown[0] = True
     visible = select(rows, shown)
     tokens = data.tokens(entry.name, step, [int(sample) for sample in visible["sample"]], int(visible["rank"][0]))
-    st.caption(markdown("{}", metric(colour_by).help))
     sent = sent_rollouts(visible, tokens)
+    recorded = [key for key in COLOUR_BY if {"surprisal": "logprob"}.get(key, key) in sent["values"]]
+    if recorded and colour_by not in recorded:
+        st.caption(markdown("The run has no {} of tokens; they are coloured by {}.", colour_by, recorded[0]))
+        colour_by = recorded[0]
+    if recorded:
+        st.caption(markdown("{}", metric(colour_by).help))
     show_rollouts(sent, colour_by, shared.theme(), lit=lit, at=st.query_params.get("at", ""))
     if not shown.all():
         st.caption(markdown("{} further rollouts of this group: choose one above to read it.", int((~shown).sum())))

@@ -19,7 +19,7 @@ from monitor.alerts.rules import DEFAULT_RULES, Rule
 from monitor.alerts.settings import STATUS_RULES
 from monitor.queries.alerts import to_alert, verdict_texts
 from monitor.records import Alert
-from monitor.store.runs import STALL_MIN_S, STALL_STEPS
+from monitor.store.runs import patience_s
 from monitor.store.tail import RunEntry, Tail
 
 LIVE = ("running", "stalled")
@@ -184,12 +184,12 @@ def _status_alert(
 ) -> Alert:
     ts, last = beat.get("ts") or 0.0, beat.get("last_step_ts")
     idle_s = max(0.0, ts - last) if last else math.nan
-    patience_s = max(STALL_MIN_S, STALL_STEPS * (beat.get("median_step_s") or 0.0))
+    patience = patience_s(beat)
     action = ""
     if state == "resolved":
         message = f"The run is {entry.status}; it was {rule} after step {step if first is None else first}."
     elif rule == "stalled":
-        message = f"No step has come for {idle_s:.0f} s after step {step}; expected one within {patience_s:.0f} s."
+        message = f"No step has come for {idle_s:.0f} s after step {step}; expected one within {patience:.0f} s."
         action = "Look at what the trainer waits for: a reward function, a rollout server, a lost device or rank."
     else:
         how = "has failed" if entry.status == "failed" else "has crashed: its process is gone"
@@ -203,7 +203,7 @@ def _status_alert(
         first_step=step if first is None else first,
         value=idle_s,
         baseline=math.nan,
-        threshold=patience_s if rule == "stalled" else math.nan,
+        threshold=patience if rule == "stalled" else math.nan,
         message=message,
         action=action,
     )

@@ -14,7 +14,7 @@ from monitor.alerts.rules import DEFAULT_RULES
 from monitor.alerts.settings import load_alerts
 from monitor.alerts.window import BASELINE_ROWS
 from monitor.commands.output import DEFAULT_STORE, print_json
-from monitor.commands.parsing import call
+from monitor.commands.parsing import call, column_map
 from monitor.errors import MonitorError
 from monitor.integrations.aliases import shortened
 from monitor.integrations.files.series import Series, read_series
@@ -53,7 +53,7 @@ def check(
     """
     if warmup is not None and warmup < 0:
         raise MonitorError(f"--warmup is {warmup}, expected 0 or more steps.")
-    series = read_series(source, store, _mapping(map))
+    series = read_series(source, store, column_map(map))
     _print_columns(series)
     rules = load_alerts(alerts).rules if alerts else DEFAULT_RULES
     if not any(all(key in series.columns for key in rule.needs) for rule in rules):
@@ -78,19 +78,6 @@ def check(
     else:
         _print(source, series, found, verdict)
     return int(any(SEVERITY_RANK[alert["severity"]] >= SEVERITY_RANK["warning"] for alert in found))
-
-
-def _mapping(text: str) -> dict[str, str]:
-    """{key: column} of "key=column,key=column"; a column may hold "=", a key may not."""
-    found: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
-        key, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and column):
-            raise MonitorError(f"--map has {part!r}, expected key=column, as in --map entropy=my/column,step=iteration")
-        if key in found:
-            raise MonitorError(f"--map names {key} twice: {found[key]} and {column}.")
-        found[key] = column
-    return found
 
 
 def _print_columns(series: Series) -> None:

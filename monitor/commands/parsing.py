@@ -45,3 +45,16 @@ def parse_known(options: type[T], argv: list[str], name: str, description: str |
     return tyro.cli(
         options, args=argv, prog=f"rlvr {name}", description=description, config=_ONE_WAY, return_unknown_args=True
     )
+
+
+def column_map(text: str) -> dict[str, str]:
+    """{key: column} of --map "key=column,key=column"; a column may hold "=", a key may not. Raises MonitorError."""
+    found: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and column):
+            raise MonitorError(f"--map has {part!r}, expected key=column, as in --map entropy=my/column,step=iteration")
+        if key in found:
+            raise MonitorError(f"--map names {key} twice: {found[key]} and {column}.")
+        found[key] = column
+    return found

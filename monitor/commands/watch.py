@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +11,8 @@ from rich.text import Text
 
 from monitor.alerts.marks import read_marks
 from monitor.alerts.settings import AlertSettings, load_alerts
-from monitor.commands.output import DEFAULT_STORE, SEVERITY_STYLE
+from monitor.commands.live import print_alert, stop_signals
+from monitor.commands.output import DEFAULT_STORE
 from monitor.commands.parsing import StoreFolder, call
 from monitor.errors import MonitorError
 from monitor.records import SEVERITY_RANK, Alert
@@ -58,7 +56,7 @@ def watch(
     watcher = Watcher(root, settings.rules)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             _look(watcher, delivery, console, first=True)
             while not once and not stop.wait(poll_s):
                 _look(watcher, delivery, console, first=False)
@@ -92,14 +90,14 @@ def _look(watcher: Watcher, delivery: Delivery | None, console: Console, *, firs
         counts = ", ".join(f"{list(statuses.values()).count(s)} {s}" for s in dict.fromkeys(statuses.values()))
         console.print(f"{len(statuses)} runs{': ' if counts else ''}{counts}; {len(firing)} alerts fire.")
         for run, alert in firing:
-            _print(console, run, alert)
+            print_alert(console, run, alert)
         for run in dict.fromkeys(run for run, _ in firing):
             _print_verdict(watcher, console, run)
         return
     fired = {(run, a.rule, a.first_step) for run, a in watcher.fired()}
     for change in changes:
         if change.alert.state != "pending" and (change.run, change.alert.rule, change.alert.first_step) in fired:
-            _print(console, change.run, change.alert)
+            print_alert(console, change.run, change.alert)
     for run in dict.fromkeys(change.run for change in changes if change.alert.state != "pending"):
         _print_verdict(watcher, console, run)
 
@@ -134,27 +132,3 @@ def _bad(root: Path, firing: Sequence[tuple[str, Alert]]) -> list[Alert]:
         if SEVERITY_RANK[alert.severity] >= SEVERITY_RANK["warning"] and not seen:
             found.append(alert)
     return found
-
-
-def _print(console: Console, run: str, alert: Alert) -> None:
-    resolved = alert.state == "resolved"
-    head = "RESOLVED" if resolved else alert.severity.upper()
-    line = Text.assemble((f"{head:8} ", "green" if resolved else SEVERITY_STYLE[alert.severity]))
-    line.append(f"{run}: {alert.rule} at step {alert.step}", style="bold")
-    console.print(line)
-    console.print(Text(f"         {alert.message}"))
-    if alert.action:
-        console.print(Text(f"         {alert.action}", style="dim"))
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set."""
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -16,7 +16,7 @@ from functools import cache
 from typing import NamedTuple
 
 from monitor.errors import MonitorError, nearest
-from monitor.metrics import METRICS, metric
+from monitor.metrics import METRICS, is_known, metric
 
 # where several are there, the first. "_step" counts calls of wandb.log, so a trainer's own count goes before it
 STEP_COLUMNS = ("step", "global_step", "train/global_step", "_step", "training/global_step")
@@ -158,9 +158,9 @@ def _choose(source: str, key: str, candidates: list[_Candidate]) -> str:
 def _meanings(name: str, present: set[str]) -> list[tuple[str, str, int]]:
     """(key, trainer, order in its table) of a column's name, as it is or else without PREFIX; none: unknown."""
     for spelling in (name, name.removeprefix(PREFIX)):
-        key = spelling if _is_key(spelling) else spelling.lower()
+        key = spelling if is_known(spelling) else spelling.lower()
         of_function = key.startswith("reward/")  # in another trainer's log "reward/mean" is no function called mean
-        if _is_key(key) and not of_function:
+        if is_known(key) and not of_function:
             return [(key, "", 0)]
         found: dict[str, tuple[str, str, int]] = {}  # by trainer, its first alias that fits
         for trainer, order, pattern, alias in _patterns():
@@ -231,11 +231,3 @@ def shortened(names: list[str], width: int = 200) -> str:
             return f"{', '.join(shown)} and {len(names) - len(shown)} more"
         shown.append(name)
     return ", ".join(shown)
-
-
-def _is_key(name: str) -> bool:
-    try:
-        metric(name)
-    except ValueError:
-        return False
-    return True

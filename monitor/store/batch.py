@@ -39,7 +39,10 @@ class Item:
     def held_rows(self) -> int:
         """Rows of held_tokens, and texts of tokens in held_samples, which take as much memory."""
         rows = 0 if self.held_tokens is None else len(self.held_tokens)
-        return rows if self.held_samples is None else rows + int(np.sum(self.held_samples.n_tokens))
+        if self.held_samples is None:
+            return rows
+        lengths = np.asarray(self.held_samples.n_tokens, np.float64)  # None, which is nan here, where it is not known
+        return rows + int(np.nansum(lengths))
 
 
 @dataclass(slots=True)

@@ -82,8 +82,9 @@ _RANK_STATUS = f"""CASE
     WHEN epoch(now()) - ts > {DEAD_AFTER_S} THEN 'crashed'
     WHEN busy IS NOT NULL THEN 'running'
     WHEN last_step_ts IS NULL AND ts - greatest(started, active_ts) > {FIRST_STEP_S} THEN 'stalled'
-    WHEN ts - greatest(last_step_ts, active_ts) > greatest({STALL_MIN_S}, {STALL_STEPS} * coalesce(median_step_s, 0))
-        AND last_step_ts IS NOT NULL THEN 'stalled'
+    WHEN last_step_ts IS NOT NULL AND ts - greatest(last_step_ts, active_ts) >
+        CASE WHEN median_step_s IS NULL THEN {FIRST_STEP_S}
+        ELSE greatest({STALL_MIN_S}, {STALL_STEPS} * median_step_s) END THEN 'stalled'
     ELSE 'running' END"""
 
 _RUNS_VIEW = f"""CREATE OR REPLACE VIEW runs AS

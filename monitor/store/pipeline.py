@@ -244,12 +244,13 @@ class Pipeline:
 
     def _process(self, items: list[Item], events: list[Event], closing: bool) -> None:
         for item in items:
-            if self._engine is not None and not item.again:
+            if self._engine is not None:
                 item.alerts = self._judge(item)
         if closing and self._engine is not None and not self._concluded:
             self._concluded = True
             self._note_verdict(even_early=True)
-        earlier = [one for item in items if not item.again for one in self._choose(item) if one not in items]
+        judged = [item for item in items if item.alerts or not item.again]
+        earlier = [one for item in judged for one in self._choose(item) if one not in items]
         if items or events:
             try:
                 self._append(self._build(items, events, earlier))
@@ -299,7 +300,7 @@ class Pipeline:
     def _median_step_s(self) -> float | None:
         with self._wake:
             times = list(self._step_times)
-        gaps = [b - a for a, b in pairwise(times)]
+        gaps = [b - a for a, b in pairwise(times) if b > a]  # steps of one moment were read from a file together
         return statistics.median(gaps) if gaps else None
 
     def _deliver(self, item: Item) -> None:

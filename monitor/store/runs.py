@@ -26,7 +26,7 @@ DEAD_AFTER_S = 60.0  # a heartbeat of another machine older than this: crashed
 HUNG_AFTER_S = 120.0  # the writer lives but its heartbeat is older than this: stalled
 STALL_MIN_S = 60.0  # no step for longer than this, and than STALL_STEPS median steps: stalled
 STALL_STEPS = 6.0
-FIRST_STEP_S = 600.0  # the first step may take this long, because models are loaded and kernels compiled
+FIRST_STEP_S = 600.0  # the first steps may take this long each: models are loaded, kernels compiled, no pace is known
 # Worst first: a run has the status of its worst rank. The catalog's view `runs` uses the same order.
 STATUS_ORDER: tuple[RunStatus, ...] = ("failed", "crashed", "stalled", "running", "stopped", "finished")
 
@@ -247,8 +247,13 @@ def rank_status(beat: Mapping[str, Any], now: float) -> RunStatus:
     last, active = beat.get("last_step_ts"), beat.get("active_ts") or 0.0
     if last is None:
         return "stalled" if ts - max(active, beat.get("started") or ts) > FIRST_STEP_S else "running"
-    patience = max(STALL_MIN_S, STALL_STEPS * (beat.get("median_step_s") or 0.0))
-    return "stalled" if ts - max(active, last) > patience else "running"
+    return "stalled" if ts - max(active, last) > patience_s(beat) else "running"
+
+
+def patience_s(beat: Mapping[str, Any]) -> float:
+    """Seconds without a step, after the first, after which a running rank counts as stalled."""
+    median = beat.get("median_step_s")
+    return FIRST_STEP_S if median is None else max(STALL_MIN_S, STALL_STEPS * median)
 
 
 def busy_with(heartbeats: Sequence[Mapping[str, Any]]) -> str | None:

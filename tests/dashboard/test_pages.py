@@ -21,6 +21,7 @@ from dashboard.views import glance, shared
 from dashboard.views import run as run_view
 from monitor.alerts import AlertEngine
 from monitor.alerts.marks import acknowledge, mute
+from monitor.integrations.files.importing import Importer
 from monitor.queries.alerts import alert_log
 from monitor.queries.frames import n_rows
 from monitor.recorder import Recorder
@@ -343,6 +344,34 @@ def test_the_run_page_has_a_section_only_of_what_was_recorded(monkeypatch, tmp_p
     assert "Not drawn" not in words(plain)
 
 
+def test_series_of_unknown_names_have_a_section_of_their_own(monkeypatch, tmp_path: Path) -> None:
+    own = {"critic/vf_loss": 0.25, "<b>größe</b> [x](y), *µ*": 3.0}
+    for name, others in (("ours", {}), ("theirs", own)):
+        with Recorder(tmp_path, RunInfo(name=name)) as recorder:
+            for step in (1, 2):
+                scalars = {"entropy": 0.5, "reward": 0.5} | {key: value + step for key, value in others.items()}
+                recorder.record(StepRecord(step, scalars))
+    assert [box.label for box in open_page(monkeypatch, tmp_path, "run", run="ours").expander] == []
+    app = open_page(monkeypatch, tmp_path, "run", run="theirs")
+    assert [unescape(box.label) for box in app.expander] == ["Other series (2)"] and not app.multiselect  # closed
+    app.session_state["others-theirs"] = True
+    app.run()
+    assert not app.exception and sorted(app.multiselect[0].value) == sorted(own)
+    drawn = [
+        json.loads(one.proto.json) for one in app.get("bidi_component") if one.proto.component_name == "rlvr_chart"
+    ]
+    titles = [str(chart) for chart in drawn]
+    for name in own:
+        assert any(json.dumps(name, ensure_ascii=False)[1:-1] in title for title in titles), name
+    app.multiselect[0].set_value(["critic/vf_loss"]).run()
+    assert not app.exception
+    with Recorder(tmp_path, RunInfo(name="nothing-known", weighting="")) as recorder:
+        for step in (1, 2):
+            recorder.record(StepRecord(step, {"my/loss": 1.0 / step}))
+    for page in PAGES:
+        open_page(monkeypatch, tmp_path, page, run="nothing-known")
+
+
 def entry(name: str, weighting: str, seed: int, comparison: str = "c") -> RunEntry:
     return RunEntry(name, {"weighting": weighting, "seed": seed, "comparison": comparison})
 
@@ -398,3 +427,37 @@ def test_doubts_name_what_weakens_a_comparison() -> None:
     ]
     odd = RunEntry("o", {"environment": "none", "seed": None})  # a run.json that nobody checked
     assert doubts((Arm("uniform", ("u0",)), Arm("o", ("o",))), entries | {"o": odd}) == []
+
+
+def drawn_rollouts(app: AppTest) -> list[dict[str, Any]]:
+    """What the page sent of each rollout."""
+    (sent,) = [one.proto.json for one in app.get("bidi_component") if one.proto.component_name == "rlvr_rollouts"]
+    return json.loads(sent)["rollouts"]
+
+
+def test_rollouts_of_other_trainers_show_what_is_known_of_them(monkeypatch, tmp_path: Path) -> None:
+    verl = Path(__file__).parents[1] / "monitor" / "files" / "verl"
+    (tmp_path / "r").mkdir()
+    tokens = [{"sample": s, "position": p, "token_id": p, "entropy": 0.5, "reward": s} for s in (0, 1) for p in (0, 1)]
+    (tmp_path / "r" / "1.jsonl").write_text("\n".join(json.dumps(row) for row in tokens))
+    for name, rollouts in (("texts", verl / "rollouts"), ("tokens", tmp_path / "r")):
+        importer = Importer(
+            str(verl / "metrics.jsonl"), str(tmp_path / "s"), name, {}, live=False, say=print, rollouts=str(rollouts)
+        )
+        importer.look()
+        importer.close("finished")
+    app = open_page(monkeypatch, tmp_path / "s", "tokens", run="texts", step="1")
+    rollouts = drawn_rollouts(app)
+    assert [(one["correct"], one["truncated"], one["figures"], one["kept"]) for one in rollouts] == [
+        (None, None, "reward 1", 0), (None, None, "reward 0", 0),
+    ]  # fmt: skip
+    assert [one["completion"] for one in rollouts] == ["3", "9"]
+    assert app.selectbox[1].options[0].startswith("0 · 2 rollouts · 2+1=") and "nan" not in words(app)
+    app = open_page(monkeypatch, tmp_path / "s", "tokens", run="tokens", step="1", colour="deviation", find="0")
+    assert "The run has no deviation of tokens; they are coloured by entropy." in words(app)
+    (first, _) = drawn_rollouts(app)
+    assert first["texts"] == ["<0>", "<1>"] and first["figures"] == "reward 0 · 2 tokens · mean entropy 0.500 nats"
+    for view in ("selected", "lost"):
+        open_page(monkeypatch, tmp_path / "s", "tokens", run="tokens", step="1", view=view)
+    for page in ("overview", "run", "compare"):
+        open_page(monkeypatch, tmp_path / "s", page, run="tokens")

@@ -6,12 +6,14 @@ import json
 import math
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from monitor.errors import MissingPackageError, MonitorError
 from monitor.integrations.files.series import read_series
+from monitor.integrations.files.wandb import WandbReader
 
 
 def test_verls_file_log(tmp_path: Path) -> None:
@@ -95,13 +97,20 @@ def wandb_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an offline run that wandb itself has written."""
     wandb = pytest.importorskip("wandb")
     settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
-    run = wandb.init(mode="offline", dir=str(tmp_path_factory.mktemp("w")), project="p", settings=settings)
+    config = {"seed": 7, "beta": 0.04, "model": {"name": "tiny"}}
+    folder = str(tmp_path_factory.mktemp("w"))
+    run = wandb.init(mode="offline", dir=folder, project="p", config=config, settings=settings)
     for step in range(300):
         row = {"train/entropy": 0.5 + step, "train/global_step": 10 * step, "notes": "x" * 300}
         run.log(row | {"histogram": wandb.Histogram([1.0, 2.0]), "bad": math.inf})
     run.log({"train/entropy": math.nan, "train/global_step": 3000, "nested": {"a": 1}})
     run.finish()
-    return Path(run.dir).parent
+    (path,) = Path(run.dir).parent.glob("*.wandb")
+    for _ in range(100):  # its own process may still be writing
+        if len(WandbReader(path).read()) == 301:
+            break
+        time.sleep(0.1)
+    return path.parent
 
 
 def test_a_run_of_wandb(wandb_folder: Path) -> None:

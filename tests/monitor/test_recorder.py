@@ -96,15 +96,32 @@ def test_resume_opens_the_next_attempt(tmp_path: Path) -> None:
     assert [(one["attempt"], one["resumed_after"]) for one in attempts] == [(1, None), (2, 5)]
 
 
-def test_unknown_metrics_and_odd_values_leave_an_event(tmp_path: Path) -> None:
+def test_scalars_with_names_of_their_own_are_recorded(tmp_path: Path) -> None:
+    when = 1.7e9  # seconds since 1970, of a step that another process has logged
+    with Recorder(tmp_path, RunInfo("a")) as recorder:
+        recorder.record(StepRecord(1, {"critic/vf_loss": 0.25, "entropy": 0.5, "größe µ": 3.0}, ts=when))
+    found = rows(tmp_path, "SELECT name, value, ts FROM steps WHERE name <> 'perf/queue' ORDER BY name")
+    assert found == [("critic/vf_loss", 0.25, when), ("entropy", 0.5, when), ("größe µ", 3.0, when)]
+
+
+def test_names_without_end_are_not_recorded_without_end(tmp_path: Path) -> None:
+    with Recorder(tmp_path, RunInfo("a")) as recorder:
+        for step in range(30):
+            recorder.record(StepRecord(step, {f"loss of step {step}, part {part}": 1.0 for part in range(100)}))
+    assert rows(tmp_path, "SELECT count(DISTINCT name) FROM steps WHERE name <> 'perf/queue'") == [(2000,)]
+    ((message,),) = rows(tmp_path, "SELECT message FROM events WHERE kind = 'unknown_metric'")
+    assert message.startswith("'loss of step 20, part 0' and later new names are not recorded: the run has 2,000")
+
+
+def test_odd_names_and_values_leave_an_event(tmp_path: Path) -> None:
     with Recorder(tmp_path, RunInfo("a")) as recorder:
         for step in (1, 2):
-            recorder.record(StepRecord(step, {"entrpy": 1.0, "reward": 0.5, "loss": "x", "kl": float("nan")}))  # type: ignore[dict-item]
+            recorder.record(StepRecord(step, {"a\nb": 1.0, "reward": 0.5, "loss": "x", "kl": float("nan")}))  # type: ignore[dict-item]
         recorder.record(StepRecord(1, {"reward": 0.1}))
     assert rows(tmp_path, "SELECT DISTINCT name FROM steps ORDER BY name") == [("kl",), ("perf/queue",), ("reward",)]
     found = rows(tmp_path, "SELECT kind, message FROM events ORDER BY ts")
     assert [kind for kind, _ in found].count("unknown_metric") == 1  # once, not in every step
-    assert "Did you mean 'entropy'" in dict(found)["unknown_metric"]
+    assert dict(found)["unknown_metric"].startswith(r"'a\nb' cannot be the name of a scalar: expected printable text")
     assert "Step 1 came after step 2" in dict(found)["step_order"]
 
 
@@ -115,6 +132,27 @@ def test_the_last_step_takes_further_scalars(tmp_path: Path) -> None:
     values = dict(rows(tmp_path, "SELECT name, value FROM steps"))
     assert values["eval/heldout/pass@1"] == 0.25 and values["reward"] == 0.01
     assert rows(tmp_path, "SELECT count(*) FROM tokens") == [(N_TOKENS,)]
+
+
+class Listening:
+    """An engine that remembers what it was asked to judge, and gives an alert for evaluations."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, set[str]]] = []
+
+    def observe(self, step: int, scalars: Mapping[str, float]) -> list[Alert]:
+        self.rows.append((step, set(scalars) - {"perf/queue"}))
+        evaluated = any(key.startswith("eval/") for key in scalars)
+        return [Alert("diversity_lost", "warning", "firing", step, step, 0.1, 0.5, 0.2, "")] if evaluated else []
+
+
+def test_further_scalars_of_a_step_are_judged(tmp_path: Path) -> None:
+    engine = Listening()
+    with Recorder(tmp_path, RunInfo("a"), engine=engine) as recorder:
+        recorder.record(StepRecord(1, {"reward": 0.5}))
+        recorder.record(StepRecord(1, {"reward": 0.9, "eval/heldout/pass@1": 0.25}))
+    assert engine.rows == [(1, {"reward"}), (1, {"eval/heldout/pass@1"})]  # a value is judged once
+    assert rows(tmp_path, "SELECT step, rule, state FROM alerts") == [(1, "diversity_lost", "firing")]
 
 
 class Faulty:

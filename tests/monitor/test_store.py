@@ -158,6 +158,8 @@ def test_unknown_runs_and_stores_are_refused_with_a_hint(tmp_path: Path) -> None
         ({"last_step_ts": -70.0, "active_ts": -10.0}, "running"),
         ({"last_step_ts": -70.0}, "stalled"),
         ({"last_step_ts": -70.0, "median_step_s": 20.0}, "running"),
+        ({"last_step_ts": -500.0, "median_step_s": None}, "running"),  # one step, so no pace is known: 600 s
+        ({"last_step_ts": -700.0, "median_step_s": None}, "stalled"),
         ({"last_step_ts": None, "started": -300.0}, "running"),
         ({"last_step_ts": None, "started": -700.0}, "stalled"),
         ({"last_step_ts": None, "started": -700.0, "active_ts": -10.0}, "running"),

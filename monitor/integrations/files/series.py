@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from monitor.errors import MonitorError, StoreError, nearest
-from monitor.integrations.aliases import STEP_COLUMNS, match, shortened
-from monitor.integrations.files.flat import read_csv, read_jsonl, read_parquet, read_trainer_state
-from monitor.integrations.files.table import Row, Table
-from monitor.integrations.files.tensorboard import MARK, read_events
-from monitor.integrations.files.wandb import read_wandb
-
-READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": read_csv,
-    ".jsonl": read_jsonl,
-    ".parquet": read_parquet,
-    ".json": read_trainer_state,
-    ".wandb": read_wandb,
-}
-KINDS = f"{', '.join(READERS)} or a TensorBoard event file"
-STATE = "trainer_state.json"
+from monitor.errors import MonitorError, StoreError
+from monitor.integrations.aliases import STEP_COLUMNS, match
+from monitor.integrations.files.reading import TIME, Reader, Row
+from monitor.integrations.files.source import KINDS, READERS, STATE, open_reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +42,10 @@ def read_series(source: str, store: str = "runs", mapping: Mapping[str, str] | N
     """
     path = Path(source).expanduser()
     chosen = dict(mapping or {})
-    if path.is_dir():
-        found = _in_folder(source, path)
-        if found is not None:
-            return _series(source, found, chosen)
-    elif path.is_file() or path.suffix.lower() in READERS:
-        return _series(source, _read_file(source, path), chosen)
+    if path.exists() or path.suffix.lower() in READERS:
+        reader = open_reader(source)
+        if reader is not None:
+            return _of_file(source, reader, chosen)
     try:
         return _from_run(source, store, chosen)
     except StoreError as error:
@@ -67,47 +53,13 @@ def read_series(source: str, store: str = "runs", mapping: Mapping[str, str] | N
         raise MonitorError(f"{source!r} is {what}, and as a run: {error}") from None
 
 
-def _read_file(source: str, path: Path) -> Table:
-    if not path.is_file():
-        folder = path.parent
-        siblings = [p.name for p in folder.iterdir() if p.suffix in READERS] if folder.is_dir() else []
-        raise MonitorError(f"No file {source!r}.{nearest(path.name, siblings)}")
-    if MARK in path.name:
-        return read_events([path])
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise MonitorError(f"{source!r} ends in {path.suffix!r}, expected one of {KINDS}. Rename or convert it.")
+def _of_file(source: str, reader: Reader, chosen: Mapping[str, str]) -> Series:
     try:
-        return reader(path)
+        rows = reader.read()
     except UnicodeDecodeError as error:
         raise MonitorError(f"{source!r} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
-
-
-def _in_folder(source: str, folder: Path) -> Table | None:
-    """The one run that the folder holds; None: no file of a known kind. Raises MonitorError for several runs."""
-    states = [folder / STATE] if (folder / STATE).is_file() else list(folder.glob(f"checkpoint-*/{STATE}"))
-    if states:  # each checkpoint holds the history up to it
-        path = max(states, key=lambda path: (path.stat().st_mtime, path.name))
-        return _noted(read_trainer_state(path), path, folder)
-    runs = {path.resolve() for at in ("", "*/") for path in folder.glob(f"{at}run-*.wandb")}  # latest-run is a link
-    if runs:
-        path = _only(source, sorted(runs))
-        return _noted(read_wandb(path), path, folder)
-    events = [path for path in folder.rglob(f"*{MARK}*") if path.is_file()]
-    if events:
-        home = _only(source, sorted({path.parent for path in events}))
-        return _noted(read_events([path for path in events if path.parent == home]), home, folder)
-    return None
-
-
-def _only(source: str, found: Sequence[Path]) -> Path:
-    if len(found) > 1:
-        raise MonitorError(f"{source!r} holds {len(found)} runs. Name one: {shortened([str(path) for path in found])}")
-    return found[0]
-
-
-def _noted(table: Table, path: Path, folder: Path) -> Table:
-    return table if path == folder else replace(table, notes=(f"reads {path}", *table.notes))
+    found = _series(source, reader.names, rows, chosen)
+    return replace(found, notes=(*reader.notes, *found.notes))
 
 
 def _from_run(run: str, store: str, chosen: Mapping[str, str]) -> Series:
@@ -121,20 +73,20 @@ def _from_run(run: str, store: str, chosen: Mapping[str, str]) -> Series:
             by_step.setdefault(step, {"step": step})[name] = value
     names = {"step": "step"} | {name: name for row in by_step.values() for name in row}
     rows: list[Row] = [(f"step {step}", row) for step, row in by_step.items()]
-    return replace(_series(f"run {run}", Table(names, rows), chosen), warmup_steps=warmup)
+    return replace(_series(f"run {run}", names, rows, chosen), warmup_steps=warmup)
 
 
-def _series(source: str, table: Table, chosen: Mapping[str, str]) -> Series:
-    mapping = match(source, table.names, chosen)
+def _series(source: str, names: Mapping[str, str], rows: Iterable[Row], chosen: Mapping[str, str]) -> Series:
+    mapping = match(source, names, chosen)
     keys = [key for key in mapping if key != "step"]
     merged: dict[int, dict[str, float]] = {}
     previous, unsorted, repeated, without = -math.inf, 0, 0, 0
-    for where, row in table.rows:
-        step = _step(source, where, mapping["step"], row.get(mapping["step"]))
+    for where, row in rows:
+        step = step_of(source, where, mapping["step"], row.get(mapping["step"]))
         if step is None:
             without += 1
             continue
-        values = {key: _number(source, where, mapping[key], row.get(mapping[key])) for key in keys}
+        values = {key: number(source, where, mapping[key], row.get(mapping[key])) for key in keys}
         present = {key: value for key, value in values.items() if value is not None}
         unsorted += step < previous
         repeated += bool(present.keys() & merged.get(step, {}).keys())
@@ -146,23 +98,26 @@ def _series(source: str, table: Table, chosen: Mapping[str, str]) -> Series:
         (unsorted, "rows stood before an earlier step; sorted by step."),
         (repeated, "rows repeat a step; the last value of each step is used."),
     )
-    used = {*mapping.values(), *(column for column, name in table.names.items() if name.lower() in STEP_COLUMNS)}
+    clocks = (*STEP_COLUMNS, TIME)
+    used = {*mapping.values(), *(column for column, name in names.items() if name.lower() in clocks)}
     return Series(
         columns={"step": steps} | {key: [merged[step].get(key) for step in steps] for key in keys},
-        notes=(*table.notes, *(f"{source}: {count} {what}" for count, what in counts if count)),
+        notes=tuple(f"{source}: {count} {what}" for count, what in counts if count),
         mapping=mapping,
-        unmapped=tuple(column for column in table.names if column not in used),
+        unmapped=tuple(column for column in names if column not in used),
     )
 
 
-def _step(source: str, where: str, column: str, value: Any) -> int | None:
-    number = _number(source, where, column, value)
-    if number is not None and not number.is_integer():
+def step_of(source: str, where: str, column: str, value: Any) -> int | None:
+    """The step of a row; None where it is empty. Raises MonitorError for what is no integer."""
+    found = number(source, where, column, value)
+    if found is not None and not found.is_integer():
         raise MonitorError(f"{source!r} {where}: {column} is {value!r}, expected an integer.")
-    return None if number is None else int(number)
+    return None if found is None else int(found)
 
 
-def _number(source: str, where: str, column: str, value: Any) -> float | None:
+def number(source: str, where: str, column: str, value: Any) -> float | None:
+    """The value of a row's column; None where it is empty. Raises MonitorError for what is no number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
