@@ -6,6 +6,7 @@ import streamlit as st
 
 from dashboard import data
 from dashboard.escape import markdown
+from dashboard.figures.theme import DARK
 from dashboard.views import alerts, compare, method, overview, run, shared, sql, tokens
 
 PAGES = (
@@ -27,9 +28,12 @@ STYLE = """<style>
 [data-testid="stPageLink"] p { font-size: 1rem; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 640px) { .stMainBlockContainer { padding-left: 0.9rem; padding-right: 0.9rem; } }
 </style>"""
-FAINT = ".stApp [data-testid=stCaptionContainer] { opacity: .78; }"  # Streamlit's own .6 is too faint to read
-ON_ACCENT = ".stApp :is([data-tag], [kind=primary]), .stApp :is([data-tag], [kind=primary]) * { color: #000; }"
-CONTRAST = {"light": f"<style>{FAINT}</style>", "dark": f"<style>{FAINT} {ON_ACCENT}</style>"}  # white on it is too
+READABLE = """<style>
+.stApp [data-testid=stCaptionContainer] { opacity: .78; }
+</style>"""  # Streamlit's own .6 is too faint
+ON_ACCENT = """<style>
+.stApp :is([data-tag], [kind=primary]), .stApp :is([data-tag], [kind=primary]) * { color: #000; }
+</style>"""  # white on the accent of the dark scheme is too faint
 
 
 def main() -> None:
@@ -40,7 +44,9 @@ def main() -> None:
         shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")
     st.html(STYLE)
-    st.html(CONTRAST[shared.theme().name])
+    st.html(READABLE)
+    if shared.theme() is DARK:
+        st.html(ON_ACCENT)
     drawn = data.poll()
     st.session_state["calm_run"] = None  # the run of which a page shows parts that may lag behind
     if _ready():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
@@ -43,7 +44,15 @@ def page() -> None:
     st.caption("docs/method.md has every formula with its source.")
 
 
-Panel = tuple[str, go.Figure, str]  # key, figure, how to read it
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A chart, its heading, what it shows, and what that means."""
+
+    key: str
+    figure: go.Figure
+    heading: str
+    shows: str
+    means: str
 
 
 def _panel(entry: RunEntry, make: Callable[..., Panel | None], theme: Theme, colour: str) -> bool:
@@ -51,14 +60,13 @@ def _panel(entry: RunEntry, make: Callable[..., Panel | None], theme: Theme, col
     found = make(entry, theme, colour)
     if found is None:
         return False
-    key, fig, reading = found
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
-        group = "steps" if key == "regimes" else ""
-        shared.chart(fig, f"method-{key}-{entry.name}", group=group, run=entry.name)
+        group = "steps" if found.key == "regimes" else ""
+        shared.chart(found.figure, f"method-{found.key}-{entry.name}", group=group, run=entry.name)
     with right:
-        st.markdown(reading)
-        if key == "selected":
+        st.markdown(markdown("**{}** {}  \n{}", found.heading, found.shows, found.means))
+        if found.key == "selected":
             where = {"run": entry.name, "view": "selected"}
             shared.link("tokens", "Which tokens it selects", where, ":material/article:")
     return True
@@ -75,11 +83,13 @@ def _elbow(entry: RunEntry, theme: Theme, colour: str) -> Panel | None:
         return None
     selected = data.followed(entry.name).series("selected_share")[1][-LATE:]
     kept = float(np.mean(selected)) if len(selected) else float("nan")
-    return (
+    return Panel(
         "elbow",
         method.elbow(theme, late["counts"].sum(0), kept, colour),
-        "**How unequal the deviations are.** The tokens of the newest steps stand from the most deviating one on; the "
-        "dotted curve adds up how much of all deviation they hold.  \nWhere the curve bends, its elbow, further "
+        "How unequal the deviations are.",
+        "The tokens of the newest steps stand from the most deviating one on; the "
+        "dotted curve adds up how much of all deviation they hold.",
+        "Where the curve bends, its elbow, further "
         "tokens add little: a weighting by deviation should keep the tokens up to there. The dashed line is what this "
         "run keeps.",
     )
@@ -89,11 +99,12 @@ def _selected(entry: RunEntry, theme: Theme, colour: str) -> Panel | None:
     every, selected = _late(entry.name, "entropy"), _late(entry.name, "entropy", "selected")
     if not n_rows(selected) or every["counts"].sum() == selected["counts"].sum():
         return None
-    return (
+    return Panel(
         "selected",
         selected_against_all(theme, every, selected, colour),
-        "**What gets selected.** The share of tokens in each cell of entropy, of all tokens and of those with a weight "
-        "above 0.  \nWhere the coloured area stands above the grey one the weighting prefers tokens of that entropy; a "
+        "What gets selected.",
+        "The share of tokens in each cell of entropy, of all tokens and of those with a weight above 0.",
+        "Where the coloured area stands above the grey one the weighting prefers tokens of that entropy; a "
         "peak at the left means that it picks tokens that are decided, whose update cannot explore.",
     )
 
@@ -107,11 +118,13 @@ def _regimes(entry: RunEntry, theme: Theme, colour: str) -> Panel | None:
     ]
     if not drawn:
         return None
-    return (
+    return Panel(
         "regimes",
         lines(theme, REGIMES[0], drawn, title="Tokens in regime H", height=300),
-        "**Which updates lower the entropy.** A token in regime H has a probability above the sum of all squared "
-        "probabilities: raising it lowers the entropy H2, and lowering it raises H2.  \nEntropy falls fast where "
+        "Which updates lower the entropy.",
+        "A token in regime H has a probability above the sum of all squared "
+        "probabilities: raising it lowers the entropy H2, and lowering it raises H2.",
+        "Entropy falls fast where "
         "tokens with a positive advantage are mostly in regime H and those with a negative one are not. The selected "
         "ones should lie nearer to one half.",
     )
@@ -125,11 +138,12 @@ def _change(entry: RunEntry, theme: Theme, colour: str) -> Panel | None:
     finite = np.isfinite(predicted[at]) & np.isfinite(true[of])
     if finite.sum() < 3:
         return None
-    return (
+    return Panel(
         "change",
         method.predicted_against_true(theme, both[finite], predicted[at][finite], true[of][finite], colour),
-        "**Does the theory hold here?** The change of H2 that the first order predicts from the change of the logits, "
-        "against the true one.  \nPoints on the line mean that what is said of regimes and flows can be believed for "
+        "Does the theory hold here?",
+        "The change of H2 that the first order predicts from the change of the logits, against the true one.",
+        "Points on the line mean that what is said of regimes and flows can be believed for "
         "this run. A cloud off the line means steps too large for a first order: lower the learning rate before you "
         "trust them.",
     )
@@ -140,10 +154,12 @@ def _along_the_response(entry: RunEntry, theme: Theme, colour: str) -> Panel | N
     profile = data.profile(entry.name, int(steps[-1])) if len(steps) else {}
     if not n_rows(profile):
         return None
-    return (
+    return Panel(
         "along",
         method.along_response(theme, profile, int(steps[-1]), colour),
-        "**Where in the response.** Mean entropy in each tenth of the responses of the newest step with raw tokens, "
-        "apart for correct and incorrect ones.  \nHigh entropy early means that the policy still chooses its way. High "
+        "Where in the response.",
+        "Mean entropy in each tenth of the responses of the newest step with raw tokens, "
+        "apart for correct and incorrect ones.",
+        "High entropy early means that the policy still chooses its way. High "
         "entropy late in incorrect responses alone means that it got lost there.",
     )
