@@ -147,8 +147,8 @@ def _verdicts(arms: Sequence[Arm]) -> None:
         return
     entries = {run: entry for arm in arms for run in arm.runs if (entry := data.run(run))}
     training = sum(entry.status == "running" for entry in entries.values())
-    told = [markdown("**{}**{}", *headline(sentence)) for sentence in sentences.values()]
-    st.info("  \n".join(told), icon=":material/balance:")
+    for sentence in sentences.values():
+        st.info(markdown("**{}**{}", *headline(sentence)), icon=":material/balance:")
     so_far = f"{training} of {len(entries)} runs still train. " if training else ""
     st.caption(
         markdown(

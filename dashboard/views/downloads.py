@@ -17,8 +17,6 @@ from dashboard.report import CURVES, page
 from dashboard.shown_arms import Arm
 from monitor.store.tail import RunEntry
 
-CHARTS = "Each chart has buttons in its upper right corner that save it as PNG or SVG."
-
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Rows as CSV with a header; lists and objects are written as JSON, as `rlvr sql --format csv` does."""
@@ -33,7 +31,8 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def run(entry: RunEntry) -> None:
     """Every series of a run, a row for each step."""
     _offer("all series as CSV", f"{entry.name}.csv", "text/csv", lambda: run_csv(entry.name))
-    st.caption(f"{CHARTS} `rlvr sql` gives everything else that the store has.")
+    st.caption("Each chart has buttons in its upper right corner that save it as PNG or SVG.")
+    st.caption("`rlvr sql` gives everything else that the store has.")
 
 
 def run_csv(name: str) -> str:
@@ -59,7 +58,7 @@ def comparison(arms: Sequence[Arm]) -> None:
         _offer("curves as CSV", "comparison.csv", "text/csv", lambda: comparison_csv(arms))
         if data.comparison(arms) is not None:
             _offer("report as HTML", "comparison.html", "text/html", lambda: report_html(arms))
-        st.caption(CHARTS)
+        st.caption("Each chart has buttons in its upper right corner that save it as PNG or SVG.")
 
 
 def comparison_csv(arms: Sequence[Arm]) -> str:

@@ -33,7 +33,7 @@ def arms_store(tmp_path_factory) -> Path:
 def test_all_arms_of_a_comparison_are_shown_and_stand_in_the_address(monkeypatch, arms_store: Path) -> None:
     app = open_page(monkeypatch, arms_store, "compare")
     assert [box.value for box in app.multiselect] == [["uniform-s0", "uniform-s1"], ["ict-s0", "ict-s1"], ["random-s1"]]
-    sentences = told(app.info[0]).replace("\u2060", "")
+    sentences = "".join(map(told, app.info)).replace("\u2060", "")
     assert "ict against uniform, 2 pairs" in sentences and "random against uniform, 1 pair" in sentences
     assert list(app.dataframe[0].value.columns) == [
         "figure", "uniform", "ict", "random", "ict minus uniform", "random minus uniform"
