@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import rlvr_monitor
+from monitor.integrations.loop import Monitor
 from monitor.signals import definition
 from monitor.store.reader import Store
 
@@ -78,7 +79,7 @@ def _section(name: str) -> list[str]:
     torch = ", *torch*" if value.__module__.startswith(("monitor.signals", "monitor.integrations.trl")) else ""
     described = {"token_signals": definition.token_signals}.get(name, value)
     doc = ["```text", inspect.getdoc(described) or "", "```", ""]
-    methods = _methods({"open_store": Store}.get(name, value if isinstance(value, type) else object))
+    methods = _methods({"open_store": Store, "init": Monitor}.get(name, value if isinstance(value, type) else object))
     return [f"### {name}", "", f"`{_signature(name, value)}`{torch}", "", *doc, *methods]
 
 

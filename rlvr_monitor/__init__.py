@@ -16,6 +16,7 @@ Judging
 
 Watching another trainer
     attach              records a trainer of TRL, judges it, weights its loss
+    init                records and judges a training loop of your own: init(run=...), then .step(...) once a step
 
 Asking
     open_store          opens a store for SQL queries, also while runs write into it
@@ -41,6 +42,7 @@ from rlvr_monitor.shadowing import require_own
 if TYPE_CHECKING:  # the same names for type checkers and editors
     from monitor.alerts.engine import AlertEngine
     from monitor.alerts.replay import evaluate_alerts, verdict
+    from monitor.integrations.loop import init
     from monitor.integrations.trl import attach
     from monitor.metrics import METRICS
     from monitor.recorder import Recorder
@@ -61,6 +63,7 @@ __all__ = [
     "attach",
     "deviation_cap",
     "evaluate_alerts",
+    "init",
     "open_store",
     "signal_statistics",
     "step_record",
@@ -79,6 +82,7 @@ _MODULES = {
     "attach": "monitor.integrations.trl",
     "deviation_cap": "monitor.signals",
     "evaluate_alerts": "monitor.alerts.replay",
+    "init": "monitor.integrations.loop",
     "open_store": "monitor.store.reader",
     "signal_statistics": "monitor.signals.stats",
     "step_record": "monitor.signals.stats",

@@ -209,14 +209,18 @@ def test_the_plain_loop_records_and_learns(tmp_path, monkeypatch):
     for block in blocks("docs/own_loop.md"):
         exec(block, scope)
     with open_store(tmp_path / "runs") as store:
-        found = store.sql("SELECT name, arg_min(value, step), arg_max(value, step) FROM steps GROUP BY name").rows
+        found = store.sql(
+            "SELECT name, arg_min(value, step), arg_max(value, step) FROM steps WHERE run = 'my-loop' GROUP BY name"
+        ).rows
         values = {name: (first, last) for name, first, last in found}
         assert values["entropy"][0] > 2.0 > 1.7 > values["entropy"][1]  # from ln 8 = 2.08 downwards
         assert values["reward"][1] > values["reward"][0]
-        assert store.sql("SELECT count(*), max(step) FROM tokens").rows == [(60 * 32 * 12, 60)]
+        counts = "SELECT count(*), max(step), avg((weight > 0)::INT) FROM tokens WHERE run = ?"
+        assert store.sql(counts, ["my-loop"]).rows == [(60 * 32 * 12, 60, 1.0)]
+        ((n, last, selected),) = store.sql(counts, ["my-parts"]).rows
+        assert (n, last) == (32 * 12, 1) and 0.4 < selected < 0.9
     assert json.loads((tmp_path / "runs/runs/my-loop/heartbeat-r000-a001.json").read_text())["status"] == "finished"
-    loop = blocks("docs/own_loop.md")[1].split("for step in")[1]
-    assert len(loop.strip().splitlines()) <= 11  # "ten lines" and the for itself
+    assert len(blocks("docs/own_loop.md")[1].strip().splitlines()) <= 11  # "ten lines" and the import
 
 
 def test_the_reward_example_is_a_reward_function(tmp_path, monkeypatch):

@@ -34,8 +34,8 @@ def entropy_change(signals: TokenSignals, advantages: Tensor) -> tuple[Tensor, T
     Both have mean 0 over o ~ p. Each position steps alone: effects of a shared network on other positions, clipping,
     and KL and entropy terms are left out.
 
-    signals: with moments; advantages float [N]. Returns float64 [N, T], nats per unit step, 0 where the mask is
-    False. The absolute error is about 1e-7 |A| (1 + H).
+    signals: with moments; advantages float [N] or [N, T]. Returns float64 [N, T], nats per unit step, 0 where the mask
+    is False. The absolute error is about 1e-7 |A| (1 + H).
     Raises: ValueError if the signals have no moments.
     Source: dH1 arXiv 2606.19236, theorem 3.1; dH2 derived here from eq. 3.1 of arXiv 2606.19771v1.
     """
@@ -44,26 +44,35 @@ def entropy_change(signals: TokenSignals, advantages: Tensor) -> tuple[Tensor, T
     logp, entropy = signals.logprob.double(), signals.entropy.double()
     p, beta = logp.exp(), torch.exp(-signals.renyi2.double())
     cubes, squares_logp = signals.sum_p3.double(), signals.sum_p2_logp.double()
-    advantage = torch.where(signals.alive > 0, advantages.double().unsqueeze(1), 0.0)
+    advantage = torch.where(signals.alive > 0, _of_tokens(advantages.double()), 0.0)
     shannon = -advantage * (p * (logp + entropy) - (squares_logp + beta * entropy))
     renyi2 = -2 * advantage * ((p * p / beta - p) - (cubes / beta - beta))
     return shannon, renyi2
 
 
-def update_sums(signals: TokenSignals, mask: Tensor, weights: Tensor, advantages: Tensor) -> Sums:
-    """Sums of the regimes, the predicted entropy change and Cov(ln p, A). mask, weights [N, T], advantages [N].
+def _of_tokens(advantages: Tensor) -> Tensor:
+    """[N, 1] of advantages [N], which then hold for all tokens of a response; [N, T] as they are."""
+    return advantages if advantages.ndim == 2 else advantages.unsqueeze(1)
+
+
+def update_sums(
+    signals: TokenSignals, mask: Tensor, weights: Tensor, advantages: Tensor, with_regimes: bool = True
+) -> Sums:
+    """Sums of the regimes, the predicted entropy change and Cov(ln p, A). mask, weights [N, T], advantages [N or N, T].
+
+    with_regimes: False where H2 is not known.
 
     A token is in regime H if p(o) > beta, where raising it lowers H2, and in regime L if p(o) < beta. Source:
     arXiv 2606.19771v1, eq. 6.
     """
     advantages = advantages.to(mask.device).double()
-    advantage = torch.where(mask, advantages.unsqueeze(1), 0.0)
+    advantage = torch.where(mask, _of_tokens(advantages), 0.0)
     gap = signals.logprob + signals.renyi2  # ln p - ln beta
     sides = torch.stack([mask, mask & (weights > 0), advantage > 0, advantage < 0]).flatten(1)
     counts = torch.stack([torch.ones_like(mask), gap > 0, gap < 0]).flatten(1).double() @ sides.double().T
     sums = {
         f"{name}{side}": counts[i, j]
-        for i, name in enumerate(("side_n", "regime_h_share", "regime_l_share"))
+        for i, name in enumerate(("side_n", "regime_h_share", "regime_l_share") if with_regimes else ("side_n",))
         for j, side in enumerate(_SIDES)
     }
     logprob, weight = torch.where(mask, signals.logprob.double(), 0.0), torch.where(mask, weights.double(), 0.0)
@@ -154,7 +163,7 @@ def _update_scalars(sums: Mapping[str, float]) -> dict[str, float]:
         f"{regime}{side}": sums[f"{regime}{side}"] / sums[f"side_n{side}"]
         for regime in ("regime_h_share", "regime_l_share")
         for side in _SIDES
-        if sums[f"side_n{side}"]
+        if f"{regime}{side}" in sums and sums[f"side_n{side}"]
     }
     if n := sums["side_n"]:
         mean_product = sums["logprob_advantage"] / n

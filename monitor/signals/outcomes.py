@@ -7,32 +7,51 @@ from torch import Tensor
 
 
 def outcome_scalars(
-    rewards: Tensor,
-    correct: Tensor,
-    truncated: Tensor,
-    lengths: Tensor,
-    repetition: Tensor,
-    same_text: Tensor,
-    group_ids: Tensor,
-    group_size: int,
+    *,
+    rewards: Tensor | None = None,
+    correct: Tensor | None = None,
+    truncated: Tensor | None = None,
+    lengths: Tensor | None = None,
+    repetition: Tensor | None = None,
+    same_text: Tensor | None = None,
+    group_ids: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Scalars of METRICS over a step's rollouts, 0-d. All arguments [N], numbers of any dtype; groups of equal size.
+    """Scalars of METRICS over a step's rollouts, 0-d: those that the given columns tell.
 
-    lengths: response tokens. repetition and same_text: those of `monitor.signals.completions`.
+    All arguments [N], numbers of any dtype. lengths: response tokens. repetition and same_text: those of
+    `monitor.signals.completions`. Figures of groups need group_ids; groups may have different sizes.
     """
-    all_correct, all_wrong = equal_group_shares(correct > 0, group_ids)
-    return {
-        "reward": rewards.mean(),
-        "reward_std": rewards.std(),
-        "correct_share": correct.float().mean(),
-        "zero_variance_share": zero_variance_share(rewards, group_ids),
-        "all_correct_share": all_correct,
-        "all_wrong_share": all_wrong,
-        "response_length": lengths.float().mean(),
-        "truncated_share": truncated.float().mean(),
-        "repetition_share": repetition.mean(),
-        "duplicate_share": same_text.mean() / (group_size - 1),
-    }
+    found: dict[str, Tensor] = {}
+    if rewards is not None:
+        found["reward"] = rewards.mean()
+        if len(rewards) > 1:
+            found["reward_std"] = rewards.std()
+    if rewards is not None and group_ids is not None:
+        found["zero_variance_share"] = zero_variance_share(rewards, group_ids)
+    if correct is not None:
+        found["correct_share"] = correct.float().mean()
+    if correct is not None and group_ids is not None:
+        found["all_correct_share"], found["all_wrong_share"] = equal_group_shares(correct > 0, group_ids)
+    for key, column in (
+        ("response_length", lengths), ("truncated_share", truncated), ("repetition_share", repetition),
+    ):  # fmt: skip
+        if column is not None:
+            found[key] = column.float().mean()
+    if same_text is not None and group_ids is not None:
+        found["duplicate_share"] = duplicate_share(same_text, group_ids)
+    return found
+
+
+def duplicate_share(same_text: Tensor, group_ids: Tensor) -> Tensor:
+    """Chance that two rollouts of a group are equal, 0-d: equal pairs / pairs; 0 where no group has two.
+
+    same_text [N]: of each rollout how many others of its group equal it. Example: groups of 3 and 2 with counts
+    1 1 0 and 0 0: 2 of 3 x 2 + 2 x 1 ordered pairs, 0.25.
+    """
+    index, n_groups = group_index(group_ids, same_text)
+    ones = torch.ones_like(same_text, dtype=torch.float32)
+    sizes = ones.new_zeros(n_groups).index_add(0, index, ones)
+    return same_text.float().sum() / (sizes * (sizes - 1)).sum().clamp(min=1)
 
 
 def zero_variance_share(rewards: Tensor, group_ids: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from monitor.signals.definition import Reference
 from monitor.signals.dispatch import token_signals
 from monitor.signals.types import TokenSignals
 
+SLAB_ELEMENTS, CUDA_SLAB_ELEMENTS = 1 << 24, 1 << 28  # logits in one slab, as in trainer/policy/policy.py
+
 
 @torch.no_grad()
 def slab_signals(

@@ -7,7 +7,7 @@ sums and counts; only `step_record` divides, so nothing is a mean of means.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,13 +62,17 @@ def signal_statistics(
     advantages: Tensor | None = None,
     sampler_logprobs: Tensor | None = None,
     probe: tuple[Tensor, Tensor] | None = None,
+    lacking: Collection[str] = (),
 ) -> Statistics:
     """Histograms and sums of a rollout batch.
 
     signals, mask (bool), weights (float): [N, T]; correct: bool [N]. The others are optional, and each adds figures:
-    advantages float [N] adds the regimes and, if the signals have moments, the predicted entropy changes.
+    advantages float [N], or [N, T] where tokens have their own, adds the regimes and, if the signals have moments, the
+    predicted entropy changes.
     sampler_logprobs float [N, T], nats, adds the mismatch of sampler and trainer.
     probe (predicted, true) float [M] each, of `renyi2_changes`, adds how well the prediction held.
+    lacking: which of entropy, renyi2 and deviation nobody measured, say where only log-probabilities are known. Their
+    columns hold nan; nothing that needs them is counted.
     Returns Statistics on the same device.
     """
     splits = _splits(mask, weights, correct)
@@ -79,23 +83,25 @@ def signal_statistics(
         "deviation": signals.deviation,
         "weight": weights,
     }
-    flat = {key: value.float().flatten() for key, value in values.items()}
+    flat = {key: value.float().flatten() for key, value in values.items() if key not in lacking}
     histograms = {key: device_histograms(value, splits, _edges(key)) for key, value in flat.items()}
-    joint = {
-        "entropy*deviation": (flat["entropy"], flat["deviation"]),
-        "probability*purity": (torch.exp(-flat["surprisal"]), torch.exp(-flat["renyi2"])),
-    }
+    joint: dict[str, tuple[Tensor, Tensor]] = {}
+    sums: dict[str, Tensor] = {}
+    if "entropy" in flat:
+        decided = flat["entropy"] < DECIDED_NATS
+        sums["decided"] = (splits[0] & decided).sum().double()
+        sums["selected_decided"] = (splits[1] & decided).sum().double()
+    if "deviation" in flat:
+        silent = mask.any(1) & (torch.where(mask, signals.deviation, 0.0).sum(1) == 0)
+        sums["unselectable_responses"] = silent.sum().double()
+    if "entropy" in flat and "deviation" in flat:
+        joint["entropy*deviation"] = (flat["entropy"], flat["deviation"])
+    if "renyi2" in flat:
+        joint["probability*purity"] = (torch.exp(-flat["surprisal"]), torch.exp(-flat["renyi2"]))
     for key, (a, b) in joint.items():
         histograms[key] = joint_histograms(a, b, splits[: len(JOINT_SPLITS)], _edges(key))
-    decided = flat["entropy"] < DECIDED_NATS
-    silent = mask.any(1) & (torch.where(mask, signals.deviation, 0.0).sum(1) == 0)
-    sums = {
-        "decided": (splits[0] & decided).sum().double(),
-        "selected_decided": (splits[1] & decided).sum().double(),
-        "unselectable_responses": silent.sum().double(),
-    }
     if advantages is not None:
-        sums |= update_sums(signals, mask, weights, advantages)
+        sums |= update_sums(signals, mask, weights, advantages, with_regimes="renyi2" in flat)
     if sampler_logprobs is not None:
         sums |= mismatch_sums(signals.logprob, sampler_logprobs, mask)
     if probe is not None:
@@ -177,7 +183,7 @@ def step_record(
         tensors |= _summed(tensors, sum_over_ranks)
     tensors |= {f"scalar/{key}": value for key, value in scalars.items() if isinstance(value, Tensor)}
     host = to_host(tensors)
-    histograms = _host_histograms(host, loss_stats is not None)
+    histograms = _host_histograms(host)
     values = _scalars(_whole(histograms, host), host)
     values |= {key: float(host[f"scalar/{key}"]) if isinstance(v, Tensor) else float(v) for key, v in scalars.items()}
     return StepRecord(step, values, tuple(histograms.values())), _token_table(host)
@@ -212,27 +218,32 @@ def _whole(
     return found
 
 
-def _host_histograms(host: dict[str, np.ndarray], with_loss: bool) -> dict[tuple[str, str], Histogram]:
+def _host_histograms(host: dict[str, np.ndarray]) -> dict[tuple[str, str], Histogram]:
     found: list[Histogram] = []
-    for key in _SIGNAL_METRICS + (("log_ratio",) if with_loss else ()):
-        found += host_histograms(key, _edges(key), SPLITS, host)
-    for key in _JOINT_METRICS:
-        found += host_histograms(key, _edges(key), JOINT_SPLITS, host)
+    for key in (*_SIGNAL_METRICS, "log_ratio", *_JOINT_METRICS):
+        if f"{key}/counts" in host:
+            splits = JOINT_SPLITS if key in _JOINT_METRICS else SPLITS
+            found += host_histograms(key, _edges(key), splits, host)
     return {(histogram.metric, histogram.split): histogram for histogram in found}
 
 
 def _scalars(histograms: dict[tuple[str, str], Histogram], host: dict[str, np.ndarray]) -> dict[str, float]:
     """The means and shares that follow from the step's sums and counts."""
     weight = histograms["weight", "all"]
-    tokens, selected = max(weight.n, 1), max(histograms["entropy", "selected"].n, 1)
-    values = {key: histograms[key, "all"].mean for key in ("entropy", "renyi2", "surprisal", "deviation")}
+    tokens = max(weight.n, 1)
+    measured = [key for key in ("entropy", "renyi2", "surprisal", "deviation") if (key, "all") in histograms]
+    values = {key: histograms[key, "all"].mean for key in measured}
     values |= {
-        "entropy_selected": histograms["entropy", "selected"].mean,
-        "deviation_selected": histograms["deviation", "selected"].mean,
+        f"{key}_selected": histograms[key, "selected"].mean for key in ("entropy", "deviation") if key in measured
+    }
+    if "entropy" in measured:
+        values["decided_share"] = float(host["sum/decided"]) / tokens
+        selected = max(histograms["entropy", "selected"].n, 1)
+        values["selected_decided_share"] = float(host["sum/selected_decided"]) / selected
+    if "deviation" in measured:
+        values["unselectable_responses"] = float(host["sum/unselectable_responses"])
+    values |= {
         "selected_share": histograms["weight", "selected"].n / tokens,
-        "decided_share": float(host["sum/decided"]) / tokens,
-        "selected_decided_share": float(host["sum/selected_decided"]) / selected,
-        "unselectable_responses": float(host["sum/unselectable_responses"]),
         "weight_mean": weight.sum / tokens,
         "effective_sample_share": weight.sum**2 / (tokens * weight.sumsq) if weight.sumsq else 0.0,
         "tokens": float(weight.n),

@@ -15,7 +15,7 @@ from trainer.tasks import Task
 
 
 def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, Tensor]:
-    """Scalars of METRICS over the rollouts of all ranks, as 0-d tensors on the device. Groups must have equal sizes."""
+    """Scalars of METRICS over the rollouts of all ranks, as 0-d tensors on the device."""
     groups = batch.group_ids.to(batch.rewards) + len(batch) * ranks.rank
     own = {
         "rewards": batch.rewards,
@@ -28,7 +28,7 @@ def rollout_scalars(batch: TokenBatch, ranks: Ranks) -> dict[str, Tensor]:
     }
     rows = ranks.gather(torch.stack([column.float() for column in own.values()], 1))
     of_all = dict(zip(own, rows.unbind(1), strict=True))
-    return outcome_scalars(**of_all, group_size=len(batch) // len(torch.unique(batch.group_ids)))
+    return outcome_scalars(**of_all)
 
 
 def function_means(scored: Scored, ranks: Ranks, device: torch.device) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from monitor.alerts.engine import AlertEngine
 from monitor.by_name import resolve
 from monitor.errors import MonitorError
 from monitor.integrations.aliases import ALIASES
+from monitor.integrations.judging import history, tell
 from monitor.integrations.trl import rollouts as rollouts_
 from monitor.integrations.trl.guard import Guard, guard_settings
 from monitor.integrations.trl.inside import OUTPUTS, Body, Head, unlike
@@ -33,9 +34,8 @@ from monitor.integrations.trl.rollouts import Rollouts, Used
 from monitor.integrations.trl.weights import AttachError, Weighting, batch_scale, check_weighting, token_advantages
 from monitor.metrics import METRICS
 from monitor.recorder import Recorder
-from monitor.records import Alert, RunInfo, StepRecord
+from monitor.records import RunInfo, StepRecord
 from monitor.signals.memory import peak_memory_gib
-from monitor.store.reader import open_store
 from monitor.store.runs import run_names
 from monitor.token_texts import TokenTexts
 
@@ -305,7 +305,7 @@ class Attached(TrainerCallback):
         resumed = state.global_step > 0 and self.run in _known_runs(self.store)
         rules, warmup = self.settings.rules, 0 if self.weighting is None else self.weighting.warmup_steps
         engines = [AlertEngine(rules, warmup, total_steps=state.max_steps) for _ in range(2)]
-        past = _history(self.store, self.run, engines[0].series) if resumed and self.ranks.rank == 0 else {}
+        past = history(self.store, self.run, engines[0].series) if resumed and self.ranks.rank == 0 else {}
         for step, scalars in past.items():
             for engine in engines if step <= state.global_step else ():
                 engine.observe(step, scalars)
@@ -321,7 +321,7 @@ class Attached(TrainerCallback):
                 resume=resumed,
                 engine=engines[0] if self.ranks.rank == 0 else None,
                 sinks=sinks,
-                on_alert=_tell,
+                on_alert=tell,
             )
 
         self.recorder = _rank_0_first(self.ranks, opened)
@@ -552,23 +552,6 @@ def _rank_0_first(ranks: Ranks, opened: Callable[[], Recorder]) -> Recorder:
 
 def _known_runs(store: Path) -> list[str]:
     return run_names(store) if (store / "runs").is_dir() else []
-
-
-def _history(store: Path, run: str, series: Sequence[str]) -> dict[int, dict[str, float]]:
-    """{step: scalars} of a run that goes on, so that its alerts keep their baselines."""
-    rows: dict[int, dict[str, float]] = {}
-    query = (
-        "SELECT step, name, value FROM steps WHERE run = ? AND rank = 0 AND name IN (SELECT unnest(?)) ORDER BY step"
-    )
-    with open_store(store) as opened:
-        for step, name, value in opened.sql(query, [run, list(series)]).rows:
-            rows.setdefault(int(step), {})[str(name)] = float("nan") if value is None else float(value)
-    return rows
-
-
-def _tell(alert: Alert) -> None:
-    if alert.state == "firing":
-        _log.warning("Alert %s (%s) at step %d: %s", alert.rule, alert.severity, alert.step, alert.message)
 
 
 def _version(package: str) -> str:

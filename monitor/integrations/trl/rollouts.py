@@ -20,11 +20,9 @@ from monitor.records import SampleTable, StepRecord, TokenTable
 from monitor.signals import TokenSignals
 from monitor.signals.completions import repetition, same_text
 from monitor.signals.outcomes import outcome_scalars
-from monitor.signals.slabs import slab_signals
+from monitor.signals.slabs import CUDA_SLAB_ELEMENTS, SLAB_ELEMENTS, slab_signals
 from monitor.signals.stats import Statistics, loss_statistics, signal_statistics, step_record
 from monitor.token_texts import TokenTexts
-
-SLAB_ELEMENTS, CUDA_SLAB_ELEMENTS = 1 << 24, 1 << 28  # logits in one slab, as in trainer/policy/policy.py
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -303,7 +301,6 @@ def _outcomes(batches: Sequence[Rollouts], ranks: Ranks) -> dict[str, Tensor]:
     return outcome_scalars(
         **of_all,
         same_text=same_text(keys, torch.ones_like(keys, dtype=torch.bool), of_all["group_ids"]),
-        group_size=batches[0].group_size,
     )
 
 
