@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("monitor.commands.check:main", "replay the alert rules on a run or on any series"),
     "import": ("monitor.commands.imports:main", "record the files of another trainer as a run, once or live"),
     "watch": ("monitor.commands.watch:main", "judge every run of a live store and tell of alerts, also elsewhere"),
+    "tap": ("monitor.commands.tap:main", "run code that logs to wandb, unchanged, so that it records here"),
     "alerts": ("monitor.commands.alerts:main", "list, acknowledge and mute alerts; test where they are sent"),
     "doctor": ("trainer.commands.doctor:main", "say what this machine has and lacks, and for which part"),
     "store": ("monitor.commands.store:main", "check, compact or prune a store"),

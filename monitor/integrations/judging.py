@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from monitor.alerts.engine import AlertEngine
 from monitor.alerts.settings import DEFAULT_ACTIONS, AlertsError, AlertSettings, load_alerts
@@ -46,7 +48,10 @@ def judged_recorder(
     resume: bool = False,
     on_alert: Callable[[Alert], None] = tell,
 ) -> Recorder:
-    """An open Recorder; rank 0 judges by `settings`, with the baselines that a resumed run has. Raises StoreError."""
+    """An open Recorder; rank 0 judges by `settings`, with the baselines that a resumed run has. Raises StoreError.
+
+    The caller must end it, at the end of the process too, for it knows best how the run ended (`exit_status`).
+    """
     engine, sinks = None, []
     if settings is not None and rank == 0:
         engine = AlertEngine(settings.rules, info.warmup_steps)
@@ -55,7 +60,17 @@ def judged_recorder(
             engine.observe(step, scalars)
         if settings.routes:
             sinks.append(resolve("monitor.alerts.delivery:AlertSink")(store, settings.routes))
-    return Recorder(store, info, rank=rank, resume=resume, engine=engine, sinks=sinks, on_alert=on_alert)
+    recorder = Recorder(store, info, rank=rank, resume=resume, engine=engine, sinks=sinks, on_alert=on_alert)
+    atexit.unregister(recorder.close)  # which would call every end of the process "stopped"
+    return recorder
+
+
+def exit_status() -> Literal["finished", "stopped", "failed"]:
+    """How a process that is ending ends, for a run that nobody has finished."""
+    uncaught = getattr(sys, "last_value", None)  # what the interpreter has just printed
+    if uncaught is None:
+        return "finished"
+    return "failed" if isinstance(uncaught, Exception) else "stopped"
 
 
 def history(store: str | Path, run: str, series: Sequence[str]) -> dict[int, dict[str, float]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monitor.extras import require
-from monitor.integrations.judging import alert_settings, installed, judged_recorder, tell
+from monitor.integrations.judging import alert_settings, exit_status, installed, judged_recorder, tell
 from monitor.recorder import Recorder
 from monitor.records import Alert, RunInfo, StepRecord
 from monitor.store.reader import open_store
@@ -99,7 +98,6 @@ class Monitor:
         self._taken = 0
         self._told: set[str] = set()
         self._ended: float | None = None  # when the last step did
-        atexit.unregister(recorder.close)  # which would call every end of the process "stopped"
         atexit.register(self._at_exit)
 
     def step(
@@ -226,11 +224,3 @@ class Monitor:
 
     def _at_exit(self) -> None:
         self.finish(exit_status())
-
-
-def exit_status() -> Literal["finished", "stopped", "failed"]:
-    """How a process that is ending ends, for a run that nobody has finished."""
-    uncaught = getattr(sys, "last_value", None)  # what the interpreter has just printed
-    if uncaught is None:
-        return "finished"
-    return "failed" if isinstance(uncaught, Exception) else "stopped"
