@@ -22,7 +22,12 @@ FORBIDDEN = {
 ALLOWED_IN = {
     # the check for modules that hide ours, which works where `monitor` is hidden
     "rlvr_monitor": ("monitor/cli.py", "monitor/by_name.py"),
-    "torch": ("monitor/signals", "monitor/integrations/trl/", "monitor/integrations/loop/"),
+    "torch": (
+        "monitor/signals",
+        "monitor/integrations/trl/",
+        "monitor/integrations/loop/",
+        "monitor/integrations/verl/",
+    ),
     "transformers": ("monitor/integrations/trl/",),
     "triton": ("monitor/signals/group_kernel.py",),  # imported by name where there is a GPU, never with the package
     "wandb": ("monitor/integrations/",),

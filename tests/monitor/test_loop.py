@@ -157,9 +157,28 @@ def test_log_probabilities_alone_give_what_they_can_and_say_once_what_not(tmp_pa
     assert tokens["logprob"] == pytest.approx(logps[b["mask"]].numpy(), abs=1e-6)
     assert np.isnan(tokens["entropy"]).all() and np.isnan(tokens["deviation"]).all()
     assert tokens["alive"].tolist() == oracle(b, 1.0)["alive"].tolist()
-    assert [(step, text.split(",")[0]) for step, text in events(tmp_path, "no_entropy")] == [
-        (1, "The steps hold log-probabilities alone")
-    ]
+    said = "The steps hold no distributions, so entropy, Renyi-2 entropy and deviation are not recorded."
+    assert [(step, text) for step, text in events(tmp_path, "no_distributions")] == [(1, said)]
+
+
+def test_entropies_that_the_loop_has_computed_are_recorded(tmp_path):
+    b = batch(2)
+    logp = torch.log_softmax(b["logits"], -1)
+    given = {
+        "logprobs": logp.gather(-1, b["ids"].clamp(min=0).unsqueeze(-1)).squeeze(-1),
+        "entropies": -(logp.exp() * logp).sum(-1),
+        **tokens_of(b),
+    }
+    with rlvr_monitor.init(store=tmp_path, run="mine") as monitor:
+        monitor.step(**given)
+    expected = oracle(b, 1.0)["entropy"]
+    assert scalars(tmp_path)["entropy"] == pytest.approx(expected.mean(), abs=1e-6)
+    assert ask(tmp_path, "SELECT entropy FROM tokens ORDER BY sample, position")["entropy"] == pytest.approx(
+        expected, abs=2e-6
+    )
+    counts = ask(tmp_path, "SELECT metric, n FROM histograms WHERE split = 'all'")
+    assert dict(zip(counts["metric"], counts["n"], strict=True)) == {"entropy": 35, "surprisal": 35, "weight": 35}
+    assert "deviation" not in scalars(tmp_path) and "decided_share" in scalars(tmp_path)
 
 
 def test_rollouts_become_samples_and_scalars(tmp_path):
@@ -219,6 +238,7 @@ def test_without_groups_there_is_no_deviation(tmp_path):
 
 
 WRONG = [
+    ({"entropies": torch.zeros(N, T)}, "step was given entropies without logprobs"),
     ({"logprobs": torch.zeros(N, T)}, "step was given logits and logprobs, expected one of them"),
     ({"mask": None}, "step was given logits without mask. Pass mask=, bool"),
     ({"mask": torch.ones(N, T)}, "mask has dtype torch.float32, expected bool. Use mask.bool()."),

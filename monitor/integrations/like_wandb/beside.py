@@ -16,7 +16,7 @@ _told: set[str] = set()
 
 
 def listen(real: Any) -> None:
-    """Wraps `init` of the real module, and log, alert, define_metric and finish of its runs. No fault of ours leaves."""
+    """Wraps `init` of the real module, and log, alert, define_metric and finish of its runs. Our faults stay here."""
     from wandb.sdk.wandb_run import Run as RealRun
 
     ours: dict[str, Run] = {}  # by the id of the real run

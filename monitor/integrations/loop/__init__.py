@@ -109,6 +109,7 @@ class Monitor:
         head_weight: Tensor | None = None,
         head_bias: Tensor | None = None,
         logprobs: Tensor | None = None,
+        entropies: Tensor | None = None,
         temperature: float = 1.0,
         token_ids: Tensor | None = None,
         mask: Tensor | None = None,
@@ -130,8 +131,9 @@ class Monitor:
             hidden_states float [N, T, D], head_weight [V, D] and perhaps head_bias [V]: the head runs here, on one
                 slab of positions at a time, so that [N, T, V] never exists: 64 MiB of float32 logits, 512 MiB of bf16
                 on CUDA.
-            logprobs: float [N, T], nats, of the sampled tokens. Then there is no entropy, Renyi-2 entropy and
-                deviation; an event says so once.
+            logprobs: float [N, T], nats, of the sampled tokens, and perhaps entropies [N, T], nats, that the loop has
+                computed. Then there is no Renyi-2 entropy, no deviation and without entropies no entropy; an event
+                says so once.
         temperature: what logits are divided by, the sampling temperature; logprobs have it in them already.
 
         The rollouts:
@@ -155,7 +157,8 @@ class Monitor:
         begun = time.perf_counter()
         given = {
             "logits": logits, "hidden_states": hidden_states, "head_weight": head_weight, "head_bias": head_bias,
-            "logprobs": logprobs, "token_ids": token_ids, "mask": mask, "group_ids": group_ids, "rewards": rewards,
+            "logprobs": logprobs, "entropies": entropies, "token_ids": token_ids, "mask": mask,
+            "group_ids": group_ids, "rewards": rewards,
             "correct": correct, "truncated": truncated, "advantages": advantages, "weights": weights,
             "sampler_logprobs": sampler_logprobs, "prompts": prompts, "texts": texts,
         }  # fmt: skip

@@ -28,6 +28,7 @@ SHAPES = {
     "logits": ("NTV", "float"),
     "hidden_states": ("NTD", "float"),
     "logprobs": ("NT", "float"),
+    "entropies": ("NT", "float"),
     "head_weight": ("VD", "float"),
     "head_bias": ("V", "float"),
     "mask": ("NT", "bool"),
@@ -41,7 +42,7 @@ SHAPES = {
     "advantages": ("N", "number"),  # or "NT"
 }
 TEXTS = ("prompts", "texts")
-UNMEASURED = ("entropy", "renyi2", "deviation")  # where only log-probabilities are known
+SAID = {"entropy": "entropy", "renyi2": "Renyi-2 entropy", "deviation": "deviation"}  # which may be unknown
 POSITIVE = 0.01  # nats; a log-probability above this is no rounding
 
 
@@ -103,15 +104,15 @@ class Measure:
         if not lacking or self._has_told:
             return
         self._has_told = True
-        if "entropy" in lacking:
-            self._event(
-                "no_entropy",
-                "The steps hold log-probabilities alone, so entropy, Renyi-2 entropy and deviation are not recorded. "
-                "Give logits, or hidden_states and head_weight.",
-                step,
-            )
-        else:
+        if lacking == ("deviation",):
             self._event("no_groups", "The steps have no group_ids, so the deviation is not recorded.", step)
+            return
+        names = [SAID[name] for name in lacking]
+        self._event(
+            "no_distributions",
+            f"The steps hold no distributions, so {', '.join(names[:-1])} and {names[-1]} are not recorded.",
+            step,
+        )
 
     def _samples(self, batch: Mapping[str, Any], correct: Tensor | None, tokens: TokenTable | None) -> SampleTable:
         n = batch["n"]
@@ -160,6 +161,8 @@ def checked(given: Mapping[str, Any], temperature: float) -> dict[str, Any]:
         raise ValueError(
             "hidden_states and head_weight belong together (head_bias may come too). Give both or neither."
         )
+    if "entropies" in given and "logprobs" not in given:
+        raise ValueError("step was given entropies without logprobs. From logits they are computed: leave them out.")
     for name in ("mask", "token_ids"):
         if sources and name not in given:
             raise ValueError(f"step was given {sources[0]} without {name}. Pass {name}=, {_meaning(name)}.")
@@ -277,7 +280,10 @@ def _signals(batch: Mapping[str, Any], temperature: float) -> tuple[TokenSignals
     if "logprobs" in batch:
         logprob = torch.where(mask, batch["logprobs"].float(), 0.0)
         unknown = torch.full_like(logprob, torch.nan)
-        return TokenSignals(logprob, unknown, unknown, unknown, alive(mask, of_rows)), UNMEASURED
+        if "entropies" not in batch:
+            return TokenSignals(logprob, unknown, unknown, unknown, alive(mask, of_rows)), tuple(SAID)
+        entropy = torch.where(mask, batch["entropies"].float(), 0.0)
+        return TokenSignals(logprob, entropy, unknown, unknown, alive(mask, of_rows)), ("renyi2", "deviation")
     if "logits" in batch:
         signals = token_signals(batch["logits"], ids, mask, of_rows, temperature=temperature, moments=True)
     else:
