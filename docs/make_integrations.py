@@ -14,6 +14,8 @@ Made by `python -m docs.make_integrations`.
 |---|---|---|
 | TRL 1.16, `GRPOTrainer` | [`attach`](#trl), one line | all that ours records, exact; its loss is weighted if asked |
 | TRL 1.16, `RLOOTrainer` | `attach` | the same; no weighting |
+| any that logs to W&B | [`rlvr tap`](#code-that-logs-to-wb), or one changed import | its scalars, tables of rollouts |
+| verl 0.9.1 | [its logger `rlvr`](#verl) | its scalars, and each token but for H2 and deviation |
 | a loop of your own | [own_loop.md](own_loop.md) | the same |
 | verl 0.9.1 | [`rlvr import`](#rlvr-import): its file log, live | scalars; `--rollouts`: texts, rewards |
 | prime-rl | `rlvr import`: its file monitor, live | scalars; `--rollouts`: tokens, entropy histograms |
@@ -173,10 +175,75 @@ Names stand here only if they mean what metrics.md says, in its unit. `{split}` 
 unmapped. verl's `best@k` is drawn by bootstrap and a little below pass@k; OpenRLHF's `pass` is of rewards of 0 and 1.
 """
 
+LOGGERS = """## Code that logs to W&B
+
+Unchanged, by a command in front of it. `import wandb` in it and in its children then finds a module of ours: no account,
+nothing is sent. With `--real` the real wandb works as ever, and what it is given is recorded here too:
+
+```sh
+rlvr tap -- python train.py
+rlvr tap --real --store runs --run tracked -- python train.py
+```
+
+Or by one changed import:
+
+```python
+import rlvr_monitor.wandb as wandb
+
+wandb.init(project="maths", name="tracked", config={"lr": 1e-6})
+for step in range(1, 31):
+    scalars = {"actor/entropy": 0.8 / step, "critic/score/mean": 0.02 * step, "my/own": 3.0}
+    wandb.log(scalars, step=step)
+wandb.finish()
+```
+
+Tests run it with the loggers of transformers 5.23, TRL 1.16, verl 0.9.1 and OpenRLHF 0.11.2.
+
+- **Recorded**: numbers, under the keys that [metrics.md](metrics.md) and the [aliases](#aliases) give their names; any
+  other name as it is, nested dicts joined by dots. A `Table` with a column of completions and one of prompts or rewards
+  becomes samples, a `Histogram` of values under a key with cells a histogram. Our alert rules judge it live.
+- **Step**: `step=`, else a column that `define_metric` names as a step, else `step`, `global_step`, `train/global_step`, `training/global_step`, `eval/global_step`, or a column of
+  steps in a table; else the count of rows, as W&B counts them. A row without any belongs to the step before it. A step
+  is recorded when the next one begins, or after 2 s without more of it.
+- **Run**: in the store RLVR_STORE, else `runs`; called `name`, WANDB_NAME, `id`, or the project and a random ending. A
+  name that is there gets -2. `resume` with an `id` that was recorded here goes on with that run. The configuration is
+  that of the first row; later changes are events `config`.
+- **Events**: `wandb.alert`, what was put into `summary` by hand, and once each what is left out: texts, images,
+  artifacts, `watch`, `plot`, `Api`, and whatever else W&B does. Modes: `disabled` records nothing, all others the same.
+- A run without `finish` ends with its process: finished, failed after an uncaught exception, stopped after Ctrl-C.
+- `rlvr tap` passes signals and exit codes on, for it becomes the command. Python started with `-I` or `-E` does not
+  look at PYTHONPATH, so it stays untapped. Where recording cannot start, the command goes on and a line says so.
+
+## verl
+
+Installed beside verl means available:
+
+```sh
+python -m verl.trainer.main_ppo CONFIG trainer.logger='["console","rlvr"]' \\
+  +trainer.rlvr.store=runs +trainer.rlvr.run=mine
+```
+
+- **Options** under `trainer.rlvr`, all optional: `store` (else RLVR_STORE, else `runs`), `run` (else the experiment's
+  name, with -2 if it is there), `resume=true` to go on with that run, `alerts` (a file, or false), `correct_at` (1.0).
+- **Recorded**: every scalar, by alias or under its own name; configuration, model, alerts live. Of the batch that the
+  metrics are of: token ids, log-probabilities, entropies, advantages, sampler log-probabilities, scores, prompts and
+  completions, so histograms of entropy and surprisal, Cov(ln p, A), mismatch, samples, and figures of groups by `uid`.
+  What is measured from tokens goes before verl's own figure of the same key.
+- **Not**: deviation, H2, and what needs them (regimes, predicted entropy changes, selections): they need the logits of
+  whole groups, which verl's workers never hand out. No weighting.
+- **Where**: `RayPPOTrainer`, and the v1 `PPOTrainer` before it clears its TransferQueue; of other trainers of verl the
+  scalars. In bypass mode verl has no log-probabilities of its own and no entropies.
+- Tests run verl 0.9.1's own plugin loader, Tracking, DataProto and metrics on a CPU; workers, and the TransferQueue
+  itself, were not run. Off: `VERL_USE_EXTERNAL_PLUGINS=none`. What fails is an event `verl_error`, and training goes on.
+
+"""
+
 
 def page() -> str:
     """The text of docs/integrations.md."""
-    lines = [HEAD.replace("STEPS", ", ".join(f"`{name}`" for name in STEP_COLUMNS))]
+    before, files = HEAD.split("## Files of other trainers", 1)
+    text = f"{before}{LOGGERS}## Files of other trainers{files}"
+    lines = [text.replace("STEPS", ", ".join(f"`{name}`" for name in STEP_COLUMNS))]
     for trainer, aliases in ALIASES.items():
         lines += [f"#### {trainer}", "", "| column | key |", "|---|---|"]
         for alias in aliases:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from docs.make_reproduction import PAGES
 from docs.make_reproduction import page as reproduction_page
 from monitor.alerts.actions import ACTIONS
 from monitor.alerts.rules import RULES, Rule
+from monitor.children import RLVR, child_environment
 from monitor.cli import main
 from monitor.store.reader import open_store
 
@@ -285,7 +289,7 @@ def test_the_lines_for_trl_record_a_run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(GRPOTrainer, "_send_telemetry", lambda self: None)  # a test reaches no network
-    (lines,) = blocks("docs/integrations.md")
+    lines = blocks("docs/integrations.md")[0]
     assert len(lines.splitlines()) <= 10
     lines = lines.replace(
         "max_steps=20", "max_steps=2, use_cpu=True, bf16=False, report_to=[], max_completion_length=9"
@@ -302,3 +306,34 @@ def test_the_lines_for_trl_record_a_run(tmp_path, monkeypatch):
             "SELECT step, count(*) AS n FROM tokens WHERE run = 'mine' GROUP BY step ORDER BY step"
         ).frame()
         assert found["step"].tolist() == [1, 2] and min(found["n"]) > 0
+
+
+def test_the_lines_for_code_that_logs_to_wandb_record_a_run(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "RLVR_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    lines = blocks("docs/integrations.md")[1]
+    assert len(lines.splitlines()) <= 10
+    exec(lines, {})
+    (tmp_path / "train.py").write_text(lines.replace("rlvr_monitor.wandb as wandb", "wandb"))
+    (shell,) = [block for block in blocks("docs/integrations.md", "sh") if block.startswith("rlvr tap")]
+    environment = child_environment() | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    for line, name in zip(shell.splitlines(), ("tracked-2", "tracked"), strict=True):
+        if name == "tracked":
+            shutil.rmtree("runs/runs/tracked")  # the first line's run took that name
+        command = [*RLVR, *shlex.split(line)[1:]]
+        command[command.index("python")] = sys.executable
+        subprocess.run(command, check=True, env=environment, timeout=200)
+    with open_store("runs") as store:
+        found = store.sql("SELECT run, name, count(*) FROM steps WHERE name NOT LIKE 'perf/%' GROUP BY ALL").rows
+    names = ("entropy", "my/own", "reward")
+    assert sorted(found) == [(run, name, 30) for run in ("tracked", "tracked-2") for name in names]
+
+
+def test_the_options_for_verl_are_those_of_its_logger():
+    from monitor.integrations.verl.backend import OPTIONS
+
+    (shell,) = [block for block in blocks("docs/integrations.md", "sh") if "trainer.rlvr" in block]
+    assert {found for found in re.findall(r"trainer\.rlvr\.(\w+)=", shell)} <= set(OPTIONS)
+    section = (ROOT / "docs/integrations.md").read_text().split("\n## verl\n")[1].split("\n## ")[0]
+    assert all(f"`{name}" in section for name in OPTIONS)

@@ -184,3 +184,56 @@ def test_trls_own_log_records_with_its_completions(tmp_path):
     assert ("rewards/low_words/mean", 1) in {(name.removeprefix("train/"), step) for name, step in found}
     samples = ask(tmp_path, "SELECT step, count(*), min(length(completion)) FROM samples GROUP BY step ORDER BY step")
     assert [(step, n) for step, n, _ in samples] == [(1, 8), (2, 8), (3, 8)] and min(row[2] for row in samples) > 0
+
+
+VERL = """
+from verl.utils.tracking import Tracking, ValidationGenerationsLogger
+tracking = Tracking("project", "mine", ["console", "wandb"], {"trainer": {"project_name": "project"}})
+validation = ValidationGenerationsLogger(project_name="project", experiment_name="mine")
+for step in (1, 2):
+    tracking.log({"actor/entropy": 0.5 / step, "critic/score/mean": 0.25, "training/global_step": step,
+                  "val-core/math/acc/mean@4": 0.5}, step)
+    validation.log(["wandb"], [["question", "answer", 1.0]], step)
+tracking.finish()
+"""
+
+
+@pytest.mark.skipif(find_spec("verl") is None, reason="verl is not installed")
+@pytest.mark.parametrize("real", [False, True])
+def test_verls_own_tracking_records(tmp_path, real):
+    if real and not WANDB:
+        pytest.skip("wandb is not installed")
+    done = tap(tmp_path, *(["--real"] if real else []), script=VERL, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    assert ask(tmp_path, SERIES) == [
+        ("entropy", 1, 0.5), ("entropy", 2, 0.25), ("eval/math/pass@1", 1, 0.5), ("eval/math/pass@1", 2, 0.5),
+        ("reward", 1, 0.25), ("reward", 2, 0.25),
+    ]  # fmt: skip
+    with rlvr_monitor.open_store(tmp_path / "runs") as opened:
+        assert opened.run("mine").status == "finished"
+
+
+OPENRLHF = """
+from argparse import Namespace
+from openrlhf.utils.logging_utils import WandbLogger
+wandb = Namespace(key="k", org=None, project="p", group="g", run_name="mine")
+logger = WandbLogger(Namespace(logger=Namespace(wandb=wandb), seed=5))
+for step in (1, 2):
+    logger.log_train(step, {"entropy_loss": 0.5 / step, "ppo_clip_ratio": 0.1, "reward": 0.25, "actor_lr": None,
+                            "generated_samples": ["a text", 1.0]})
+logger.log_eval(2, {"eval_math_pass1": 0.75})
+logger.close()
+"""
+
+
+@pytest.mark.skipif(find_spec("openrlhf") is None, reason="openrlhf is not installed")
+def test_openrlhfs_own_logger_records(tmp_path):
+    done = tap(tmp_path, script=OPENRLHF)
+    assert done.returncode == 0, done.stderr
+    assert ask(tmp_path, SERIES) == [
+        ("entropy", 1, 0.5), ("entropy", 2, 0.25), ("eval/math/pass@1", 2, 0.75), ("reward", 1, 0.25),
+        ("reward", 2, 0.25), ("train/ppo_clip_ratio", 1, 0.1), ("train/ppo_clip_ratio", 2, 0.1),
+    ]  # fmt: skip
+    assert ask(tmp_path, "SELECT step, completion, reward FROM samples ORDER BY step") == [
+        (1, "a text", 1.0), (2, "a text", 1.0)
+    ]  # fmt: skip

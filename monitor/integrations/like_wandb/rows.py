@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monitor.integrations.like_wandb.names import STEPS, Names
-from monitor.integrations.like_wandb.values import flat, is_table, number, recorded_histogram, samples_of
+from monitor.integrations.like_wandb.values import flat, is_table, number, recorded_histogram, samples_of, step_of
 from monitor.recorder import Recorder
 from monitor.records import Histogram, SampleTable, StepRecord
 
@@ -33,9 +33,9 @@ class Rows:
     """Gives the rows of a log to a Recorder, all of one step together.
 
     The step of a row is the caller's own, else the first whole number in it of: columns that `define_metric` named as
-    a step, and STEPS. A row without any belongs to the step before. Before the first step it waits for that if
-    `define_metric` named a column of steps; else its step is its count. A step is recorded when the next one begins,
-    when nothing more came for SETTLE_S, and at the end.
+    a step, STEPS, and a column of steps in a table. A row without any belongs to the step before. Before the first
+    step it waits for that if `define_metric` named a column of steps; else its step is its count. A step is recorded
+    when the next one begins, when nothing more came for SETTLE_S, and at the end.
 
     opened: gives the Recorder, when it is first needed. left_out: gets a name and what its value is, for what is not
     recorded.
@@ -92,8 +92,10 @@ class Rows:
     def _step_of(self, values: Mapping[str, Any], count: int) -> int | None:
         metrics = [column for pattern, column in self._step_metrics.items() if any(
             fnmatch.fnmatchcase(name, pattern) for name in values)]  # fmt: skip
-        for column in (*metrics, *STEPS):
-            found = number(values.get(column))
+        candidates = [values.get(column) for column in (*metrics, *STEPS)]
+        candidates += [step_of(value) for value in values.values() if is_table(value)]
+        for candidate in candidates:
+            found = number(candidate)
             if found is not None and math.isfinite(found) and found >= 0 and found == int(found):
                 self._newest = int(found)
                 return self._newest

@@ -121,6 +121,13 @@ def is_table(value: Any) -> bool:
     return isinstance(getattr(value, "columns", None), list) and isinstance(getattr(value, "data", None), list)
 
 
+def step_of(table: Any) -> Any:
+    """What a Table has in the last row of a column that counts steps; None without one."""
+    names = [str(column).lower() for column in table.columns]
+    place = next((names.index(name) for name in COUNTS if name in names), None)
+    return None if place is None or not table.data else table.data[-1][place]
+
+
 def samples_of(table: Any, correct_at: float = 1.0) -> SampleTable | None:
     """Rollouts of a Table with completions and prompts or rewards; None for other tables.
 
