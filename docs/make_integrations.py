@@ -177,8 +177,8 @@ unmapped. verl's `best@k` is drawn by bootstrap and a little below pass@k; OpenR
 
 LOGGERS = """## Code that logs to W&B
 
-Unchanged, by a command in front of it. `import wandb` in it and in its children then finds a module of ours: no account,
-nothing is sent. With `--real` the real wandb works as ever, and what it is given is recorded here too:
+Unchanged, by a command in front of it. `import wandb` in it and in its children then finds a module of ours: it needs no
+account and sends nothing. With `--real` the real wandb works as ever, and what it is given is recorded here too:
 
 ```sh
 rlvr tap -- python train.py
@@ -202,9 +202,10 @@ Tests run it with the loggers of transformers 5.23, TRL 1.16, verl 0.9.1 and Ope
 - **Recorded**: numbers, under the keys that [metrics.md](metrics.md) and the [aliases](#aliases) give their names; any
   other name as it is, nested dicts joined by dots. A `Table` with a column of completions and one of prompts or rewards
   becomes samples, a `Histogram` of values under a key with cells a histogram. Our alert rules judge it live.
-- **Step**: `step=`, else a column that `define_metric` names as a step, else `step`, `global_step`, `train/global_step`, `training/global_step`, `eval/global_step`, or a column of
-  steps in a table; else the count of rows, as W&B counts them. A row without any belongs to the step before it. A step
-  is recorded when the next one begins, or after 2 s without more of it.
+- **Step**: `step=`, else a column that `define_metric` names as a step, else `step`, `global_step`,
+  `train/global_step`, `training/global_step`, `eval/global_step`, or a column of steps in a table; else the count of
+  rows, as W&B counts them. A row without any belongs to the step before it. A step is recorded when the next one
+  begins, or after 2 s without more of it.
 - **Run**: in the store RLVR_STORE, else `runs`; called `name`, WANDB_NAME, `id`, or the project and a random ending. A
   name that is there gets -2. `resume` with an `id` that was recorded here goes on with that run. The configuration is
   that of the first row; later changes are events `config`.
@@ -234,7 +235,8 @@ python -m verl.trainer.main_ppo CONFIG trainer.logger='["console","rlvr"]' \\
 - **Where**: `RayPPOTrainer`, and the v1 `PPOTrainer` before it clears its TransferQueue; of other trainers of verl the
   scalars. In bypass mode verl has no log-probabilities of its own and no entropies.
 - Tests run verl 0.9.1's own plugin loader, Tracking, DataProto and metrics on a CPU; workers, and the TransferQueue
-  itself, were not run. Off: `VERL_USE_EXTERNAL_PLUGINS=none`. What fails is an event `verl_error`, and training goes on.
+  itself, were not run. What fails is an event `verl_error`, and training goes on. VERL_USE_EXTERNAL_PLUGINS=none
+  keeps verl from loading it.
 
 """
 
