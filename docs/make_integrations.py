@@ -177,8 +177,8 @@ unmapped. verl's `best@k` is drawn by bootstrap and a little below pass@k; OpenR
 
 LOGGERS = """## Code that logs to W&B
 
-Unchanged, by a command in front of it. `import wandb` in it and in its children then finds a module of ours: it needs no
-account and sends nothing. With `--real` the real wandb works as ever, and what it is given is recorded here too:
+Unchanged, by a command in front of it. `import wandb` in it and in its children then finds a module of ours: it needs
+no account and sends nothing. With `--real` the real wandb works as ever, and what it is given is recorded here too:
 
 ```sh
 rlvr tap -- python train.py
