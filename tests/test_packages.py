@@ -20,12 +20,16 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_the_four_packages_and_their_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    info = next(name.split("/")[0] for name in names if ".dist-info/" in name)
+    info = next(name.split("/")[0] for name in names if name.split("/")[0].endswith(".dist-info"))
     assert {name.split("/")[0] for name in names} == {"rlvr_monitor", "monitor", "trainer", "dashboard", info}
     wanted = {"rlvr_monitor/py.typed", "monitor/py.typed", "trainer/presets/demo.toml", "dashboard/report.html"}
     wanted |= {f"trainer/base_models/{name}/model.safetensors" for name in ("chain", "chain_small", "paths")}
     wanted |= {"dashboard/components/chart.js", "monitor/alerts/rates.json", "monitor/integrations/files/series.py"}
+    wanted |= {"rlvr_monitor/wandb.py", "rlvr_monitor/verl.py"}
+    wanted |= {f"monitor/integrations/tap/{name}" for name in ("wandb.py", "wandb-0.31.0.dist-info/METADATA")}
     assert wanted <= names
+    points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
+    assert "[verl.plugins]\nrlvr = rlvr_monitor.verl" in points
 
 
 def test_the_wheel_works_from_any_folder(wheel, tmp_path):
