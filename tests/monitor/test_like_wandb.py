@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -156,6 +157,7 @@ def test_the_configuration_is_that_of_the_first_row_and_later_changes_are_events
         5,
         True,
     )
+    assert copy.deepcopy(wandb.config) == dict(wandb.config)
     with pytest.raises(AttributeError, match="config has no key 'nothing'"):
         _ = wandb.config.nothing
     wandb.log({"x": 1})

@@ -194,14 +194,15 @@ def test_rollouts_become_samples_and_scalars(tmp_path):
             7, logits=b["logits"], **tokens_of(b), rewards=REWARDS, truncated=[True] + [False] * 7,
             advantages=torch.ones(N, T), prompts=["x"] * 3 + ["y"] * 4 + ["z"], scalars={"loss": torch.tensor(0.25)},
         )  # fmt: skip
-        monitor.step(scalars={"loss": 0.5, "grad_norm": 2})
+        monitor.step(scalars={"loss": 0.5, "grad_norm": 2, "my/own": torch.tensor([3.0])})
         monitor.step(logits=b["logits"], **tokens_of(b), texts=[f"text {i}" for i in range(N)])
     found = scalars(tmp_path, 7)
     assert found["reward"] == pytest.approx(5 / 8) and found["correct_share"] == 3 / 8
     assert found["zero_variance_share"] == pytest.approx(2 / 3)  # the groups 9 (all 0.5) and 2 (one rollout)
     assert found["all_correct_share"] == pytest.approx(1 / 3) and found["all_wrong_share"] == pytest.approx(1 / 3)
     assert (found["response_length"], found["truncated_share"], found["loss"]) == (35 / 8, 1 / 8, 0.25)
-    assert scalars(tmp_path, 8).keys() == {"loss", "grad_norm", "perf/queue"}  # steps count on from 7
+    later = scalars(tmp_path, 8)  # steps count on from 7
+    assert later.keys() == {"loss", "grad_norm", "my/own", "perf/queue"} and later["my/own"] == 3.0
     samples = ask(tmp_path, "SELECT * FROM samples WHERE step = 7 ORDER BY sample")
     assert samples["reward"].tolist() == REWARDS and samples["correct"].tolist() == [r == 1 for r in REWARDS]
     assert samples["group_id"].tolist() == GROUPS.tolist() and samples["n_tokens"].tolist() == LENGTHS.tolist()

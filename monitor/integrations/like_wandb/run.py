@@ -59,6 +59,9 @@ class Config(dict[str, Any]):
     def as_dict(self) -> dict[str, Any]:
         return dict(self)
 
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)  # a copy is no run's configuration
+
     def persist(self) -> None:
         """Nothing to do: it is recorded when the run is opened, and changes are events."""
 
@@ -90,6 +93,9 @@ class Summary(dict[str, Any]):
     def update(self, values: Any = None, **more: Any) -> None:  # type: ignore[override]
         for key, value in {**plain_dict(values), **more}.items():
             self[key] = value
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
 
     def logged(self, values: Mapping[str, Any]) -> None:
         super().update({key: value for key, value in values.items() if key not in self.own})
