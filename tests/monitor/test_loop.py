@@ -155,7 +155,8 @@ def test_log_probabilities_alone_give_what_they_can_and_say_once_what_not(tmp_pa
     }  # fmt: skip
     tokens = ask(tmp_path, "SELECT * FROM tokens WHERE run = 'mine' AND step = 3 ORDER BY sample, position")
     assert tokens["logprob"] == pytest.approx(logps[b["mask"]].numpy(), abs=1e-6)
-    assert np.isnan(tokens["entropy"]).all() and np.isnan(tokens["deviation"]).all()
+    counted = "SELECT count(entropy), count(renyi2), count(deviation), count(logprob) FROM tokens WHERE run = 'mine'"
+    assert [int(column[0]) for column in ask(tmp_path, counted).values()] == [0, 0, 0, 3 * 35]  # NULL where not known
     assert tokens["alive"].tolist() == oracle(b, 1.0)["alive"].tolist()
     said = "The steps hold no distributions, so entropy, Renyi-2 entropy and deviation are not recorded."
     assert [(step, text) for step, text in events(tmp_path, "no_distributions")] == [(1, said)]

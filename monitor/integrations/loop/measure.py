@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -96,6 +97,8 @@ class Measure:
                 known = tuple(h for h in record.histograms if h.split not in ("correct", "incorrect"))
                 record = replace(record, histograms=known)
             self._tell(lacking, groups, step)
+            unknown = {name: pa.nulls(len(tokens), pa.float32()) for name in lacking}
+            tokens = replace(tokens, **unknown)  # type: ignore[arg-type]  # NULL in the store
         else:
             record = StepRecord(step, {key: float(value) for key, value in {**found, **scalars}.items()})
         return record, tokens, self._samples(batch, correct, tokens)
@@ -132,17 +135,17 @@ class Measure:
         if texts is None:
             texts = [self._decode(row) if self._decode and row else "" for row in ids]
         groups = batch["group_ids"].tolist() if "group_ids" in batch else list(range(n))
-        unknown = np.full(n, np.nan, np.float32)
+        unknown: Any = pa.nulls  # NULL in the store
         return SampleTable(
             sample=np.arange(n, dtype=np.int32),
             group_id=np.array(groups, np.int64).astype(np.int32),
             prompt_id=[_prompt_id(text) or str(group) for text, group in zip(prompts, groups, strict=True)],
             split=["train"] * n,
-            reward=host.get("rewards", unknown).astype(np.float32),
-            correct=host.get("correct", np.zeros(n)).astype(bool),
-            advantage=host.get("advantages", unknown).astype(np.float32),
+            reward=host["rewards"] if "rewards" in host else unknown(n, pa.float32()),
+            correct=host["correct"] if "correct" in host else unknown(n, pa.bool_()),
+            advantage=host["advantages"].astype(np.float32) if "advantages" in host else unknown(n, pa.float32()),
             n_tokens=lengths,
-            truncated=host.get("truncated", np.zeros(n)).astype(bool),
+            truncated=host["truncated"] if "truncated" in host else unknown(n, pa.bool_()),
             prompt=list(prompts),
             completion=list(texts),
             token_texts=self._texts(ids),
