@@ -147,27 +147,25 @@ def samples_of(table: Any, correct_at: float = 1.0) -> SampleTable | None:
         rows = [row for row in rows if row[counted] == rows[-1][counted]]
     prompts = ["" if prompt is None else _text(row[prompt]) for row in rows]
     groups = {text: number_ for number_, text in enumerate(dict.fromkeys(prompts))}
-    rewards = np.array([_float(row[reward]) if reward is not None else math.nan for row in rows], np.float32)
+    rewards = [None if reward is None else number(row[reward]) for row in rows]
     n = len(rows)
+    columns: dict[str, Any] = {  # None is NULL in the store
+        "reward": rewards,
+        "correct": [None if value is None else value >= correct_at for value in rewards],
+        "advantage": [None if advantage is None else number(row[advantage]) for row in rows],
+        "n_tokens": [None] * n,
+        "truncated": [None] * n,
+    }
     return SampleTable(
         sample=np.arange(n, dtype=np.int32),
         group_id=np.array([groups[text] for text in prompts], np.int32),
         prompt_id=[str(groups[text]) for text in prompts],
         split=["train"] * n,
-        reward=rewards,
-        correct=rewards >= correct_at,
-        advantage=np.array([_float(row[advantage]) if advantage is not None else math.nan for row in rows], np.float32),
-        n_tokens=np.zeros(n, np.int32),
-        truncated=np.zeros(n, bool),
+        **columns,
         prompt=prompts,
         completion=[_text(row[completion]) for row in rows],
         token_texts=[[] for _ in rows],
     )
-
-
-def _float(value: Any) -> float:
-    found = number(value)
-    return math.nan if found is None else found
 
 
 def _text(value: Any) -> str:
