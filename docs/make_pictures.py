@@ -21,13 +21,16 @@ from dashboard.launch import start, stop
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "images"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-UNIFORM, BUDGET = (",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "entropy_budget"))
+UNIFORM, BUDGET, ICT = (
+    ",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "entropy_budget", "ict")
+)
 CHART = ".rlvr-plot .main-svg"
 PAGES = {  # name -> address and what is there once it is drawn
     "overview": ("/", "text=explosion"),
     "run": ("/run?run=uniform-s1", CHART),
-    "compare": (f"/compare?a={UNIFORM}&b={BUDGET}", CHART),
+    "compare": (f"/compare?a={UNIFORM}&b={BUDGET}&c={ICT}", CHART),
     "tokens": ("/tokens?run=ict-s0&step=150&colour=weight", ".rlvr-tokens"),
+    "method": ("/method?run=ict-s0", CHART),
     "alerts": ("/alerts", "text=diversity_lost"),
     "sql": ("/sql", "textarea"),
 }
