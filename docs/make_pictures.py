@@ -21,9 +21,7 @@ from dashboard.launch import start, stop
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "images"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-UNIFORM, BUDGET, ICT = (
-    ",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "entropy_budget", "ict")
-)
+UNIFORM, BUDGET, ICT = (",".join(f"{arm}-s{seed}" for seed in range(3)) for arm in ("uniform", "entropy_budget", "ict"))
 CHART = ".rlvr-plot .main-svg"
 PAGES = {  # name -> address and what is there once it is drawn
     "overview": ("/", "text=explosion"),

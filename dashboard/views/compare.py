@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import data
 from dashboard.escape import markdown
@@ -57,7 +58,9 @@ PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 def page() -> None:
     shared.title("Compare")
     top = st.container()  # above the pickers, which say what it is about
-    arms = _pick_arms()
+    pickers, tools = st.container(), st.container(horizontal=True, vertical_alignment="bottom")
+    with pickers:
+        arms = _pick_arms(tools)
     if arms is None:
         return
     with top:
@@ -68,7 +71,8 @@ def page() -> None:
         len(arms) == 2 and colours[arms[0].name] == colours[arms[1].name]
     ):  # of one kind: the first is the grey reference
         colours = {arms[0].name: theme.uniform, arms[1].name: theme.accent}
-    axis = shared.choose(st.segmented_control, "Curves over", "over", (STEP, *SPENT), STEP, required=True)
+    with tools:
+        axis = shared.choose(st.segmented_control, "Curves over", "over", (STEP, *SPENT), STEP, required=True)
     with shared.grid("curves"):
         _curves(arms, colours, theme, axis)
     with shared.grid("difference"):
@@ -78,7 +82,7 @@ def page() -> None:
     downloads.comparison(arms)
 
 
-def _pick_arms() -> tuple[Arm, ...] | None:
+def _pick_arms(tools: DeltaGenerator) -> tuple[Arm, ...] | None:
     """The arms of the URL, its parameters a (the baseline), b, c ...; without any those of the newest comparison."""
     entries = data.runs()
     if len(entries) < 2:
@@ -95,7 +99,7 @@ def _pick_arms() -> tuple[Arm, ...] | None:
         return None
     if not asked:
         asked = {key: list(arm.runs) for key, arm in zip(ARMS, default_arms(entries), strict=False)}
-    chosen = _chips(asked, names)
+    chosen = _chips(asked, names, tools)
     if len(chosen) < 2 or not chosen[0]:
         st.info("Choose a baseline and at least one run to compare with it.", icon=":material/compare_arrows:")
         return None
@@ -108,7 +112,7 @@ def _asked(key: str) -> list[str]:
     return [name for name in st.query_params.get(key, "").split(",") if name]
 
 
-def _chips(asked: dict[str, list[str]], names: Sequence[str]) -> list[list[str]]:
+def _chips(asked: dict[str, list[str]], names: Sequence[str], tools: DeltaGenerator) -> list[list[str]]:
     """A picker of runs for each arm, and a button for a further one; returns the runs of the arms that have any."""
     free = next((key for key in ARMS[1:] if key not in asked), "")
     if st.session_state.pop("arm_more", False) and free:
@@ -120,7 +124,7 @@ def _chips(asked: dict[str, list[str]], names: Sequence[str]) -> list[list[str]]
             text = "Baseline" if key == ARMS[0] else "Compared with it"
             st.multiselect(text, names, key=f"arm_{key}", on_change=_remember, args=(key,))
     if all(asked.values()) and free:
-        st.button("Add an arm", icon=":material/add:", type="tertiary", on_click=_more)
+        tools.button("Add an arm", icon=":material/add:", on_click=_more)
     return [
         asked.get(ARMS[0], []),
         *(runs for key, runs in asked.items() if key != ARMS[0] and runs),

@@ -46,7 +46,7 @@ def show(entry: RunEntry, window: Window) -> None:
         st.info("Nothing has judged this run: it was recorded without an alert engine.", icon=":material/info:")
     ahead = outlook(window)
     if ahead is not None:
-        st.markdown(markdown("**Entropy** {}. **Reward** {}.", _entropy(ahead, window), _reward(window)))
+        st.markdown(markdown("**Entropy** {}. **Reward** {}.", _entropy(ahead, window, entry.status), _reward(window)))
     with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="verdict-links"):
         if ahead is not None and ahead.since is not None:
             where = {"run": entry.name, "x": f"{ahead.since}-"}
@@ -91,7 +91,7 @@ def _firing(transitions: Frame) -> list[int]:
     return [i for i in newest.values() if transitions["state"][i] == "firing"]
 
 
-def _entropy(ahead: Outlook, window: Window) -> str:
+def _entropy(ahead: Outlook, window: Window, status: str) -> str:
     """'0.14 nats is 37 % of its baseline 0.38, and has fallen since step 24; about 60 steps (3 min) to its floor'."""
     text = f"{ahead.level:.3g} nats is {ahead.level / ahead.baseline:.0%} of its baseline {ahead.baseline:.3g}"
     if ahead.since is not None:
@@ -100,7 +100,7 @@ def _entropy(ahead: Outlook, window: Window) -> str:
         text += f", {ahead.direction} now"
     if ahead.steps_left == 0:
         text += f"; it is at its floor of {ahead.floor:.2g}"
-    elif ahead.steps_left < FARTHEST:
+    elif ahead.steps_left < FARTHEST and status not in shared.ENDED:
         seconds = ahead.steps_left * window.level("perf/step_s")
         minutes = f" ({duration(seconds)})" if math.isfinite(seconds) else ""
         text += f"; about {math.ceil(ahead.steps_left)} steps{minutes} to its floor of {ahead.floor:.2g}"

@@ -96,6 +96,8 @@ class Delivery:
             if message is None:
                 continue
             how = self._unwanted(message)
+            if self._stop.is_set():  # what is sent from now on could not be noted
+                return
             if not how:
                 why = receiver.send(*texts(message), severity_of(message.alert))
                 if self._stop.is_set() and why:

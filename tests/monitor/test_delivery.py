@@ -345,7 +345,8 @@ def test_a_hanging_mail_server_costs_the_recorder_nothing(tmp_path: Path, monkey
         record(tmp_path / "h", {}, 305, resume=True)
     expected = {f"WARNING: r{step} in run a at step {step}" for step in range(0, 300, 10)}
     subjects = [" ".join(str(mail["Subject"]).split()) for mail in mailbox.got]
-    assert len(subjects) == 30 and set(subjects) == expected
+    # a message that is under way when the recorder closes may arrive, and cannot be noted any more
+    assert len(subjects) in (30, 31) and set(subjects) == expected
 
 
 def free_port() -> int:

@@ -133,7 +133,7 @@ def test_a_readers_clock_that_is_off_changes_no_status(tmp_path: Path, off: floa
         elsewhere = beat | {"host": "elsewhere", "alive": None}
         for idle, status in ((0.0, "running"), (45.0, "running"), (75.0, "stalled")):
             ts = beat["ts"] - 35  # a disk of 30 s in the way, and no lock to tell
-            moved = elsewhere | {"ts": ts, "last_step_ts": ts - idle, "active_ts": None}
+            moved = elsewhere | {"ts": ts, "last_step_ts": ts - idle, "active_ts": None, "median_step_s": 1.0}
             assert rank_status(moved, now) == status
     assert run_state(tmp_path, "a", now).status == "finished"  # type: ignore[union-attr]
 
@@ -195,7 +195,9 @@ def test_heartbeats_go_on_while_the_disk_takes_its_time(tmp_path: Path, monkeypa
 def test_an_evaluation_longer_than_the_stall_limit_is_no_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "STALL_MIN_S", 2.0)
     with Recorder(tmp_path, RunInfo("a"), flush_s=0.0) as recorder:
-        recorder.record(step_record(1))
+        for step in range(1, 5):  # so that its pace is known
+            recorder.record(step_record(step))
+            time.sleep(0.05)
         recorder.flush()
         with recorder.busy("evaluation"):
             wait_for(lambda: get_run(tmp_path, "a").busy == "evaluation")
