@@ -161,6 +161,10 @@ def test_a_live_run_grows_and_the_zoom_stays(browser, tmp_path: Path) -> None:
                 for number in range(31, 37):
                     record(number)
                     delays.append(until(page, lambda n=number: plot(page, "Mean entropy", newest) == n))
+                for title in ("Mean entropy", "Reward and pass@k"):
+                    assert plot(page, title, shown) == zoomed, "an update lost the zoom"
+                assert plot(page, "Mean entropy", "p.marked"), "the chart's node was replaced"
+                print("seconds from record() to the chart:", [round(delay, 2) for delay in delays])
                 page.get_by_role("button", name="View").click()
                 page.get_by_role("radio", name="paused").click()
                 until(page, lambda: "updates=paused" in page.url)
@@ -170,10 +174,6 @@ def test_a_live_run_grows_and_the_zoom_stays(browser, tmp_path: Path) -> None:
                 assert plot(page, "Mean entropy", newest) == 36
                 page.get_by_role("radio", name="live").click()
                 until(page, lambda: plot(page, "Mean entropy", newest) == 37)
-                for title in ("Mean entropy", "Reward and pass@k"):
-                    assert plot(page, title, shown) == zoomed, "an update lost the zoom"
-                assert plot(page, "Mean entropy", "p.marked"), "the chart's node was replaced"
-                print("seconds from record() to the chart:", [round(delay, 2) for delay in delays])
         finally:
             stop(process)
 
