@@ -99,12 +99,13 @@ def _take_old(trace: Any, sent: dict[str, Any]) -> dict[str, Any]:
     cut = (len(trace.x) - 1) // BLOCK * BLOCK
     if cut <= 0:
         return {}
-    old = {axis: _numbers(trace[axis][:cut]) for axis in ("x", "y")}
-    sent |= {axis: _numbers(trace[axis][cut:]) for axis in ("x", "y")}
+    old = {axis: sent_numbers(trace[axis][:cut]) for axis in ("x", "y")}
+    sent |= {axis: sent_numbers(trace[axis][cut:]) for axis in ("x", "y")}
     return old
 
 
-def _numbers(values: np.ndarray) -> dict[str, str]:
+def sent_numbers(values: np.ndarray) -> dict[str, str]:
+    """An array as the browser gets it: its type, and its bytes in base64."""
     return {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values.tobytes()).decode()}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from dashboard.components.chart import sent_numbers
 from dashboard.figures.theme import Theme, label
 from monitor.queries.frames import Frame, n_rows, select
 
@@ -109,7 +110,7 @@ def sent_rollouts(rows: Frame, tokens: Frame) -> dict[str, Any]:
         order.append(places)
     every = np.concatenate(order) if order else np.empty(0, np.int64)
     recorded = [key for key in SENT if len(every) and np.isfinite(tokens[key].astype(float)).any()]
-    values = {key: _numbers(tokens[key][every].astype(SENT[key])) for key in recorded}
+    values = {key: sent_numbers(tokens[key][every].astype(SENT[key])) for key in recorded}
     text = json.dumps([about, values])
     return {"id": hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), "rollouts": about, "values": values}
 
@@ -130,10 +131,6 @@ def _figures(rows: Frame, i: int, tokens: Frame) -> str:
 def _known_bool(value: Any) -> bool | None:
     """A boolean of a frame; None where it is nan."""
     return bool(value) if np.isfinite(float(value)) else None
-
-
-def _numbers(values: np.ndarray) -> dict[str, str]:
-    return {"dtype": values.dtype.str[1:], "bdata": base64.b64encode(values.tobytes()).decode()}
 
 
 @cache

@@ -67,10 +67,6 @@ def page() -> None:
         _verdicts(arms)
     theme = shared.theme()
     colours = arm_colours([arm.name for arm in arms], theme)
-    if (
-        len(arms) == 2 and colours[arms[0].name] == colours[arms[1].name]
-    ):  # of one kind: the first is the grey reference
-        colours = {arms[0].name: theme.uniform, arms[1].name: theme.accent}
     with tools:
         axis = shared.choose(st.segmented_control, "Curves over", "over", (STEP, *SPENT), STEP, required=True)
     with shared.grid("curves"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def run(entry: RunEntry) -> None:
     """Every series of a run, a row for each step."""
-    _offer("all series as CSV", f"{entry.name}.csv", "text/csv", lambda: run_csv(entry.name))
+    _offer("all series as CSV", f"{entry.name}.csv", "text/csv", entry.name, lambda: run_csv(entry.name))
     st.caption("Each chart has buttons in its upper right corner that save it as PNG or SVG.")
     st.caption("`rlvr sql` gives everything else that the store has.")
 
@@ -55,9 +55,9 @@ def _series(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def comparison(arms: Sequence[Arm]) -> None:
     """The curves of all arms in one table, and the report of `rlvr report`."""
     with st.expander("Download", icon=":material/download:"):
-        _offer("curves as CSV", "comparison.csv", "text/csv", lambda: comparison_csv(arms))
+        _offer("curves as CSV", "comparison.csv", "text/csv", tuple(arms), lambda: comparison_csv(arms))
         if data.comparison(arms) is not None:
-            _offer("report as HTML", "comparison.html", "text/html", lambda: report_html(arms))
+            _offer("report as HTML", "comparison.html", "text/html", tuple(arms), lambda: report_html(arms))
         st.caption("Each chart has buttons in its upper right corner that save it as PNG or SVG.")
 
 
@@ -81,16 +81,18 @@ def report_html(arms: Sequence[Arm]) -> str:
     return page(found, data.scalars(runs, CURVES), first.info if first else {}) if found else ""
 
 
-def _offer(what: str, name: str, kind: str, make: Callable[[], str]) -> None:
-    """A button that makes the file, and then one that saves it: making it at every redraw would cost too much."""
-    asked = (name, st.query_params.to_dict().get("run", ""), *(st.query_params.get(key, "") for key in "abcdefgh"))
+def _offer(what: str, name: str, kind: str, of: Hashable, make: Callable[[], str]) -> None:
+    """A button that makes the file, and then one that saves it: making it at every redraw would cost too much.
+
+    of: what the file is of; one that was made of something else is not offered.
+    """
     made = st.session_state.get(f"made_{what}")
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(markdown("Prepare {}", what), key=f"make_{what}"):
             with st.spinner("Reading the store…"):
-                made = (asked, make().encode())
+                made = (of, make().encode())
             st.session_state[f"made_{what}"] = made
-        if made is not None and made[0] == asked:
+        if made is not None and made[0] == of:
             size = f"{max(1, round(len(made[1]) / 1000)):,} kB"
             st.download_button(
                 markdown("Save {}, {}", name, size), made[1], name, kind, icon=":material/download:", on_click="ignore",
