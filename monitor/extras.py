@@ -10,7 +10,7 @@ from monitor.errors import MissingPackageError
 EXTRAS = {  # extra: modules it brings, the telling one first; a test holds this to pyproject.toml
     "dashboard": ("streamlit", "plotly", "markupsafe"),
     "train": (
-        "torch", "transformers", "accelerate", "datasets", "gguf", "math_verify", "peft",
+        "torch", "transformers", "accelerate", "datasets", "gguf", "math_verify", "pebble", "peft",
         "reasoning_gym", "safetensors",
     ),
     "notify": ("apprise",),

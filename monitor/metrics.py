@@ -108,6 +108,9 @@ METRICS: dict[str, Metric] = _table(
     Metric("reward_sampled", "Reward, all sampled", "",
            "Mean reward of every rollout that was sampled for the step, those of replaced groups included: what the "
            "policy can do, while the reward of the step's rollouts is that of chosen groups.", "up"),
+    Metric("reward_timeout_share", "Rewards out of time", "share",
+           "Share of rewards whose function took longer than reward_seconds in a worker, or ended its process. Such a "
+           "completion has no reward from it.", "down"),
     Metric("all_correct_share", "All-correct groups", "share",
            "Share of groups whose rollouts are all correct. Their prompts are learnt and teach nothing more."),
     Metric("all_wrong_share", "All-wrong groups", "share",

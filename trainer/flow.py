@@ -92,7 +92,7 @@ class Scored:
 
     rewards: the weighted sums that the policy learns from. given: {function: what it gave}, the first of which says
     what is correct; without any the rewards do. sampled: the rewards of every rollout that was sampled for the step,
-    those of replaced groups included.
+    those of replaced groups included. lost: how many of the rewards of `sampled` took too long in a worker.
     """
 
     prompts: Sequence[Prompt]
@@ -101,6 +101,7 @@ class Scored:
     rewards: list[float]
     given: Mapping[str, list[float | None]] = field(default_factory=dict)
     sampled: list[float] = field(default_factory=list)
+    lost: int = 0
 
     @property
     def judged(self) -> list[float]:

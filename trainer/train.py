@@ -26,7 +26,7 @@ from trainer.flow import Rollouts, Scored, TokenBatch
 from trainer.learning.batch import token_batch
 from trainer.learning.schedule import learning_rate
 from trainer.rewards.scoring import score
-from trainer.rollout.outcomes import answer_sums, function_means, rollout_scalars, sampling_scalars
+from trainer.rollout.outcomes import answer_sums, function_means, lost_rewards, rollout_scalars, sampling_scalars
 from trainer.rollout.prompts import encode_prompts, system_prompt
 from trainer.rollout.replacement import flat_groups, with_groups_replaced
 from trainer.rollout.sampling import sample
@@ -149,6 +149,7 @@ def describe(
     scalars: dict[str, float | Tensor] = {
         **rollout_scalars(batch, parts.ranks),
         **function_means(scored, parts.ranks, batch.rewards.device),
+        **(lost_rewards(scored, parts.ranks, batch.rewards.device) if parts.rewards.workers else {}),
         **(sampling_scalars(scored, parts.ranks, batch.rewards.device) if parts.config.rollout.extra_rounds else {}),
         "loss": update.loss,
         "grad_norm": update.grad_norm,

@@ -161,11 +161,11 @@ def evaluate_model(
 
     from trainer.policy.policy import Policy, pick_device
     from trainer.policy.sources import ensure_model
-    from trainer.rewards.weighted import load_rewards
+    from trainer.rewards.weighted import rewards_of
     from trainer.rollout.prompts import encode_prompts, system_prompt
 
     task = make_task(config.task)
-    rewards = load_rewards(config.reward, task.reward)
+    rewards = rewards_of(config, task)
     policy = Policy.load(ensure_model(model), pick_device()).converse(config.rollout)
     prompts = [prompt for split in splits.values() for prompt in split]
     least = config.rollout.max_new_tokens if length_is_set else 1

@@ -232,6 +232,14 @@ class TrainConfig(_Group):
         None, description="package.module:function with TRL's signature, several with weights as 'task,my:short=0.2', "
         "of which the first says what is correct; none: the task's own"
     )  # fmt: skip
+    reward_workers: int = Field(
+        0, ge=0, description="processes that compute rewards, one prompt's completions at a time; 0: this process "
+        "does, without a time limit"
+    )  # fmt: skip
+    reward_seconds: float = Field(
+        10.0, gt=0, description="longest time of a reward function in a worker; a completion that takes longer alone "
+        "has no reward"
+    )  # fmt: skip
     steps: int = Field(200, ge=1, description="training steps")
     seed: int = Field(0, ge=0, description="seed of prompts and sampling; on one CPU a run is bit-reproducible")
     store: str = Field("runs", description="folder of the store")

@@ -19,6 +19,7 @@ from monitor.errors import nearest
 from trainer.errors import RewardError
 from trainer.rewards.checking import RewardFunction
 
+TASK = "task"  # the name of the task's own reward
 _FORMAT = "expected 'package.module:function'"
 
 

@@ -14,6 +14,7 @@ def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], rewards: Re
     completion_ids = [ids[kept].tolist() for ids, kept in zip(token_ids, mask, strict=True)]
     completions = policy.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     columns = {key: [prompt.columns[key] for prompt in prompts] for key in prompts[0].columns}
+    lost_before = rewards.lost
     given = rewards.given(
         prompts=[prompt.text for prompt in prompts],
         completions=completions,
@@ -21,4 +22,4 @@ def score(policy: Policy, rollouts: Rollouts, prompts: list[Prompt], rewards: Re
         **columns,
     )
     total = rewards.total(given)
-    return Scored(prompts, completions, completion_ids, total, given, total)
+    return Scored(prompts, completions, completion_ids, total, given, total, rewards.lost - lost_before)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from trainer.config import TrainConfig
 from trainer.errors import RewardError
 from trainer.rewards.checking import RewardFunction, checked_rewards
-from trainer.rewards.loading import load_reward
+from trainer.rewards.loading import TASK, load_reward
+from trainer.tasks import Task
 
-TASK = "task"  # the name of the task's own reward
+if TYPE_CHECKING:
+    from trainer.rewards.workers import RewardWorkers
+
 GRAMMAR = "Expected FUNCTION or FUNCTION=WEIGHT, several with commas, e.g. 'task,my_rewards:short=0.2'."
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A reward function, its weight, and the name under which its mean is recorded."""
+    """A reward function, what names it in a configuration, its weight, and the name of its recorded mean."""
 
+    target: str
     name: str
     weight: float
     function: RewardFunction
@@ -30,19 +35,38 @@ class Rewards:
     """What responses are rewarded with: sum_i weight_i reward_i over the functions that apply to them.
 
     A function that returns None for a response does not apply to it and counts 0, as in TRL. The first function says
-    which responses are correct.
+    which responses are correct. workers: the processes that call them; None: this process does.
     """
 
     parts: tuple[Reward, ...]
+    workers: RewardWorkers | None = None
 
     def given(self, **arguments: Any) -> dict[str, list[float | None]]:
         """What each function gives, checked. arguments: prompts, completions, completion_ids and the columns."""
+        if self.workers is not None:
+            return {part.name: self.workers.rewards(part.target, **arguments) for part in self.parts}
         return {part.name: checked_rewards(part.function, **arguments) for part in self.parts}
+
+    @property
+    def lost(self) -> int:
+        """How many rewards of all calls took too long in a worker or ended it."""
+        return 0 if self.workers is None else self.workers.lost
 
     def total(self, given: Mapping[str, Sequence[float | None]]) -> list[float]:
         """The weighted sum for each response; 0 where no function applies."""
         columns = [[part.weight * (reward or 0.0) for reward in given[part.name]] for part in self.parts]
         return [math.fsum(row) for row in zip(*columns, strict=True)]
+
+
+def rewards_of(config: TrainConfig, task: Task) -> Rewards:
+    """What a configuration's responses are rewarded with. Raises RewardError like `load_rewards`."""
+    rewards = load_rewards(config.reward, task.reward)
+    if not config.reward_workers:
+        return rewards
+    from trainer.rewards.workers import RewardWorkers
+
+    targets = [part.target for part in rewards.parts]
+    return replace(rewards, workers=RewardWorkers(config.task, targets, config.reward_workers, config.reward_seconds))
 
 
 def load_rewards(setting: str | None, of_task: RewardFunction) -> Rewards:
@@ -62,6 +86,7 @@ def load_rewards(setting: str | None, of_task: RewardFunction) -> Rewards:
     return Rewards(
         tuple(
             Reward(
+                target,
                 name if short[name := target.rpartition(":")[2]] == 1 else target,
                 weight,
                 of_task if target == TASK else load_reward(target),

@@ -48,6 +48,13 @@ def sampling_scalars(scored: Scored, ranks: Ranks, device: torch.device) -> dict
     return {"sampling_rounds": len(scored.sampled) / len(scored.rewards), "reward_sampled": everyone.mean()}
 
 
+def lost_rewards(scored: Scored, ranks: Ranks, device: torch.device) -> dict[str, Tensor]:
+    """The share of rewards that took too long in a worker, of all functions and all sampled rollouts of all ranks."""
+    asked = len(scored.sampled) * len(scored.given)
+    shares = ranks.gather(torch.tensor([scored.lost / asked], device=device))
+    return {"reward_timeout_share": shares.mean()}
+
+
 def answer_sums(batch: TokenBatch, scored: Scored, task: Task) -> dict[str, Tensor]:
     """How many ordered pairs of correct rollouts the groups have, and how many of these pairs gave the same answer.
 

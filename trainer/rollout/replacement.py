@@ -45,6 +45,7 @@ def with_groups_replaced(
         chosen(scored.rewards, of_others.rewards),
         {name: chosen(scored.given[name], of_others.given[name]) for name in scored.given},
         [*scored.sampled, *of_others.sampled],
+        scored.lost + of_others.lost,
     )
     return _rows(rollouts, others, rows, pad_id), joined
 

@@ -11,7 +11,7 @@ from monitor.token_texts import TokenTexts
 from trainer.config import TrainConfig
 from trainer.policy.policy import Policy, WithoutAdapters, pick_device
 from trainer.policy.sources import ensure_model
-from trainer.rewards.weighted import Rewards, load_rewards
+from trainer.rewards.weighted import Rewards, rewards_of
 from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_prompts, system_prompt
 from trainer.runtime.clock import StepClock
 from trainer.runtime.environment import environment
@@ -51,7 +51,7 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     task = make_task(config.task)
     train_prompts = list(task.prompts("train"))
     stream = PromptStream(train_prompts, config.rollout.prompts, config.seed)
-    rewards = load_rewards(config.reward, task.reward)
+    rewards = rewards_of(config, task)
     source = ensure_model(config.model)
     device = pick_device()
     policy = Policy.load(source, device, config.lora).converse(config.rollout)
