@@ -113,7 +113,7 @@ def corpus_run(number: int) -> CorpusRun:
             "scale_by_std": draw(((True, 80), (False, 20))),
         },
         optim={"lr": draw(half.rates[model]), "epochs": epochs, "mini_batches": mini_batches},
-        eval={"every": EVERY, "prompts": PROMPTS, "samples": SAMPLES, "k": K, "splits": half.splits},
+        eval={"every": EVERY, "prompts": PROMPTS, "choice": "first", "samples": SAMPLES, "k": K, "splits": half.splits},
         checkpoint={"every": 0},
         record={"probe_every": 0},
     )

@@ -7,7 +7,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from trainer.config import TrainConfig
 from trainer.evaluate import pass_at_k
+from trainer.rollout.prompts import evaluation_prompts
 from trainer.tasks import SPLITS, make_task
 from trainer.tasks.chain import parse_chain
 
@@ -55,6 +57,33 @@ def test_chain_reward_needs_the_target_and_forms_ignore_commuted_first_operands(
     assert task.canonical(prompt, chain) == task.canonical(prompt, swapped) == "5*9,+8,+4"
     assert task.canonical(prompt, "9-5=4,4+8=12,12-3=9;") == "9-5,+8,-3"  # minus does not commute
     assert task.canonical(prompt, "nonsense") is None
+
+
+def test_evaluated_prompts_are_the_same_random_ones_in_every_run():
+    task = make_task("chain")
+    prompts = task.prompts("train")
+
+    def ids(n: int, choice: str = "random", seed: int = 0) -> list[str]:
+        config = TrainConfig(seed=seed, eval={"prompts": n, "choice": choice, "splits": ("train",), "every": 5})
+        return [prompt.id for prompt in evaluation_prompts(config, task)["train"]]
+
+    everything = [prompt.id for prompt in prompts]
+    assert ids(8, "first") == everything[:8]
+    assert ids(8) == ids(8, seed=7) != everything[:8]
+    assert ids(8) == sorted(ids(8), key=everything.index)  # in the split's order
+    assert set(ids(8)) < set(ids(20)) and len(set(ids(20))) == 20
+    assert ids(10_000) == everything
+    # no part of the split is preferred: the mean place of half of n prompts is n / 2, within 4 of its errors
+    n, half = len(everything), ids(len(everything) // 2)
+    error = n / np.sqrt(12 * len(half)) / np.sqrt(2)
+    assert abs(np.mean([everything.index(one) for one in half]) - (n - 1) / 2) < 4 * error
+
+
+def test_older_runs_go_on_with_the_prompts_that_they_had():
+    stored = TrainConfig().model_dump()
+    del stored["eval"]["choice"]
+    assert TrainConfig.of_run(stored).eval.choice == "first"
+    assert TrainConfig.of_run(TrainConfig().model_dump()).eval.choice == "random"
 
 
 def test_chain_splits_do_not_overlap():

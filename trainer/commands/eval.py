@@ -61,7 +61,7 @@ class Options:
     split: tuple[Literal["train", "heldout", "ood", "multipath"], ...] = ("heldout", "ood", "multipath")
     samples: int = 16  # samples of each prompt
     k: tuple[int, ...] = (1, 4, 16)  # k of pass@k
-    prompts: int | None = None  # at most so many prompts of each split; none: all
+    prompts: int | None = None  # at most so many prompts of each split, chosen as the run does; none: all
     temperature: float | None = None  # sampling temperature; none: the run's, or 1
     # longest response; none: the run's, or 56 for chain; on another task what the model's context allows, up to 1,024
     max_new_tokens: int | None = None
@@ -71,15 +71,19 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 evaluated, 2 wrong use."""
+    from trainer.rollout.prompts import chosen_prompts
+
     options = parse(Options, argv, "eval")
     try:
         is_run, model, config = subject(options.subject, Path(options.store))
         known = options.max_new_tokens is not None or options.task in (None, config.task)
         config = _configured(config, options)
+        found = {split: make_task(config.task).prompts(split) for split in options.split}
         splits: dict[str, list[Prompt]] = {
-            split: list(make_task(config.task).prompts(split)) for split in options.split
+            split: chosen_prompts(prompts, config.eval) if options.prompts else list(prompts)
+            for split, prompts in found.items()
+            if prompts
         }
-        splits = {split: prompts[: options.prompts] for split, prompts in splits.items() if prompts}
         if not splits:
             raise ConfigError(f"{config.task} has no prompts of split {' or '.join(options.split)}.")
         report = evaluate_model(model, config, splits, options.k, length_is_set=known)
@@ -140,6 +144,8 @@ def _configured(config: TrainConfig, options: Options) -> TrainConfig:
     if options.prompts is not None and options.prompts < 1:
         raise ConfigError(f"--prompts is {options.prompts}, expected at least 1.")
     tree["eval"] |= {"samples": options.samples, "k": largest}
+    if options.prompts:
+        tree["eval"]["prompts"] = options.prompts
     return TrainConfig(**(tree | {"seed": options.seed}))
 
 

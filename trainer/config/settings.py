@@ -167,6 +167,10 @@ class EvalConfig(_Group):
         40, ge=0, description="steps between evaluations; one also comes before the first and after the last; 0: never"
     )
     prompts: int = Field(16, ge=1, description="prompts of each split")
+    choice: Literal["random", "first"] = Field(
+        "random", description="which of a split's prompts. random: the same random ones in every run, those of a "
+        "smaller number among those of a larger one; first: the first ones, as runs recorded before this setting did"
+    )  # fmt: skip
     samples: int = Field(16, ge=1, description="samples of each prompt, at the sampling temperature")
     k: int = Field(4, ge=1, description="k of pass@k, at most eval.samples")
     splits: tuple[str, ...] = Field(("heldout", "ood", "multipath"), description="splits to evaluate")
@@ -271,9 +275,12 @@ class TrainConfig(_Group):
     def of_run(cls, stored: Mapping[str, Any], **changed: Any) -> TrainConfig:
         """The configuration that a run's record holds, with top-level fields changed. Raises ConfigError.
 
-        Older records hold the parameters of every weighting; those of other kinds than the run's are dropped.
+        Older records hold the parameters of every weighting; those of other kinds than the run's are dropped. Those
+        that do not say which prompts they evaluate took the first ones.
         """
         tree = dict(stored) | changed
+        if isinstance(evaluation := tree.get("eval"), Mapping):
+            tree["eval"] = {"choice": "first", **evaluation}
         weighting = tree.get("weighting", {})
         if isinstance(weighting, Mapping):
             kind = WEIGHTINGS.get(str(weighting.get("kind")))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer.config import TrainConfig
+from trainer.config.settings import EvalConfig
 from trainer.policy.policy import Policy
 from trainer.tasks import Prompt, Task
 
@@ -51,8 +52,16 @@ class PromptStream:
 
 def evaluation_prompts(config: TrainConfig, task: Task) -> dict[str, list[Prompt]]:
     """The prompts that an evaluation of the run samples, for each configured split that the task has."""
-    found = {split: list(task.prompts(split))[: config.eval.prompts] for split in config.eval.splits}
+    found = {split: chosen_prompts(task.prompts(split), config.eval) for split in config.eval.splits}
     return {split: prompts for split, prompts in found.items() if prompts}
+
+
+def chosen_prompts(prompts: Sequence[Prompt], evaluation: EvalConfig) -> list[Prompt]:
+    """eval.prompts of a split's prompts, in their order: the first, or random ones whatever the run's seed."""
+    if evaluation.choice == "first":
+        return list(prompts[: evaluation.prompts])
+    order = np.random.default_rng(0).permutation(len(prompts))
+    return [prompts[index] for index in sorted(order[: evaluation.prompts])]
 
 
 def system_prompt(config: TrainConfig, task: Task) -> str | None:
