@@ -25,8 +25,8 @@ from trainer.compare.jobs import Job, run_jobs, settle, stopped_by_alert
 from trainer.config import ConfigError, TrainConfig
 
 SMALL = (
-    "--steps 2 --rollout.prompts 4 --rollout.group-size 2 --eval.prompts 2 --eval.choice first --eval.samples 4 --eval.splits heldout "
-    "--weighting.warmup-steps 0"
+    "--steps 2 --rollout.prompts 4 --rollout.group-size 2 --eval.prompts 2 --eval.choice first --eval.samples 4 "
+    "--eval.splits heldout --weighting.warmup-steps 0"
 ).split()
 
 
