@@ -97,6 +97,10 @@ TABLES = {
         "extra memory, MiB": "extra_mib",
     }),
     "updates": Table("updates.csv", "bench_updates.py", UPDATES),
+    "passes": Table("passes.csv", "bench_passes.py", {
+        "shape": "shape", "checkpointed layers": "checkpointed layers", "rollouts": "rollouts",
+        "two passes, s": "two_passes_s", "one pass, s": "one_pass_s", "ratio": "ratio",
+    }),
     "gpu-updates": Table("gpu_updates.csv", "gpu.py", UPDATES),
     "gpu-step": Table("gpu_step.csv", "bench_step.py", STEP),
     "gpu-rollout": Table("gpu_rollout.csv", "bench_rollout.py", ROLLOUT),

@@ -15,6 +15,7 @@ from trainer.policy import imagined
 from trainer.policy import policy as policy_module
 from trainer.policy.imagined import Passes
 from trainer.rollout.generate import COLUMNS
+from trainer.update import one_pass_by_groups
 
 SPARE = 0.1  # of the device's memory stays free: for fragments, kernels' workspaces and the runtime
 SAMPLING_COPIES = (
@@ -121,7 +122,8 @@ def _update(
     kept, peak = passes(imagined.update_bytes, setup, rows, prompt, width)
     together = min(_rows(config, device), max(1, config.optim.micro_batch // group) * group)  # rows compared at once
     slab = _signal_slab(together, width, text.vocab_size, text.hidden_size, device)
-    on_policy = config.optim.epochs == config.optim.mini_batches == 1 and rows >= _rows(config, device)
+    once = config.optim.epochs == config.optim.mini_batches == 1
+    on_policy = once and (rows >= _rows(config, device) or one_pass_by_groups(config))
     if on_policy:
         return {"activations": max(peak, kept + slab)}, {}
     one_pass = passes(imagined.states_bytes, setup, rows, prompt + width)

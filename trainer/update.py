@@ -16,10 +16,10 @@ from trainer.config import TrainConfig
 from trainer.errors import NonFiniteError
 from trainer.flow import LossTerms, TokenBatch
 from trainer.learning.entropy_control import EntropyControl
-from trainer.learning.loss import LossTotals, loss_totals, policy_loss
+from trainer.learning.loss import LOSSES, LossTotals, loss_totals, over_constant, over_responses, policy_loss
 from trainer.learning.probe import finish_probe, take_probe
 from trainer.learning.schedule import learning_rate
-from trainer.learning.weightings import WeightInputs, capped_deviation, token_penalty, token_weights
+from trainer.learning.weightings import BY_GROUP, WeightInputs, capped_deviation, token_penalty, token_weights
 from trainer.policy.attention import attention_received
 from trainer.policy.micro_batches import MicroBatches
 from trainer.policy.policy import Policy, Reference
@@ -48,7 +48,8 @@ class Updater:
     No pass through the model has more than optim.micro_batch rows or optim.micro_tokens tokens. Signals compare the
     rows of a group, so they need the hidden states [G, T, D] of a whole group (or of as many whole groups as
     micro_batch holds) together; the head then runs on slabs of them. These hidden states are the only tensors with more
-    rows than a pass.
+    rows than a pass. Where a step has one update and `one_pass_by_groups` holds, a pass has whole groups, and the
+    forward that trains them also gives their signals; else the signals cost a forward without gradient.
     """
 
     def __init__(
@@ -83,8 +84,11 @@ class Updater:
 
     def _updates(self, batch: TokenBatch, step: int) -> Update:
         optim = self.config.optim
-        if optim.epochs == optim.mini_batches == 1 and self.micro.hold(batch):
-            return self._on_policy(batch, step)
+        if optim.epochs == optim.mini_batches == 1:
+            if self.micro.hold(batch):
+                return self._on_policy(batch, [batch], step)
+            if one_pass_by_groups(self.config):
+                return self._on_policy(batch, self._whole_groups(batch), step)
         signals = self._whole_signals(batch)
         inputs = self._inputs(signals, batch, step)
         moving = self.config.weighting.kind == "divergence" and inputs.steps_active > 0
@@ -107,15 +111,31 @@ class Updater:
             torch.stack(norms).mean(),
         )
 
-    def _on_policy(self, batch: TokenBatch, step: int) -> Update:
-        """One forward with gradient feeds the signals, then the weights, then the loss: no extra pass."""
-        hidden = self.policy.hidden(batch)
-        signals = self._signals(hidden.detach(), batch)
-        weights = token_weights(self._inputs(signals, batch, step), self.control.weighting)
-        terms = self._terms(hidden, batch, signals.logprob, weights, self._totals(batch, weights))
-        terms.loss.backward()
-        loss, norm = self._optimizer_step(terms.loss)
-        return Update(signals, weights, _statistics(terms, batch, weights), loss, norm)
+    def _on_policy(self, batch: TokenBatch, parts: list[TokenBatch], step: int) -> Update:
+        """One forward with gradient feeds the signals, then the weights, then the loss: no extra pass.
+
+        Of several parts the denominators must not depend on the weights: they are known before the first pass.
+        """
+        totals = self._totals(batch, batch.loss_mask.float()) if len(parts) > 1 else None
+        found, used, losses, stats = [], [], [], []
+        for rows in parts:
+            hidden = self.policy.hidden(rows)
+            signals = self._signals(hidden.detach(), rows)
+            weights = token_weights(self._inputs(signals, rows, step), self.control.weighting)
+            terms = self._terms(hidden, rows, signals.logprob, weights, totals or self._totals(rows, weights))
+            terms.loss.backward()
+            found.append(signals)
+            used.append(weights)
+            losses.append(terms.loss.detach())
+            stats.append(_statistics(terms, rows, weights))
+        loss, norm = self._optimizer_step(torch.stack(losses).sum())
+        return Update(TokenSignals.concat(found, dim=0), torch.cat(used), reduce(operator.add, stats), loss, norm)
+
+    def _whole_groups(self, batch: TokenBatch) -> list[TokenBatch]:
+        """The batch in parts of as many whole groups as a pass may have rows, at least one."""
+        group = self.config.rollout.group_size
+        size = max(1, self.micro.rows // group) * group
+        return [batch.rows(start, start + size) for start in range(0, len(batch), size)]
 
     def _mini_batch(
         self, batch: TokenBatch, inputs: WeightInputs, weights: Tensor | None
@@ -191,10 +211,7 @@ class Updater:
     @torch.no_grad()
     def _whole_signals(self, batch: TokenBatch) -> TokenSignals:
         """Signals of the policy as it is now, for a batch of any number of whole groups."""
-        group = self.config.rollout.group_size
-        size = max(1, self.micro.rows // group) * group
-        parts = [batch.rows(start, start + size) for start in range(0, len(batch), size)]
-        found = [self._signals(self.policy.states(rows, self.micro), rows) for rows in parts]
+        found = [self._signals(self.policy.states(rows, self.micro), rows) for rows in self._whole_groups(batch)]
         return TokenSignals.concat(found, dim=0)
 
     def _inputs(self, signals: TokenSignals, batch: TokenBatch, step: int) -> WeightInputs:
@@ -224,6 +241,28 @@ class Updater:
 
 def micro_batches(config: TrainConfig) -> MicroBatches:
     return MicroBatches(config.optim.micro_batch, config.optim.micro_tokens)
+
+
+def one_pass_by_groups(config: TrainConfig) -> bool:
+    """Whether a pass of whole groups can be measured, weighted and trained at once, in a step with one update.
+
+    Its weights must depend on nothing beyond its groups, and the denominators of its loss on no weights: those of grpo,
+    gspo and dr_grpo count responses of the batch and the pass's own weights, those of the others sum weights, which
+    are known before if they are tokens (normalise "all", or uniform). An entropy bonus divides by that sum, too.
+    Passes by tokens (optim.micro_tokens) sort the rows and so part groups.
+    """
+    weighting, loss, group = config.weighting, config.loss, config.rollout.group_size
+    by_response = LOSSES[loss.kind].denominator in (over_responses, over_constant)
+    counts_tokens = weighting.kind == "uniform" or weighting.normalise == "all"
+    return (
+        weighting.kind in BY_GROUP
+        and loss.kind != "bnpo"  # whose gradient depends on which rows are in a pass
+        and (by_response or counts_tokens)
+        and (not loss.entropy_coef or counts_tokens)
+        and (loss.entropy_target is None or loss.entropy_actuator != "coefficient" or counts_tokens)
+        and config.optim.micro_tokens is None
+        and config.optim.micro_batch >= group
+    )
 
 
 def mini_batch_groups(groups: int, mini_batches: int) -> list[tuple[int, int]]:

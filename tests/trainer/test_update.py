@@ -10,7 +10,8 @@ import torch
 from rounding import LARGEST, gradient_rounding, rounding, summed_terms
 from test_backends import assert_agree
 from tiny import tiny_policy
-from weighting_inputs import REQUIRED
+from weighting_inputs import REQUIRED, random_inputs
+from weighting_inputs import config_of as weighting_of
 
 from monitor.signals import deviation_cap
 from monitor.signals.diagnostics import entropy_change
@@ -19,7 +20,7 @@ from trainer.errors import NonFiniteError
 from trainer.flow import Scored
 from trainer.learning.batch import token_batch
 from trainer.learning.loss import LOSSES, loss_totals, policy_loss
-from trainer.learning.weightings import ict_weights, token_penalty
+from trainer.learning.weightings import BY_GROUP, ict_weights, token_penalty, token_weights
 from trainer.policy import policy as policy_module
 from trainer.policy.attention import attention_received
 from trainer.rollout.prompts import encode_prompts
@@ -210,6 +211,48 @@ def test_micro_batches_change_memory_and_not_gradients(loss, size):
         assert_agree(whole[3], replace(whole[2], sampler_logprobs=logprobs), 1.0)
     gap = (split[1].signals.deviation - whole[1].signals.deviation).abs().max()
     assert gap < LARGEST * rounding(torch.float32, summed_terms(whole[3].model.config, 20), 7)  # logits are below 7
+
+
+@pytest.mark.parametrize("kind", sorted(BY_GROUP))
+def test_weights_of_kinds_by_group_depend_on_nothing_beyond_it(kind):
+    inputs = random_inputs()  # two groups of four
+    config = weighting_of(kind)
+    together = token_weights(inputs, config)
+    apart = torch.cat([token_weights(inputs.rows(first, first + 4), config) for first in (0, 4)])
+    assert torch.equal(together, apart) and together.sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, 1),
+        ({"optim": {"micro_batch": 7}}, 1),  # a group at a time
+        ({"optim": {"micro_batch": 3}}, 2),  # less than a group
+        ({"optim": {"micro_tokens": 60}}, 2),
+        ({"loss": {"kind": "gspo"}}, 1),
+        ({"loss": {"kind": "dr_grpo"}}, 1),
+        ({"loss": {"kind": "dapo"}}, 2),  # divides by the sum of all weights,
+        ({"loss": {"kind": "dapo"}, "weighting": {"kind": "uniform"}}, 1),  # which here are 1
+        ({"loss": {"kind": "dapo"}, "weighting": {"normalise": "all"}}, 1),
+        ({"loss": {"kind": "bnpo"}}, 2),
+        ({"loss": {"entropy_coef": 0.01}}, 2),
+        ({"loss": {"entropy_coef": 0.01}, "weighting": {"kind": "uniform"}}, 1),
+        ({"weighting": {"kind": "entropy_budget"}}, 2),  # sums over the batch
+        ({"weighting": {"kind": "random"}}, 2),
+        ({"optim": {"epochs": 2}}, 3),
+    ],
+)
+def test_a_step_with_one_update_passes_each_row_once_where_it_can(changes, passes):
+    changes = {**changes, "optim": {"micro_batch": 5, **changes.get("optim", {})}}
+    config = config_of(**changes)
+    policy = tiny_policy()
+    updater, batch = Updater(policy, None, config), batch_of(policy, config)
+    rows = []
+    policy.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    updater.update(batch, step=1)
+    assert sum(rows) == 16 * passes
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 16])

@@ -29,7 +29,15 @@ from trainer.learning.weightings.entropy import stapo, top_entropy
 from trainer.learning.weightings.inputs import WeightInputs
 from trainer.learning.weightings.probability import advantage_reweight, rsi, stare
 
-__all__ = ["WEIGHT_FUNCTIONS", "WeightInputs", "capped_deviation", "ict_weights", "token_penalty", "token_weights"]
+__all__ = [
+    "BY_GROUP",
+    "WEIGHT_FUNCTIONS",
+    "WeightInputs",
+    "capped_deviation",
+    "ict_weights",
+    "token_penalty",
+    "token_weights",
+]
 
 WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "uniform": uniform,
@@ -54,6 +62,11 @@ WEIGHT_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "kl_cov": kl_cov,
     "attention": attention,
 }
+
+# Kinds whose weights of a group depend on nothing beyond it: no sum or threshold of the batch, no random numbers.
+BY_GROUP = {
+    "uniform", "ict", "ict_frequent", "ict_undecided", "ict_soft", "rsi", "advantage_reweight",
+}  # fmt: skip
 
 
 def token_weights(inputs: WeightInputs, config: WeightingConfig) -> Tensor:
