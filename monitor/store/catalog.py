@@ -22,7 +22,7 @@ from monitor.store.segments import SEED_RUN, escape_glob, memory_connection, quo
 
 CATALOG = "store.duckdb"
 _FORMAT = "v1.2.0"  # the oldest storage format; the views need DuckDB 1.3
-_CATALOG_VERSION = 3  # raise this when a view or macro changes, so that older catalogs are rebuilt
+_CATALOG_VERSION = 4  # raise this when a view or macro changes, so that older catalogs are rebuilt
 
 RUN_COLUMNS = {
     "run": "VARCHAR",
@@ -121,6 +121,10 @@ COMMITS = """SELECT run, step, rank, attempt FROM (
 ) WHERE left_at IS NULL OR step < left_at"""
 
 
+# The run of a segment's path, which ends in RUN/data/TABLE/g8/NAME, or in RUN/data/TABLE/NAME.
+RUN_OF_FILE = "split_part(filename, '/', CASE WHEN split_part(filename, '/', -2)[1] = 'g' THEN -5 ELSE -4 END)"
+
+
 def segments_query(table: str, sources: Sequence[str]) -> str:
     """A query that reads segments: `sources` are SQL expressions, each a path or a list of paths.
 
@@ -130,7 +134,7 @@ def segments_query(table: str, sources: Sequence[str]) -> str:
     columns = {
         name: f'"{name}"::{kind}' if name in FORMER_TYPES else f'"{name}"' for name, kind in TABLES[table].items()
     }
-    columns["run"] = "split_part(filename, '/', -4)"
+    columns["run"] = RUN_OF_FILE
     selected = ", ".join(f'{column} AS "{name}"' for name, column in columns.items())
     reads = [f"read_parquet({source}, hive_partitioning = false, filename = true)" for source in sources]
     return " UNION ALL ".join(f"SELECT {selected} FROM {read}" for read in reads) or no_rows(TABLES[table])
@@ -187,7 +191,8 @@ def catalog_statements(store: Path) -> list[str]:
     for table in TABLES:
         # The seed comes first, because the view takes its types. The other glob matches only names of segments.
         seed = f"{runs}/{SEED_RUN}/data/{table}/a000-r000-s{SCHEMA_VERSION:08d}-*.parquet"
-        named = f"{runs}/*/data/{table}/a[0-9]*-r[0-9]*-s[0-9]*-[0-9]*-{'[0-9a-f]' * 8}.parquet"
+        # `**` follows no links, which is why a replaced generation is not seen (monitor/store/compact.py).
+        named = f"{runs}/*/data/{table}/**/a[0-9]*-r[0-9]*-s[0-9]*-[0-9]*-{'[0-9a-f]' * 8}.parquet"
         source = f"[{quote(seed)}, {quote(named)}]"
         made.append(f"CREATE OR REPLACE VIEW {table}_all AS {segments_query(table, [source])}")
     return made + view_statements()

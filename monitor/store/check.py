@@ -8,7 +8,6 @@ removed.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from monitor.store.compact import generation_of, pruned_rows
+from monitor.store.compact import pruned_rows
 from monitor.store.runs import (
     RunState,
     heartbeat_files,
@@ -30,10 +29,9 @@ from monitor.store.runs import (
     run_names,
     run_state,
 )
-from monitor.store.schema import TABLES, SegmentName, run_dir, table_dir
+from monitor.store.schema import GENERATION, INNER, TABLES, SegmentName, generation_of, run_dir, table_dir
 from monitor.store.segments import QUARANTINED, crc32_of
 
-_GENERATION = re.compile(r"data\.g\d+(\.tmp)?")
 _COMMITTED = ("tokens", "samples", "histograms", "alerts")  # tables whose rows need a commit mark
 _TRIES = 3  # a compaction may swap the files of a run while they are read
 Key = tuple[str, int, int]  # table, attempt, rank
@@ -112,8 +110,14 @@ def _check_segments(root: Path, run: str, *, live: bool) -> _Files:
         return files
     for name in tables:
         if name in TABLES:
-            for path in _listed(table_dir(root, run, name), run, files):
+            live_folder = table_dir(root, run, name)
+            for path in _listed(live_folder, run, files):
                 _check_file(path, run, name, files, live=live)
+            if live_folder.name != name:
+                beside = [path for path in _listed(live_folder.parent, run, files) if not INNER.fullmatch(path.name)]
+                for path in beside:
+                    message = "Not a segment: it lies beside the folder of this table's segments."
+                    files.findings.append(Finding("foreign", run, str(path), message, False))
         elif name != "pruned.json":
             files.findings.append(Finding("foreign", run, str(data / name), "Not a table of this version.", False))
     return files
@@ -131,6 +135,8 @@ def _check_file(path: Path, run: str, table: str, files: _Files, *, live: bool) 
     def tell(kind: str, message: str, damage: bool) -> None:
         files.findings.append(Finding(kind, run, str(path), message, damage))
 
+    if INNER.fullmatch(path.name):  # of another generation, in a run of an older version
+        return
     name = SegmentName.parse(path.name.removesuffix(QUARANTINED))
     key = (table, name.attempt, name.rank) if name else None
     if path.name.endswith(".tmp"):
@@ -173,9 +179,10 @@ def _check_folder(folder: Path, run: str, state: RunState | None) -> Iterator[Fi
         yield Finding(state.status, run, str(folder), message, False)
     current = generation_of(folder)
     for name in sorted(os.listdir(folder)):
-        if _GENERATION.fullmatch(name) and name != current:
-            if not live or not name.endswith(".tmp"):
-                yield Finding("leftover", run, str(folder / name), "Generation of an interrupted compaction.", False)
+        if GENERATION.fullmatch(name) and name != current:
+            if not live:
+                message = "Generation of a compaction: `rlvr store compact` removes it."
+                yield Finding("leftover", run, str(folder / name), message, False)
         elif not live and name.endswith((".tmp", ".reserve")):
             yield Finding("leftover", run, str(folder / name), "File of a killed process.", False)
 

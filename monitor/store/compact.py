@@ -1,8 +1,15 @@
-"""Compaction and pruning: a run's segments are merged into a new generation, which is swapped in under live readers.
+"""Compaction and pruning: segments are merged in a new generation, which is swapped in under live readers and writers.
 
-The new generation is built beside the old one, made durable, and takes its place when the `data` link is replaced in
-one rename. A query that had listed the old files finds them gone and is repeated; none ever sees both generations.
-What would be lost with the old generation stops it: a damaged segment, a file that is not understood, a missing row.
+The new generation is built beside the old one. It has the merged files and, as hard links, all others, so a pass costs
+what it merges and no more. It takes the old one's place when the `data` link is replaced in one rename. Writers hold
+the run's lock while they publish, and the swap, a matter of milliseconds, holds it alone. So a running run can be
+compacted, by its own recorder or by another process.
+
+No query sees both generations, and one under way keeps its files. Segments lie in data.g8/TABLE/g8, which readers list
+as data/TABLE/g8 or, by globs, as data/TABLE/**. The next generation has a link at TABLE/g8 that leads to the replaced
+folder: a file that was listed before the swap still opens by its path, and `**` follows no links, so nothing is listed
+twice. Links and replaced folders go `GRACE_S` later. Whatever kills a pass, `data` leads to a whole generation, and the
+next pass removes what is left over. A damaged segment, a file that is not understood or a missing row stops a pass.
 """
 
 from __future__ import annotations
@@ -11,11 +18,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import duckdb
@@ -24,10 +33,19 @@ import pyarrow.parquet as pq
 
 from monitor.errors import StoreError
 from monitor.store.evidence import steps_around
-from monitor.store.locks import take_run
-from monitor.store.reserve import told
-from monitor.store.runs import get_run, read_json, require_store
-from monitor.store.schema import TABLES, SegmentName, run_dir
+from monitor.store.locks import compaction_lock, is_held, take_compaction, take_data
+from monitor.store.reserve import free_bytes, told
+from monitor.store.runs import RunState, get_run, read_heartbeats, read_json, require_store
+from monitor.store.schema import (
+    GENERATION,
+    INNER,
+    TABLES,
+    SegmentName,
+    generation_of,
+    inner_name,
+    run_dir,
+    table_dir,
+)
 from monitor.store.segments import (
     QUARANTINED,
     copy_segment,
@@ -39,8 +57,13 @@ from monitor.store.segments import (
     replace_text,
 )
 
+GRACE_S = 60.0  # how long replaced files of a running run stay for queries under way
 _MERGED_BYTES = 256 << 20  # segments are merged up to this size, so that a step of a big run is still found quickly
-_GENERATION = re.compile(r"data\.g(\d+)(\.tmp)?")
+_ROOM = 3  # a running run is compacted where that many times the bytes to merge are free
+_FULL_SHARE = 4  # a file of a quarter of that is not merged again
+TOGETHER = 64  # segments of a running run are merged when there are as many of a tier, see `_due`
+# Rows of a row group, which is made in memory: few where rows are long. Readers skip row groups by their steps.
+_GROUP_ROWS = {"samples": 4_096, "histograms": 16_384}
 _PRUNED = "pruned.json"  # in a generation: {"a001-r000": rows} of raw tokens that pruning removed
 Segments = list[tuple[SegmentName, Path]]
 Key = tuple[str, int, int]  # table, attempt, rank
@@ -62,27 +85,55 @@ def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, 
     """Merge a run's segments; with `thin_tokens` also drop the raw tokens of most steps.
 
     Those of the steps that `kept_steps` names stay, and those around every transition of an alert (`steps_around`).
+    Of a running run closed ranges of steps are merged, as its recorder does by itself.
 
-    grace_s: how long the old files stay after the swap, for queries under way. Raises StoreError for a run that is
-    unknown, running, damaged, being compacted or holds files that are not understood, for a faulty `thin_tokens`, and
-    where the disk refuses: the run is then as it was.
+    grace_s: how long the old files of an ended run stay after the swap, for queries under way; those of a running run
+    stay `GRACE_S`. Raises StoreError for a run that is unknown, damaged, being compacted or holds files that are not
+    understood, for a running run with `thin_tokens` or with a writer on another machine, for a faulty `thin_tokens`,
+    and where the disk refuses: the run is then as it was.
     """
     root = require_store(store)
     state = get_run(root, run)
-    if state.status in ("running", "stalled"):
-        raise StoreError(f"Run {run!r} is {state.status}: compact it when it has ended.")
+    live = state.status in ("running", "stalled")
+    if live:
+        _require_compactable(state, thin_tokens)
     try:
         with _alone(root, run), memory_connection(threads=2) as con:
             found = _understood(root, run)
-            steps = None if thin_tokens is None else _thinned(con, found, thin_tokens)
             before = _sizes(found)
-            old = _publish(con, root, run, found, steps)
+            steps = None if thin_tokens is None else _thinned(con, found, thin_tokens)
+            swapped = _merge_run(con, root, run, found, live, steps)
             after = _sizes({table: list_segments(root, run, table) for table in TABLES})
-            time.sleep(grace_s)
-            _remove_generations(run_dir(root, run), old)
+            if swapped and not live:
+                time.sleep(grace_s)
+            remove_replaced(run_dir(root, run), older_than_s=GRACE_S if live else 0.0)
+            if not live:
+                for left in run_dir(root, run).glob("*.reserve"):  # of a recorder that was killed
+                    left.unlink(missing_ok=True)
     except (OSError, duckdb.Error, pa.ArrowException) as error:
         raise StoreError(f"Cannot compact run {run!r}: {told(error)}. No row is lost. Free some space.") from error
     return Compaction(run, before[0], after[0], before[1], after[1], steps)
+
+
+def compact_closed(root: Path, run: str, con: duckdb.DuckDBPyConnection) -> bool:
+    """One pass over a run that its own recorder writes: closed ranges are merged if there are enough; True if so.
+
+    Nothing is done where another compaction is at work, ranks record on other machines or the disk is nearly full.
+    Raises StoreError, OSError and duckdb.Error, and then leaves the run as it was; also if `con` is interrupted.
+    """
+    hosts = {beat.get("host") for beat in read_heartbeats(root, run)}
+    if hosts - {socket.gethostname(), None} or is_held(compaction_lock(run_dir(root, run))):
+        return False
+    with _alone(root, run):
+        remove_replaced(run_dir(root, run), older_than_s=GRACE_S)
+        return _merge_run(con, root, run, _understood(root, run), True, None)
+
+
+def drop_replaced(root: Path, run: str, *, older_than_s: float) -> None:
+    """`remove_replaced`, unless a compaction is at work. Raises OSError."""
+    with suppress(BlockingIOError), take_compaction(run_dir(root, run)) as lock:
+        if lock.works:
+            remove_replaced(run_dir(root, run), older_than_s=older_than_s)
 
 
 def kept_steps(spec: str, steps: list[int]) -> tuple[int, ...]:
@@ -104,15 +155,6 @@ def kept_steps(spec: str, steps: list[int]) -> tuple[int, ...]:
     return tuple(steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count))
 
 
-def generation_of(folder: Path) -> str | None:
-    """The name of the folder that a run's `data` leads to: "data" itself in a copy that followed the link."""
-    link = folder / "data"
-    try:
-        return Path(os.readlink(link)).name
-    except OSError:
-        return "data" if link.is_dir() else None
-
-
 def pruned_rows(folder: Path) -> dict[Key, int]:
     """Rows that pruning has removed from a run, by (table, attempt, rank)."""
     found = {}
@@ -123,19 +165,58 @@ def pruned_rows(folder: Path) -> dict[Key, int]:
     return found
 
 
+def remove_replaced(folder: Path, *, older_than_s: float) -> None:
+    """Remove the generations of a run that were replaced longer ago than that, oldest first, but no foreign file.
+
+    Queries that listed their files before are then over. Only a holder of the compaction's lock may call it.
+    """
+    current = generation_of(folder)
+    if current is None:
+        return
+    known = sorted((number, path) for number, path in _generations(folder) if path.suffix != ".tmp")
+    for (number, path), (_, successor) in pairwise(known):
+        if number >= _number(current, default=number + 1) or not _is_ours(path):
+            continue
+        if abs(time.time() - successor.stat().st_mtime) < older_than_s:  # its mtime is that of the swap
+            break
+        for table in TABLES:  # the links first: no path may lead into a folder that is half gone
+            with suppress(OSError):
+                (folder / current / table / inner_name(path.name)).unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+def _generations(folder: Path) -> list[tuple[int, Path]]:
+    return [(int(match[1]), folder / name) for name in os.listdir(folder) if (match := GENERATION.fullmatch(name))]
+
+
+def _number(generation: str, default: int) -> int:
+    match = GENERATION.fullmatch(generation)
+    return int(match[1]) if match else default
+
+
+def _require_compactable(state: RunState, thin_tokens: str | None) -> None:
+    """A running run keeps its tokens, and its writers must be where the swap's lock is seen at once."""
+    if thin_tokens is not None:
+        raise StoreError(f"Run {state.name!r} is {state.status}: prune it when it has ended.")
+    elsewhere = {beat.get("host") for beat in state.heartbeats} - {socket.gethostname(), None}
+    if elsewhere:
+        raise StoreError(
+            f"Run {state.name!r} is {state.status} on {', '.join(sorted(map(str, elsewhere)))}: "
+            "compact it when it has ended."
+        )
+
+
 @contextmanager
 def _alone(root: Path, run: str) -> Iterator[None]:
-    """Hold the run's lock alone: no recorder writes it, no other compaction runs."""
+    """Be the only compaction of the run."""
     try:
-        lock = take_run(run_dir(root, run))
+        lock = take_compaction(run_dir(root, run))
     except BlockingIOError:
-        raise StoreError(f"Run {run!r} is in use by a recorder or another compaction.") from None
-    try:
+        raise StoreError(f"Run {run!r} is in use by another compaction.") from None
+    with lock:
         if not lock.works:
             raise StoreError(f"Run {run!r} lies on a file system without locks: compact a copy of it elsewhere.")
         yield
-    finally:
-        lock.release()
 
 
 def _understood(root: Path, run: str) -> dict[str, Segments]:
@@ -144,22 +225,19 @@ def _understood(root: Path, run: str) -> dict[str, Segments]:
     for name in sorted(os.listdir(data)):
         if name not in TABLES and name != _PRUNED:
             raise StoreError(f"{data / name} is not a table of this version: move it away before compacting.")
-    found = {}
     for table in TABLES:
-        folder = data / table
-        names = sorted(os.listdir(folder)) if folder.exists() else []
-        for name in names:
-            if not name.endswith((".parquet.tmp", QUARANTINED)):
-                _check_understood(folder / name, table)
-        found[table] = list_segments(root, run, table)
-    return found
+        live, outer = table_dir(root, run, table), data / table
+        for folder in {live, outer} if outer.exists() else ():
+            for name in sorted(os.listdir(folder)):
+                known = SegmentName.parse(name) or name.endswith((".parquet.tmp", QUARANTINED))
+                if not (known and folder == live) and not INNER.fullmatch(name):
+                    message = "is not a segment of this version: move it away before compacting."
+                    raise StoreError(f"{folder / name} {message}")
+    return {table: list_segments(root, run, table) for table in TABLES}
 
 
-def _check_understood(path: Path, table: str) -> None:
-    name = SegmentName.parse(path.name)
-    if name is None:
-        raise StoreError(f"{path} is not a segment of this version: move it away before compacting.")
-    if crc32_of(path) != name.crc32:
+def _check_understood(path: Path, table: str, crc32: int) -> None:
+    if crc32_of(path) != crc32:
         raise StoreError(f"{path} is damaged: run `rlvr store check` and decide about it before compacting.")
     columns = pq.read_schema(path).names
     if set(columns) != set(TABLES[table]):
@@ -185,67 +263,154 @@ def _sizes(found: dict[str, Segments]) -> tuple[int, int]:
     return len(names), sum(path.stat().st_size for path in names)
 
 
-def _publish(
-    con: duckdb.DuckDBPyConnection, root: Path, run: str, found: dict[str, Segments], steps: tuple[int, ...] | None
-) -> Path:
-    """Build, swap in and make durable the next generation; the path of the old one. Leaves nothing where it fails."""
+# ---- which segments are merged -------------------------------------------------------------------------------------
+
+
+def _due(found: Segments, *, live: bool) -> list[Segments]:
+    """The groups of neighbouring segments that are to be merged, each of one attempt and rank, in order of steps.
+
+    Of an ended run those are all that are not full already. Of a running run segments fall into tiers by the steps that
+    they span: below 64, below 64^2, ... Where `TOGETHER` of a tier lie among none of a higher one, they are merged,
+    and the outcome is of a higher tier. So every row is merged once for each tier, and of 50,000 steps with a segment
+    each at most 63 + 63 + 12 files are left.
+    """
+    made: list[Segments] = []
+    for _, same in groupby(found, key=lambda item: (item[0].attempt, item[0].rank)):
+        for full, stretch in groupby(same, key=lambda item: _FULL_SHARE * item[1].stat().st_size >= _MERGED_BYTES):
+            small = [] if full else list(stretch)
+            stretches = _tiers(small) if live else [small]
+            made += [group for one in stretches for group in _parted(one) if len(group) > 1]
+    return made
+
+
+def _tiers(found: Segments) -> list[Segments]:
+    """Stretches of a tier that are long enough to merge; of several tiers the lowest."""
+    tiers = [_tier(name) for name, _ in found]
+    for tier in sorted(set(tiers)):
+        due = []
+        for higher, indices in groupby(range(len(found)), key=lambda index: tiers[index] > tier):
+            of_tier = [] if higher else [index for index in indices if tiers[index] == tier]
+            if len(of_tier) >= TOGETHER:
+                due.append(found[of_tier[0] : of_tier[-1] + 1])
+        if due:
+            return due
+    return []
+
+
+def _tier(name: SegmentName) -> int:
+    """log of the steps that a segment spans, rounded down; the base is `TOGETHER`."""
+    span, tier = name.last_step - name.first_step + 1, 0
+    while span >= TOGETHER:
+        span, tier = span // TOGETHER, tier + 1
+    return tier
+
+
+def _parted(found: Segments) -> Iterator[Segments]:
+    """A stretch in parts of about equal size, none above `_MERGED_BYTES` but where a single segment is."""
+    sizes = [path.stat().st_size for _, path in found]
+    parts = -(-sum(sizes) // _MERGED_BYTES)
+    target = sum(sizes) / max(1, parts)
+    group: Segments = []
+    size = 0
+    for item, its_size in zip(found, sizes, strict=True):
+        if group and size + its_size / 2 > target:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += its_size
+    if group:
+        yield group
+
+
+# ---- the next generation -------------------------------------------------------------------------------------------
+
+
+def _merge_run(
+    con: duckdb.DuckDBPyConnection,
+    root: Path,
+    run: str,
+    found: dict[str, Segments],
+    live: bool,
+    steps: Sequence[int] | None,
+) -> bool:
+    """Build and swap in the next generation; False if there is nothing to do. Leaves nothing where it fails."""
     folder = run_dir(root, run)
-    link, swap = folder / "data", folder / "data.tmp"
     current = generation_of(folder)
-    numbers = [int(match[1]) for name in os.listdir(folder) if (match := _GENERATION.fullmatch(name))]
-    number = max([-1, *numbers]) + 1
-    new, building = folder / f"data.g{number}", folder / f"data.g{number}.tmp"
+    if current is None:
+        raise StoreError(f"Run {run!r} has no data: run `rlvr store check`.")
+    _remove_unfinished(folder, current)
+    due = {table: _due(found[table], live=live) for table in TABLES}
+    if steps is not None:
+        due["tokens"] = [
+            group
+            for _, same in groupby(found["tokens"], key=lambda item: (item[0].attempt, item[0].rank))
+            for group in _parted(list(same))
+        ]
+    sizes = [path.stat().st_size for groups in due.values() for group in groups for _, path in group]
+    if not sizes or (live and free_bytes(folder) < _ROOM * sum(sizes) + (64 << 20)):
+        return False
+    number = max([-1, *(number for number, _ in _generations(folder))]) + 1
+    number += current == "data"  # which gets a lower one
+    new = folder / f"data.g{number}"
+    building = new.with_name(f"{new.name}.tmp")
     try:
-        _build(con, link, building, found, steps)
-        os.rename(building, new)
-        swap.unlink(missing_ok=True)
-        swap.symlink_to(new.name)
-        if current == "data":  # a copy that followed the link: make way for one
-            current = f"data.g{number + 1}"
-            os.rename(link, folder / current)
-        os.replace(swap, link)
+        _build(con, building, inner_name(new.name), due, steps, pruned_rows(folder))
+        gone = {table: {path.name for group in due[table] for _, path in group} for table in TABLES}
+        _carry_over(root, run, building, inner_name(new.name), gone)
+        with take_data(folder):  # from here on no segment appears
+            _carry_over(root, run, building, inner_name(new.name), gone)
+            _swap(folder, current, building, new)
+    except BlockingIOError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise StoreError(f"Run {run!r} is in use by a recorder that does not pause.") from error
     except BaseException:
-        for left in (building, new):
-            shutil.rmtree(left, ignore_errors=True)
-        with suppress(OSError):
-            swap.unlink(missing_ok=True)
+        if generation_of(folder) == current:
+            for left in (building, new):
+                shutil.rmtree(left, ignore_errors=True)
         raise
-    fsync_folder(folder)
-    return folder / str(current)
+    return True
+
+
+def _remove_unfinished(folder: Path, current: str) -> None:
+    """What passes left that were killed before their swap."""
+    for number, path in _generations(folder):
+        newer = current != "data" and number > _number(current, default=number)
+        if (newer or path.suffix == ".tmp") and _is_ours(path):
+            shutil.rmtree(path)
 
 
 def _build(
     con: duckdb.DuckDBPyConnection,
-    old: Path,
     building: Path,
-    found: dict[str, Segments],
-    steps: tuple[int, ...] | None,
+    inner: str,
+    due: dict[str, list[Segments]],
+    steps: Sequence[int] | None,
+    removed: dict[Key, int],
 ) -> None:
-    """A generation with all rows of `found`, but for the raw tokens of other steps than `steps`."""
-    removed: Counter[Key] = Counter(pruned_rows(old.parent))
+    """A generation's folders, with the merged segments and the record of what pruning has removed."""
+    pruned = Counter(removed)
     for table in TABLES:
-        (building / table).mkdir(parents=True)
-        for damaged in (old / table).glob(f"*{QUARANTINED}"):
-            shutil.copy2(damaged, building / table / damaged.name)
-        kept = steps if table == "tokens" else None
-        made = _merge(con, found[table], table, building / table, kept)
-        fsync_folder(building / table)
-        lost = _rows(table, found[table]) - _rows(table, made)
-        if lost and kept is None:
-            raise StoreError(f"Compacting {table} of {old.parent.name} would lose rows ({dict(lost)}): left alone.")
-        removed += lost
-    if removed:
-        text = {f"a{attempt:03d}-r{rank:03d}": rows for (_, attempt, rank), rows in sorted(removed.items())}
+        (building / table / inner).mkdir(parents=True)
+        for group in due[table]:
+            for name, path in group:
+                _check_understood(path, table, name.crc32)
+            kept = steps if table == "tokens" else None
+            rows = _rows(path for _, path in group)
+            made = _merge(con, group, table, building / table / inner, kept)
+            lost = rows - (_rows([made]) if made else 0)
+            first = group[0][0]
+            if lost and kept is None:
+                raise StoreError(f"Merging {table} of {building.parent.name} would lose {lost} rows: left alone.")
+            if lost:
+                pruned[table, first.attempt, first.rank] += lost
+    if pruned:
+        text = {f"a{attempt:03d}-r{rank:03d}": rows for (_, attempt, rank), rows in sorted(pruned.items())}
         replace_text(building / _PRUNED, json.dumps(text))
     fsync_folder(building)
 
 
-def _rows(table: str, found: Segments) -> Counter[Key]:
-    """Rows by attempt and rank."""
-    rows: Counter[Key] = Counter()
-    for name, path in found:
-        rows[table, name.attempt, name.rank] += pq.read_metadata(path).num_rows
-    return rows
+def _rows(paths: Iterable[Path]) -> int:
+    return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
 def _source(found: Segments) -> str:
@@ -254,50 +419,57 @@ def _source(found: Segments) -> str:
 
 
 def _merge(
-    con: duckdb.DuckDBPyConnection, found: Segments, table: str, folder: Path, steps: tuple[int, ...] | None
-) -> Segments:
+    con: duckdb.DuckDBPyConnection, group: Segments, table: str, folder: Path, steps: Sequence[int] | None
+) -> Path | None:
+    """The rows of a group as one segment, with `steps` only those of these steps; None if there are none."""
     kept = "" if steps is None else f" WHERE step IN ({', '.join(map(str, steps)) or 'NULL'})"
+    if steps is not None and not con.execute(f"SELECT 1 FROM {_source(group)}{kept} LIMIT 1").fetchall():
+        return None
     columns = ", ".join(f'"{name}"::{kind} AS "{name}"' for name, kind in TABLES[table].items())
-    made: Segments = []
-    for group in _groups(found):
-        first, last = group[0][0], max(name.last_step for name, _ in group)
-        if steps is not None and not con.execute(f"SELECT 1 FROM {_source(group)}{kept} LIMIT 1").fetchall():
-            continue
-        key = (first.attempt, first.rank, first.first_step, last)
-        path = copy_segment(con, f"SELECT {columns} FROM {_source(group)}{kept}", folder, key)
-        name = SegmentName.parse(path.name)
-        if name is None:
-            raise StoreError(f"{path.name} would not be understood as a segment: left alone.")
-        made.append((name, path))
-    return made
+    first, last = group[0][0], max(name.last_step for name, _ in group)
+    key = (first.attempt, first.rank, min(name.first_step for name, _ in group), last)
+    query = f"SELECT {columns} FROM {_source(group)}{kept}"
+    path = copy_segment(con, query, folder, key, group_rows=_GROUP_ROWS.get(table))
+    if SegmentName.parse(path.name) is None:
+        raise StoreError(f"{path.name} would not be understood as a segment: left alone.")
+    return path
 
 
-def _groups(found: Segments) -> Iterator[Segments]:
-    """Segments of one attempt and rank in the order of their steps, up to `_MERGED_BYTES` together."""
-    group: Segments = []
-    size = 0
-    for name, path in found:
-        same = group and (group[0][0].attempt, group[0][0].rank) == (name.attempt, name.rank)
-        if group and (not same or size >= _MERGED_BYTES):
-            yield group
-            group, size = [], 0
-        group.append((name, path))
-        size += path.stat().st_size
-    if group:
-        yield group
-
-
-def _remove_generations(folder: Path, old: Path) -> None:
-    """The generation that was replaced, what interrupted compactions and killed recorders left, but no foreign file."""
+def _carry_over(root: Path, run: str, building: Path, inner: str, gone: dict[str, set[str]]) -> None:
+    """Hard links to all files that were not merged, where they are not there yet, and links to replaced folders."""
+    folder = run_dir(root, run)
     current = generation_of(folder)
-    for path in folder.iterdir():
-        if path == old or (_GENERATION.fullmatch(path.name) and path.name != current and _is_ours(path)):
-            shutil.rmtree(path)
-        elif path.suffix == ".reserve":
-            path.unlink(missing_ok=True)
+    for table in TABLES:
+        old, outer, new = table_dir(root, run, table), folder / "data" / table, building / table
+        names = os.listdir(old) if old.exists() else []
+        missing = {name for name in names if not (name.endswith(".tmp") or INNER.fullmatch(name))} - gone[table]
+        missing -= set(os.listdir(new / inner))
+        for name in missing:
+            os.link(old / name, new / inner / name)
+        links = [name for name in os.listdir(outer) if INNER.fullmatch(name)] if outer.exists() else []
+        for name in links if current != "data" else ():
+            if (folder / f"data.{name}").exists() and not (new / name).is_symlink():
+                os.symlink(f"../../data.{name}/{table}/{name}", new / name)
+                missing.add(name)
+        if missing:
+            fsync_folder(new / inner)
+            fsync_folder(new)
+
+
+def _swap(folder: Path, current: str, building: Path, new: Path) -> None:
+    """Put a finished generation in the place of the current one, durably before any segment is written into it."""
+    swap = folder / "data.tmp"
+    os.utime(building)  # the time of the swap, for `remove_replaced`
+    os.rename(building, new)
+    swap.unlink(missing_ok=True)
+    swap.symlink_to(new.name)
+    if current == "data":  # a copy that followed the link: make way for one
+        os.rename(folder / "data", folder / f"data.g{_number(new.name, 1) - 1}")
+    os.replace(swap, folder / "data")
+    fsync_folder(folder)
 
 
 def _is_ours(generation: Path) -> bool:
-    files = [path for path in generation.rglob("*") if not path.is_dir()]
+    files = [path.name for path in generation.rglob("*") if path.is_symlink() or not path.is_dir()]
     endings = (".tmp", QUARANTINED, _PRUNED)
-    return all(SegmentName.parse(path.name) or path.name.endswith(endings) for path in files)
+    return all(SegmentName.parse(name) or INNER.fullmatch(name) or name.endswith(endings) for name in files)

@@ -12,21 +12,29 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
 
 from monitor.store.runs import run_names
-from monitor.store.schema import FORMER_TYPES, TABLES, WRITE_ORDER, SegmentName, run_dir
+from monitor.store.schema import (
+    FORMER_TYPES,
+    GENERATION,
+    TABLES,
+    WRITE_ORDER,
+    SegmentName,
+    generation_of,
+    inner_name,
+    run_dir,
+    table_dir,
+)
 from monitor.store.segments import QUARANTINED, crc32_of, escape_glob
 
-_GENERATION = re.compile(r"data\.g\d+")
 _MTIME_GRAIN_S = 0.1  # a folder touched this recently may change again without a new mtime
 
 
@@ -93,13 +101,13 @@ class Listing:
         """
         with self._lock:
             runs = run_names(self.store)
-            bases = {run: _data_folder(run_dir(self.store, run)) for run in runs}
+            generations = {run: generation_of(run_dir(self.store, run)) for run in runs}
             for table in reversed(WRITE_ORDER):
                 if table not in tables:
                     continue
-                for key in [key for key in self._folders if key[0] == table and key[1] not in bases]:
+                for key in [key for key in self._folders if key[0] == table and key[1] not in generations]:
                     self._moved(self._folders.pop(key))
-                folders = [self._list(table, run, base) for run, base in bases.items()]
+                folders = [self._list(table, run, generation) for run, generation in generations.items()]
                 self._check([(folder, name) for folder in folders for name in folder.pending])
             return runs
 
@@ -122,13 +130,13 @@ class Listing:
     def names(self, table: str, run: str) -> list[SegmentName]:
         """The names of one run's segments as they are now. Their bytes are not looked at."""
         with self._lock:
-            folder = self._list(table, run, _data_folder(run_dir(self.store, run)))
+            folder = self._list(table, run, generation_of(run_dir(self.store, run)))
             return [*folder.pending.values(), *(segment.name for segment in folder.fine.values())]
 
     def chosen(self, table: str, run: str, wanted: Callable[[SegmentName], bool]) -> list[Segment]:
         """One run's readable segments, as they are now, for whose names `wanted` is true. Other files are not read."""
         with self._lock:
-            folder = self._list(table, run, _data_folder(run_dir(self.store, run)))
+            folder = self._list(table, run, generation_of(run_dir(self.store, run)))
             self._check([(folder, name) for name, parsed in folder.pending.items() if wanted(parsed)])
             return [folder.fine[name] for name in sorted(folder.fine) if wanted(folder.fine[name].name)]
 
@@ -165,15 +173,17 @@ class Listing:
         folder.stamp = next(self._changes)
         self._versions[folder.table] = folder.stamp
 
-    def _list(self, table: str, run: str, base: str) -> _Folder:
-        """A run's folder of a table as it is now: new files are pending, vanished ones forgotten."""
-        path = f"{base}/{table}"
-        folder = self._folders.get((table, run))
+    def _list(self, table: str, run: str, generation: str | None) -> _Folder:
+        """A run's folder of a table as it is now: new files are pending, vanished ones forgotten.
+
+        The generation is looked at once for all tables, so that all are of one.
+        """
+        path = _segments_folder(self.store, run, table, generation)
+        folder = former = self._folders.get((table, run))
         if folder is None or folder.path != path:  # a new run, or a compaction's next generation
-            self._folders[table, run] = fresh = _Folder(table, run, path)
-            if folder is not None:
-                self._moved(fresh)
-            folder = fresh
+            self._folders[table, run] = folder = _Folder(table, run, path)
+            if former is not None:
+                self._moved(folder)
         closed = None
         try:
             state = _state(os.stat(path))
@@ -196,6 +206,10 @@ class Listing:
         if gone or changed or closed != folder.closed:
             folder.closed = closed
             self._moved(folder)
+        if former is not None and former is not folder:
+            for name in names & former.fine.keys():
+                if _is_same(f"{former.path}/{name}", f"{path}/{name}"):  # a hard link: its bytes have been checked
+                    folder.fine[name] = replace(former.fine[name], path=f"{path}/{name}")
         folder.pending = {}
         for name in sorted(names - folder.fine.keys() - folder.bad.keys()):
             parsed = SegmentName.parse(name)
@@ -256,16 +270,21 @@ def segment_groups(segments: Iterable[Segment]) -> list[list[str]]:
     return [[one.path for one in sorted(group, key=lambda one: one.former)] for group in groups.values()]
 
 
-def _data_folder(run: Path) -> str:
-    """The path of a run's newest generation, with the link `data` resolved, so that all tables are of one generation.
+def _segments_folder(store: Path, run: str, table: str, generation: str | None) -> str:
+    """`monitor.store.schema.table_dir` of a generation that is known already."""
+    match = GENERATION.fullmatch(generation or "")
+    if match is None:
+        return str(table_dir(store, run, table))
+    outer = f"{run_dir(store, run)}/{match[0]}/{table}"
+    inner = f"{outer}/{inner_name(match[0])}"
+    return inner if os.path.isdir(inner) else outer
 
-    In a copy that followed links `data` is a plain folder, which is used as it is.
-    """
+
+def _is_same(path: str, other: str) -> bool:
     try:
-        target = os.readlink(run / "data")
+        return os.path.samefile(path, other)
     except OSError:
-        target = ""
-    return f"{run}/{target}" if _GENERATION.fullmatch(target) else f"{run}/data"
+        return False
 
 
 def _is_ours(name: str) -> bool:

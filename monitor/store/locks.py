@@ -15,6 +15,7 @@ import weakref
 from pathlib import Path
 
 _LOOKS_S = 5.0  # how long to try again while only a reader's `is_held` is in the way
+_SWAP_S = 30.0  # how long writers wait for a swap, which takes milliseconds, and a swap for writers
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
@@ -28,38 +29,58 @@ def take_rank(folder: Path, rank: int) -> FileLock:
     return FileLock(rank_lock(folder, rank), wait_s=_LOOKS_S)
 
 
-def share_run(folder: Path) -> FileLock:
-    """Keep compaction away from a run. Raises BlockingIOError while one is at work."""
-    return FileLock(folder / "run.lock", shared=True)
+def share_data(folder: Path, wait_s: float = _SWAP_S) -> FileLock:
+    """Keep the run's generation as it is, while a segment is written into it. Waits for a swap to end.
+
+    Raises BlockingIOError if that takes longer than any swap should.
+    """
+    return FileLock(folder / "run.lock", shared=True, wait_s=wait_s, patient=True)
 
 
-def take_run(folder: Path) -> FileLock:
-    """Keep every recorder and compaction away from a run. Raises BlockingIOError if there is one."""
-    return FileLock(folder / "run.lock")
+def take_data(folder: Path) -> FileLock:
+    """Keep every writer out of a run's data for the moment of a swap. Raises BlockingIOError after a long wait."""
+    return FileLock(folder / "run.lock", wait_s=_SWAP_S, patient=True)
+
+
+def take_compaction(folder: Path) -> FileLock:
+    """Become the only compaction of a run. Raises BlockingIOError if there is another."""
+    return FileLock(compaction_lock(folder), wait_s=_LOOKS_S)
+
+
+def compaction_lock(folder: Path) -> Path:
+    """The lock file of compaction in a run's folder."""
+    return folder / "compact.lock"
 
 
 class FileLock:
     """A lock on a file, which is made if missing. It is held until `release` or the end of the process.
 
-    Forked children do not hold it. shared: other shared holders may hold it too. `works` is False where the file system
+    Forked children do not hold it. shared: other shared holders may hold it too. patient: wait up to
+    wait_s for any holder, not only for a reader's look. `works` is False where the file system
     has no locks, so that nothing is held. Raises BlockingIOError if someone else holds the lock, and other OSErrors if
     the file cannot be opened.
     """
 
-    def __init__(self, path: Path, *, shared: bool = False, wait_s: float = 0.0) -> None:
+    def __init__(self, path: Path, *, shared: bool = False, wait_s: float = 0.0, patient: bool = False) -> None:
         self.works = True
         self._fd: int | None = None
         deadline = time.monotonic() + wait_s
         while self._fd is None:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                self.works = _lock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
+                self.works = _lock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline, patient)
                 if _is_at(fd, path):  # if not, a failed start removed its folder: lock the new file
                     self._fd, fd = fd, -1
             finally:
                 if fd >= 0:
                     os.close(fd)
         _held.add(self)
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Let go of the lock. Safe to call twice."""
@@ -85,14 +106,14 @@ def is_held(path: Path) -> bool | None:
     return False
 
 
-def _lock(fd: int, kind: int, deadline: float) -> bool:
+def _lock(fd: int, kind: int, deadline: float, patient: bool) -> bool:
     """Take the lock; False where the file system has no locks. Raises BlockingIOError if someone holds it."""
     while True:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if time.monotonic() >= deadline or not _only_looks(fd):
+            if time.monotonic() >= deadline or not (patient or _only_looks(fd)):
                 raise
             time.sleep(0.001)
         except OSError:

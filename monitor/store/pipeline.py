@@ -21,6 +21,7 @@ import duckdb
 import pyarrow as pa
 
 from monitor.records import Alert
+from monitor.store.background import Compactor
 from monitor.store.batch import Batch, Item, batch_of, joined
 from monitor.store.evidence import Evidence
 from monitor.store.gaps import PARTS, Event, Gaps
@@ -81,6 +82,7 @@ class Pipeline:
         self._concluded = False  # the last verdict has been noted
         self._started = time.time()
         self._heart = Heart(self._try_beat)
+        self._compactor = Compactor(writer.store, writer.info.name, self.fault) if writer.rank == 0 else None
         self._thread = threading.Thread(target=self._run, name="rlvr-recorder", daemon=True)
 
     @property
@@ -407,6 +409,8 @@ class Pipeline:
                     self.fault(f"bad_{table}", error, batch.first_step)
                     self._drop(batch, table, f"they cannot be written ({error})")
         self._room.wrote(self._writer.bytes - bytes_before)
+        if self._compactor is not None and not self._room.full:
+            self._compactor.wrote()
         self._commit(batch)
         return True
 
@@ -524,6 +528,8 @@ class Pipeline:
         if self.lost_steps:
             _log.error("%d steps could not be written and are lost: %s.", self.lost_steps, self._lost_why)
             self._status = "failed"
+        if self._compactor is not None:
+            self._compactor.stop()
         self._heart.stop(self._status or "stopped")
         self._writer.close()
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 from monitor.store.catalog import ensure_catalog
 from monitor.store.listing import Unreadable
 from monitor.store.locked import Limits, LockedSession
-from monitor.store.runs import RunState, get_run, list_runs, require_store
+from monitor.store.runs import RunState, get_run, list_runs, require_store, run_names
+from monitor.store.schema import TABLES, table_dir
 from monitor.store.segments import QUARANTINED
 from monitor.store.session import Session, fetch_all
 
@@ -118,7 +119,12 @@ class Store:
 
     def quarantined(self) -> list[Path]:
         """Damaged files that were set aside."""
-        return sorted(self.root.glob(f"runs/*/data/*/*{QUARANTINED}"))
+        return sorted(
+            path
+            for run in run_names(self.root)
+            for table in TABLES
+            for path in table_dir(self.root, run, table).glob(f"*{QUARANTINED}")
+        )
 
     def close(self) -> None:
         self._session.close()

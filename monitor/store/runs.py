@@ -17,7 +17,7 @@ from typing import Any
 from monitor.errors import StoreError, UnknownRunError, nearest
 from monitor.records import RunStatus
 from monitor.store.locks import is_held, rank_lock
-from monitor.store.schema import TABLES, run_dir
+from monitor.store.schema import TABLES, run_dir, table_dir
 from monitor.store.segments import QUARANTINED
 
 # A heartbeat is compared with the reader's clock only where no lock can tell whether its writer lives. The limits on
@@ -266,7 +266,7 @@ def data_bytes(store: Path, run: str) -> tuple[int, int]:
     total = quarantined = 0
     for table in TABLES:
         try:
-            with os.scandir(run_dir(store, run) / "data" / table) as entries:
+            with os.scandir(table_dir(store, run, table)) as entries:
                 for entry in entries:
                     if entry.name.endswith(QUARANTINED):
                         quarantined += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ TABLES: dict[str, dict[str, str]] = {
 }
 WRITE_ORDER = ("tokens", "samples", "histograms", "alerts", "events", "steps")  # steps last: the commit mark
 
+GENERATION = re.compile(r"data\.g(\d+)(\.tmp)?")  # folders of a run; with .tmp: not finished
+INNER = re.compile(r"g(\d+)")
 _NAME = re.compile(r"a(\d{3,})-r(\d{3,})-s(\d{8,})-(\d{8,})-([0-9a-f]{8})\.parquet", re.ASCII)
 
 
@@ -104,6 +107,34 @@ def run_dir(store: Path, run: str) -> Path:
     return store / "runs" / run
 
 
+def generation_of(folder: Path) -> str | None:
+    """The name of the folder that a run's `data` leads to: "data" itself in a copy that followed the link."""
+    link = folder / "data"
+    try:
+        return os.path.basename(os.readlink(link))
+    except OSError:
+        return "data" if os.path.isdir(link) else None
+
+
+def inner_name(generation: str) -> str:
+    """The folder inside of each table of a generation "data.g8": "g8"."""
+    return generation.removeprefix("data.")
+
+
 def table_dir(store: Path, run: str, table: str) -> Path:
-    """The folder of a run's segments of one table, through the generation link."""
-    return run_dir(store, run) / "data" / table
+    """The folder of a run's segments of one table, in its newest generation.
+
+    It is data.g8/TABLE/g8, or data.g8/TABLE in runs of older versions. In a copy that followed links, which has all of
+    them as plain folders, it is that of the highest number.
+    """
+    folder = run_dir(store, run)
+    generation = generation_of(folder) or "data"
+    outer = folder / generation / table
+    if generation != "data":
+        inner = outer / inner_name(generation)
+        return inner if os.path.isdir(inner) else outer
+    try:
+        numbers = [int(match[1]) for name in os.listdir(outer) if (match := INNER.fullmatch(name))]
+    except OSError:
+        numbers = []
+    return outer / f"g{max(numbers)}" if numbers else outer

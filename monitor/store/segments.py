@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from monitor.store.schema import SCHEMA_VERSION, TABLES, SegmentName, run_dir, table_dir
 
-_COPY = "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2)"
+_COPY = "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2"
 _CHUNK = 1 << 22  # bytes read at once for the CRC
 SEED_RUN = "_seed"
 _SEED_STEPS = (SCHEMA_VERSION, SCHEMA_VERSION)
@@ -61,14 +61,22 @@ def crc32_of(path: Path, *, sync: bool = False) -> int:
     return crc
 
 
-def copy_segment(con: duckdb.DuckDBPyConnection, query: str, folder: Path, key: tuple[int, int, int, int]) -> Path:
+def copy_segment(
+    con: duckdb.DuckDBPyConnection,
+    query: str,
+    folder: Path,
+    key: tuple[int, int, int, int],
+    group_rows: int | None = None,
+) -> Path:
     """Write a query's rows as one durable segment: tmp, fsync, CRC into the name, rename, fsync the folder.
 
-    `key` is (attempt, rank, first step, last step). Raises OSError or duckdb.Error; the temporary file is removed.
+    `key` is (attempt, rank, first step, last step), group_rows the rows of a row group. Raises OSError or
+    duckdb.Error; the temporary file is removed.
     """
     tmp = folder / f"{'-'.join(str(part) for part in key)}.parquet.tmp"
     try:
-        con.execute(f"COPY ({query}) TO {quote(str(tmp))} {_COPY}")
+        size = f", ROW_GROUP_SIZE {group_rows}" if group_rows else ""
+        con.execute(f"COPY ({query}) TO {quote(str(tmp))} ({_COPY}{size})")
         final = folder / str(SegmentName(*key, crc32_of(tmp, sync=True)))
         os.rename(tmp, final)
     except BaseException:
@@ -119,7 +127,7 @@ def write_seeds(store: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             columns = ", ".join(f'NULL::{t} AS "{c}"' for c, t in TABLES[table].items())
             tmp = folder / f"seed.{os.getpid()}-{id(con)}.parquet.tmp"  # several processes may open a new store at once
-            con.execute(f"COPY (SELECT {columns} WHERE false) TO {quote(str(tmp))} {_COPY}")
+            con.execute(f"COPY (SELECT {columns} WHERE false) TO {quote(str(tmp))} ({_COPY})")
             os.rename(tmp, folder / str(SegmentName(0, 0, *_SEED_STEPS, crc32_of(tmp, sync=True))))
 
 

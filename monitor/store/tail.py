@@ -21,13 +21,13 @@ from monitor.errors import StoreError
 from monitor.store.catalog import COMMITS
 from monitor.store.listing import Listing, Segment, segment_groups
 from monitor.store.runs import STATUS_ORDER, heartbeat_files, rank_status, read_heartbeats, read_info
-from monitor.store.schema import TABLES, SegmentName
+from monitor.store.schema import INNER, TABLES, SegmentName
 from monitor.store.segments import QUARANTINED, escape_glob
 
 SMALL_TABLES = ("histograms", "alerts", "events", "steps")
 ENDED = ("finished", "stopped", "failed")  # a run that crashed may have a writer on a machine that was out of sight
 _MANY = 8  # new runs from which on they are taken in together
-_RUN_OF_PATH = r"/runs/([^/]+)/data[^/]*/[^/]+/[^/]+$"
+_RUN_OF_PATH = r"/runs/([^/]+)/data[^/]*/[^/]+/(?:g\d+/)?[^/]+$"
 _MTIME_GRAIN_S = 0.1  # a folder touched this recently may change again without a new mtime
 
 
@@ -115,8 +115,9 @@ class Tail:
         """Files that cannot be read, as "table/name", by run; runs without any are left out."""
         found: dict[str, list[str]] = {name: ["run.json"] for name, entry in self.runs.items() if entry.info_is_bad}
         for one in self._listing.unreadable():
-            path = one.path.relative_to(one.path.parents[0 if one.path.name in TABLES else 1])
-            found.setdefault(one.run, []).append(str(path).removesuffix(QUARANTINED))
+            parts = [part for part in one.path.parts if not INNER.fullmatch(part)]
+            path = "/".join(parts[-1 if one.path.name in TABLES else -2 :])
+            found.setdefault(one.run, []).append(path.removesuffix(QUARANTINED))
         return found
 
     def files(self, run: str, table: str, step: int) -> list[str]:
@@ -215,8 +216,9 @@ class Tail:
         if stamps == entry.stamps:
             return False
         listed = {table: self._listing.segments(table, entry.name) for table in SMALL_TABLES}
-        names = {table: {str(segment.name) for segment in listed[table]} for table in SMALL_TABLES}
-        if any(entry.seen[table] - names[table] for table in SMALL_TABLES):  # compacted, deleted or damaged
+        if not all(self._absorb(entry, table, listed[table]) for table in SMALL_TABLES):  # deleted or damaged
+            for table in SMALL_TABLES:
+                self._con.execute(f"DELETE FROM staged_{table}")
             self._forget_rows(entry.name)
             entry.basis += 1
             entry.seen = {table: set() for table in SMALL_TABLES}
@@ -226,14 +228,14 @@ class Tail:
         }
         staged = [self._stage(entry, table, fresh[table]) for table in SMALL_TABLES]
         self._con.execute("BEGIN")
-        simple = self._continues(entry.name) if fresh["steps"] else False
+        commits_more = self._con.execute("SELECT count(*) > 0 FROM staged_steps").fetchall() == [(True,)]
+        simple = commits_more and self._continues(entry.name)
         if simple:
             self._con.execute("INSERT INTO committed SELECT DISTINCT run, step, rank, attempt FROM staged_steps")
         for table in SMALL_TABLES:
-            if fresh[table]:
-                self._con.execute(f"INSERT INTO {table}_all SELECT * FROM staged_{table}")
-                self._con.execute(f"DELETE FROM staged_{table}")
-        if fresh["steps"] and not simple:
+            self._con.execute(f"INSERT INTO {table}_all SELECT * FROM staged_{table}")
+            self._con.execute(f"DELETE FROM staged_{table}")
+        if commits_more and not simple:
             self._con.execute("DELETE FROM committed WHERE run = ?", [entry.name])
             commits = COMMITS.replace("FROM steps_all", "FROM steps_all WHERE run = ?")
             self._con.execute(f"INSERT INTO committed {commits}", [entry.name])
@@ -241,6 +243,41 @@ class Tail:
         if all(staged):
             entry.stamps = stamps
         return True
+
+    def _absorb(self, entry: RunEntry, table: str, listed: list[Segment]) -> bool:
+        """Stage what is new in files that a compaction merged; False if rows in memory may be gone from the disk.
+
+        Vanished files lie within the steps of merged ones of their attempt and rank. So all rows in memory of these
+        steps must be in the merged files, which is counted, and only rows of other steps are new.
+        """
+        gone = [
+            name for text in entry.seen[table] - {str(one.name) for one in listed} if (name := SegmentName.parse(text))
+        ]
+        if not gone:
+            return True
+        fresh = [one for one in listed if str(one.name) not in entry.seen[table]]
+        merged = [one for one in fresh if any(_covers(one.name, name) for name in gone)]
+        covered = all(any(_covers(one.name, name) for one in merged) for name in gone)
+        if not covered or not self._stage(entry, table, merged):
+            return False
+        entry.seen[table] -= {str(name) for name in gone}
+        if table in ("alerts", "events"):  # few, and their step may be NULL
+            self._con.execute(f"CREATE OR REPLACE TEMP TABLE more AS FROM staged_{table} EXCEPT ALL FROM {table}_all")
+            self._con.execute(f"DELETE FROM staged_{table}")
+            self._con.execute(f"INSERT INTO staged_{table} FROM more")
+            return True
+        spans = [(one.name.attempt, one.name.rank, one.name.first_step, one.name.last_step) for one in merged]
+        known = self._con.execute(
+            f"SELECT count(*) FROM {table}_all a JOIN (SELECT unnest(?) AS attempt, unnest(?) AS rank, "
+            "unnest(?) AS first, unnest(?) AS last) m USING (attempt, rank) "
+            "WHERE run = ? AND step BETWEEN first AND last",
+            [*map(list, zip(*spans, strict=True)), entry.name],
+        ).fetchall()
+        kept = self._con.execute(
+            f"DELETE FROM staged_{table} s WHERE EXISTS (FROM {table}_all a WHERE a.run = s.run AND a.step = s.step "
+            "AND a.attempt = s.attempt AND a.rank = s.rank)"
+        ).fetchall()
+        return known == kept
 
     def _continues(self, run: str) -> bool:
         """Whether the staged steps are of the run's newest attempt and not before its first step: the common case.
@@ -283,6 +320,11 @@ class Tail:
     def _forget_rows(self, run: str) -> None:
         for table in (*(f"{table}_all" for table in SMALL_TABLES), "committed"):
             self._con.execute(f"DELETE FROM {table} WHERE run = ?", [run])
+
+
+def _covers(wide: SegmentName, name: SegmentName) -> bool:
+    same = (wide.attempt, wide.rank) == (name.attempt, name.rank)
+    return same and wide.first_step <= name.first_step and name.last_step <= wide.last_step
 
 
 def _mtimes(*paths: Path) -> tuple[int, ...]:

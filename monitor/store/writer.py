@@ -22,12 +22,22 @@ from monitor.records import RunInfo
 from monitor.store import segments
 from monitor.store.batch import Batch
 from monitor.store.catalog import CATALOG, ensure_catalog
-from monitor.store.locks import FileLock, share_run, take_rank
+from monitor.store.locks import FileLock, share_data, take_rank
 from monitor.store.reserve import Reserve
 from monitor.store.runs import heartbeat_files, heartbeat_name, rank_status, read_heartbeats, read_info
-from monitor.store.schema import SCHEMA_VERSION, TABLES, WRITE_ORDER, SegmentName, run_dir
+from monitor.store.schema import (
+    SCHEMA_VERSION,
+    TABLES,
+    WRITE_ORDER,
+    SegmentName,
+    generation_of,
+    inner_name,
+    run_dir,
+    table_dir,
+)
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_OPENING_S = 2.0  # how long an opening waits for the swap of a compaction
 _BEAT_BYTES = 2048  # a heartbeat is padded to as many: on a full disk it is renewed in the block that it has
 
 
@@ -52,6 +62,7 @@ class RunWriter:
                     f"Cannot open run {info.name!r} in store {str(self.store)!r}: {error}. Free some space there, or "
                     "choose another --store."
                 ) from error
+            self._opening.release()  # from here on each batch takes its share
             self._undo = undo.pop_all()
 
     def _open(self, resume: bool, undo: ExitStack) -> None:
@@ -81,8 +92,15 @@ class RunWriter:
         return max((name.last_step for name in names if name.rank == self.rank), default=None)
 
     def publish(self, batch: Batch) -> None:
-        """Write what is left of a batch, `steps` last. Raises OSError or duckdb.Error; call again to continue."""
+        """Write what is left of a batch, `steps` last. Raises OSError or duckdb.Error; call again to continue.
+
+        Meanwhile no compaction swaps the folders that it writes into.
+        """
         batch.tried = True
+        with share_data(self.folder):
+            self._publish(batch)
+
+    def _publish(self, batch: Batch) -> None:
         while batch.tables:
             table = self.next_table(batch)
             rows = batch.tables[table]
@@ -128,7 +146,6 @@ class RunWriter:
             self.reserve.remove()
         self._con.close()
         self._lock.release()
-        self._run_lock.release()
 
     def abandon(self) -> None:
         """Undo the opening of a run that has recorded nothing, so that its name is free again."""
@@ -153,14 +170,14 @@ class RunWriter:
         return self._beat_text
 
     def _take_locks(self, resume: bool, undo: ExitStack) -> FileLock:
-        """The rank's lock, and a share of the run's, for as long as the process lives."""
+        """The rank's lock for as long as the process lives, and until all is open a share of the run's."""
         name, is_new = self.info.name, not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._run_lock = share_run(self.folder)
+            self._opening = share_data(self.folder, wait_s=_OPENING_S)
         except BlockingIOError:
             raise StoreError(f"Run {name!r} is being compacted. Wait for it to end and try again.") from None
-        undo.callback(self._run_lock.release)
+        undo.callback(self._opening.release)
         try:
             lock = take_rank(self.folder, self.rank)
         except BlockingIOError:
@@ -240,9 +257,14 @@ class RunWriter:
             (self.folder / "data.g0").mkdir(exist_ok=True)
             with contextlib.suppress(FileExistsError):  # another rank was quicker
                 link.symlink_to("data.g0")
+        generation = generation_of(self.folder) or "data"
         for table in TABLES:
-            (link / table).mkdir(exist_ok=True)
-            for left in (link / table).glob(f"*-{self.rank}-*-*.parquet.tmp"):  # of an attempt that was killed
+            outer = link / table
+            outer.mkdir(exist_ok=True)
+            if generation != "data" and not any(map(SegmentName.parse, os.listdir(outer))):  # else of an older version
+                (outer / inner_name(generation)).mkdir(exist_ok=True)
+            folder = table_dir(self.store, self.info.name, table)
+            for left in folder.glob(f"*-{self.rank}-*-*.parquet.tmp"):  # of an attempt that was killed
                 left.unlink(missing_ok=True)
 
     def _claim_attempt(self, undo: ExitStack) -> None:

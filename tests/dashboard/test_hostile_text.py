@@ -103,7 +103,7 @@ def _fill(hostile: Hostile) -> None:
                 recorder.record(record, tokens, samples)
             recorder.event("note", text, 3)
             recorder.event("verdict", f"warning: {text}", 10)
-    next((runs / hostile.name / "data/events").glob("*.parquet")).write_bytes(b"torn")  # so that the banner names it
+    next((runs / hostile.name / "data/events/g0").glob("*.parquet")).write_bytes(b"torn")  # so that the banner names it
     tail = Tail(hostile.store)
     tail.poll()
     arms = {"uniform": {0: "plain"}, text: {0: hostile.name}}

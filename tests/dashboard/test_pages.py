@@ -98,7 +98,7 @@ def test_a_run_without_steps(monkeypatch, tmp_path: Path, page: str) -> None:
 def test_a_run_whose_steps_and_description_cannot_be_read(monkeypatch, store: Path, tmp_path: Path, page: str) -> None:
     shutil.copytree(store, tmp_path / "torn", symlinks=True)
     run = tmp_path / "torn/runs/ict-s0"
-    for segment in (run / "data/steps").glob("*.parquet"):
+    for segment in (run / "data/steps/g0").glob("*.parquet"):
         segment.write_bytes(segment.read_bytes()[:100])
     (run / "run.json").write_text('{"name": "ic')
     shown = words(open_page(monkeypatch, tmp_path / "torn", page, run="ict-s0"))
@@ -109,7 +109,7 @@ def test_a_run_whose_steps_and_description_cannot_be_read(monkeypatch, store: Pa
 @pytest.mark.parametrize("page", PAGES)
 def test_torn_segments_are_reported_and_the_rest_shown(monkeypatch, store: Path, tmp_path: Path, page: str) -> None:
     shutil.copytree(store, tmp_path / "torn", symlinks=True)
-    segment = next((tmp_path / "torn/runs/ict-s0/data/histograms").glob("*.parquet"))
+    segment = next((tmp_path / "torn/runs/ict-s0/data/histograms/g0").glob("*.parquet"))
     segment.write_bytes(segment.read_bytes()[:100])
     app = open_page(monkeypatch, tmp_path / "torn", page)
     assert "1 file could not be read" in told(app.warning[0]) and segment.name in told(app.warning[0])
@@ -132,7 +132,7 @@ def test_a_run_json_of_nulls_or_of_another_trainer_leaves_every_page_standing(
 def test_torn_tokens_leave_the_page_standing(monkeypatch, store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "torn", symlinks=True)
     for table in ("tokens", "samples"):
-        for segment in (tmp_path / "torn/runs/ict-s0/data" / table).glob("*.parquet"):
+        for segment in (tmp_path / "torn/runs/ict-s0/data" / table / "g0").glob("*.parquet"):
             segment.write_bytes(b"")
     app = open_page(monkeypatch, tmp_path / "torn", "tokens", run="ict-s0")
     assert "no rollouts stored" in words(app)

@@ -9,8 +9,12 @@ from store_data import samples, step_record, tokens
 
 from monitor.recorder import Recorder
 from monitor.records import RunInfo
+from monitor.store import background, compact
 
-store, run, resume = sys.argv[1], sys.argv[2], sys.argv[3] == "resume"
+store, run, resume = sys.argv[1], sys.argv[2], "resume" in sys.argv[3]
+if "often" in sys.argv[3]:
+    compact.TOGETHER = background.TOGETHER = 4
+    background._PAUSE_S = 0.0
 recorder = Recorder(store, RunInfo(run), resume=resume, flush_s=0.0)
 told = None
 for step in range(int(sys.argv[4]), 1_000_000):

@@ -83,7 +83,7 @@ def test_a_segment_that_vanishes_takes_its_rows_along(tmp_path: Path) -> None:
             recorder.flush()
     tail.poll()
     agrees(followed, tail)
-    (gone,) = (tmp_path / "runs/torn/data/steps").glob("*-s00000002-*.parquet")
+    (gone,) = (tmp_path / "runs/torn/data/steps/g0").glob("*-s00000002-*.parquet")
     shutil.move(gone, tmp_path / "elsewhere.parquet")
     tail.poll()
     agrees(followed, tail)

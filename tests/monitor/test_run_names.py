@@ -39,7 +39,7 @@ def test_a_folder_whose_name_is_no_text_stops_no_command(tmp_path: Path) -> None
     record_run(tmp_path, "a", range(1, 3))
     folder = os.path.join(os.fsencode(tmp_path / "runs"), b"\xff\xfe")
     shutil.copytree(os.fsencode(tmp_path / "runs/a"), folder, symlinks=True)
-    (tmp_path / "runs/a/data/steps").joinpath(os.fsdecode(b"\xfd.parquet")).touch()
+    (tmp_path / "runs/a/data/steps/g0").joinpath(os.fsdecode(b"\xfd.parquet")).touch()
     assert run_names(tmp_path) == ["a"]
     for name in (os.fsdecode(b"\xff\xfe"), "a\0", ""):
         with pytest.raises(UnknownRunError, match="Known runs: a"):

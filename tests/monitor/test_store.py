@@ -124,7 +124,7 @@ def test_check_finds_flipped_bytes(tmp_path: Path) -> None:
 
 def test_check_reports_leftovers_and_lost_steps(tmp_path: Path) -> None:
     record_run(tmp_path, steps=range(1, 3))
-    folder = tmp_path / "runs/a/data/tokens"
+    folder = tmp_path / "runs/a/data/tokens/g0"
     (folder / "1-0-3-3.parquet.tmp").write_text("half")
     found = check_store(tmp_path)
     assert [(one.kind, one.damage) for one in found] == [("leftover", False)]

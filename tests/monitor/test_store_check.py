@@ -141,7 +141,7 @@ def test_a_folder_where_no_run_started_is_no_damage(store: Path) -> None:
 
 
 def test_leftovers_foreign_files_and_killed_writers_are_no_damage(store: Path) -> None:
-    folder = store / RUN / "data/tokens"
+    folder = store / RUN / "data/tokens/g0"
     (folder / "1-0-7-7.parquet.tmp").write_text("half")
     (folder / "copy of.parquet").write_bytes(list_segments(store, "a", "tokens")[0][1].read_bytes())
     (store / RUN / "rank-000.reserve").write_text("x")

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 from disks import fill, wait_for
-from store_data import N_TOKENS, record_run, step_record, tokens
+from store_data import N_TOKENS, record_run, samples, step_record, tokens
 
 from monitor.commands.store import main
 from monitor.errors import StoreError
@@ -19,6 +19,7 @@ from monitor.recorder import Recorder
 from monitor.records import RunInfo
 from monitor.store.check import check_store
 from monitor.store.compact import compact_run, kept_steps
+from monitor.store.locks import FileLock
 from monitor.store.reader import open_store
 from monitor.store.runs import get_run
 from monitor.store.schema import TABLES
@@ -120,26 +121,27 @@ def test_faulty_steps_are_refused(spec: str) -> None:
 def test_running_unknown_and_damaged_runs_are_refused(tmp_path: Path) -> None:
     with Recorder(tmp_path, RunInfo("a")) as recorder:
         recorder.record(step_record(1))
-        with pytest.raises(StoreError, match="is running: compact it when it has ended"):
-            compact_run(tmp_path, "a")
+        with pytest.raises(StoreError, match="is running: prune it when it has ended"):
+            compact_run(tmp_path, "a", thin_tokens="1")
     with pytest.raises(StoreError, match="No run 'b'"):
         compact_run(tmp_path, "b")
-    _, path = list_segments(tmp_path, "a", "steps")[0]
+    with Recorder(tmp_path, RunInfo("a"), resume=True) as recorder:
+        for step in (2, 3):
+            recorder.record(step_record(step))
+            assert recorder.flush(10)
+    _, path = list_segments(tmp_path, "a", "steps")[-1]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StoreError, match="is damaged"):
         compact_run(tmp_path, "a")
 
 
 def test_a_lock_keeps_two_compactions_and_a_resumed_run_apart(tmp_path: Path) -> None:
-    import fcntl
-
     record_run(tmp_path, steps=range(1, 3))
-    with open(tmp_path / "runs/a/run.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(StoreError, match="in use"):
-            compact_run(tmp_path, "a")
-        with pytest.raises(StoreError, match="being compacted"):
-            Recorder(tmp_path, RunInfo("a"), resume=True)
+    folder = tmp_path / "runs/a"
+    with FileLock(folder / "compact.lock"), pytest.raises(StoreError, match="in use by another compaction"):
+        compact_run(tmp_path, "a")
+    with FileLock(folder / "run.lock"), pytest.raises(StoreError, match="being compacted"):  # in the moment of a swap
+        Recorder(tmp_path, RunInfo("a"), resume=True)
 
 
 def test_leftovers_of_a_killed_compaction_do_not_disturb(tmp_path: Path) -> None:
@@ -153,13 +155,16 @@ def test_leftovers_of_a_killed_compaction_do_not_disturb(tmp_path: Path) -> None
 
 
 def everything(store: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(store.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("foreign", ["copy of.parquet", "a001-r000-s1-2-00000000.parquet", "notes.txt", "../future/x"])
+@pytest.mark.parametrize(
+    "foreign", ["copy of.parquet", "a001-r000-s1-2-00000000.parquet", "notes.txt", "../notes.txt", "../../x/x"]
+)
 def test_files_that_are_not_understood_stop_it(tmp_path: Path, foreign: str) -> None:
     record_run(tmp_path, steps=range(1, 4))
-    path = tmp_path / "runs/a/data/tokens" / foreign
+    path = tmp_path / "runs/a/data/tokens/g0" / foreign
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(list_segments(tmp_path, "a", "tokens")[0][1].read_bytes())
     before = everything(tmp_path)
@@ -172,7 +177,11 @@ def test_files_that_are_not_understood_stop_it(tmp_path: Path, foreign: str) -> 
 def test_a_segment_with_a_column_more_stops_it(tmp_path: Path) -> None:
     """Of a later version, say: the column would be gone."""
     record_run(tmp_path, steps=range(1, 4))
-    name, path = list_segments(tmp_path, "a", "samples")[0]
+    with Recorder(tmp_path, RunInfo("a"), resume=True) as recorder:
+        for step in (4, 5):
+            recorder.record(step_record(step), samples=samples(step))
+            assert recorder.flush(10)
+    name, path = list_segments(tmp_path, "a", "samples")[-1]
     wider = tmp_path / "wider.parquet"
     with duckdb.connect() as con:
         con.execute(f"COPY (SELECT *, 1 AS more FROM '{path}') TO '{wider}'")
@@ -199,7 +208,10 @@ def test_on_a_full_disk_it_is_one_line_and_nothing_is_left_behind(
 ) -> None:
     store = small_disk / "store"
     record_run(store, steps=range(1, 12))
-    record_run(store, "b", steps=range(1, 3))
+    with Recorder(store, RunInfo("b"), flush_s=0.0) as recorder:
+        for step in (1, 2, 3):
+            recorder.record(step_record(step))
+            assert recorder.flush(10)
     ballast = fill(small_disk, leave=8192)
     before = everything(store)
     with pytest.raises(StoreError, match=r"^Cannot compact run 'a': No space left on device\..*$"):
@@ -234,9 +246,8 @@ def test_a_store_that_was_copied_with_links_followed(tmp_path: Path) -> None:
     before = contents(store)
     assert not (store / "runs/a/data").is_symlink()
     assert check_store(store) == []
-    for number in (0, 1):
-        compact_run(store, "a", grace_s=0.0)
-        assert (store / "runs/a/data").readlink() == Path(f"data.g{number}")
-        assert contents(store) == before and check_store(store) == []
+    done = compact_run(store, "a", grace_s=0.0)
+    assert done.files_after < done.files_before and (store / "runs/a/data").readlink() == Path("data.g1")
+    assert contents(store) == before and check_store(store) == []
     with Recorder(store, RunInfo("a"), resume=True) as recorder:
         recorder.record(step_record(6))

@@ -127,7 +127,7 @@ STATEMENTS = [
 
 @pytest.mark.parametrize("query", WRITES + READS + STATEMENTS)
 def test_what_is_no_plain_select_on_the_views_is_refused(folder: Path, locked: Store, query: str) -> None:
-    segment = next((folder / "store" / "runs/a/data/tokens").glob("*.parquet"))
+    segment = next((folder / "store" / "runs/a/data/tokens/g0").glob("*.parquet"))
     before = contents(folder)
     edges = locked.sql("SELECT count(*) FROM edges").rows
     with pytest.raises((StoreError, duckdb.Error)):
@@ -215,7 +215,7 @@ def test_damage_is_left_out_and_new_steps_are_seen(tmp_path: Path) -> None:
     with open_store(tmp_path, locked=True) as store:
         assert store.sql("SELECT count(*) FROM tokens").rows == [(2 * N_TOKENS,)]
         record_run(tmp_path, "b", range(1, 3))
-        path = next((tmp_path / "runs/b/data/samples").glob("*.parquet"))
+        path = next((tmp_path / "runs/b/data/samples/g0").glob("*.parquet"))
         os.truncate(path, 100)
         assert store.sql("SELECT count(*) FROM tokens").rows == [(4 * N_TOKENS,)]
         assert store.unreadable() == []

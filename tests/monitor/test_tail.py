@@ -15,6 +15,7 @@ import pytest
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
 from monitor.store.listing import Segment
+from monitor.store.schema import TABLES, table_dir
 from monitor.store.tail import RunEntry, Tail
 
 
@@ -35,7 +36,7 @@ def rewards(tail: Tail, run: str = "a") -> dict[int, float]:
 
 
 def segments(store: Path, table: str = "steps", run: str = "a") -> list[Path]:
-    return sorted((store / "runs" / run / "data" / table).glob("*.parquet"))
+    return sorted(table_dir(store, run, table).glob("*.parquet"))
 
 
 def test_a_missing_store_is_empty_and_fills_later(tmp_path: Path) -> None:
@@ -88,6 +89,8 @@ def test_a_new_generation_replaces_the_rows_of_its_run(tmp_path: Path) -> None:
     poll(tail)
     run = tmp_path / "runs" / "a"
     shutil.copytree(run / "data.g0", run / "data.g1")
+    for table in TABLES:
+        (run / f"data.g1/{table}/g0").rename(run / f"data.g1/{table}/g1")
     os.symlink("data.g1", run / "data.new")
     os.rename(run / "data.new", run / "data")
     shutil.rmtree(run / "data.g0")
