@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,16 @@ from monitor.store.compact import TOGETHER, compact_closed, drop_replaced
 from monitor.store.segments import memory_connection
 
 _PAUSE_S = 1.0  # the shortest time between two passes
-_LOWEST = 19
 _CLOSING_S = 10.0  # replaced files that are this old go when the recorder closes; the others wait for the next pass
 Fault = Callable[[str, BaseException, int | None], None]
 
 
 class Compactor:
-    """Merges closed ranges of a run from a thread of the lowest priority, which starts when there is enough to merge.
+    """Merges closed ranges of a run from a thread of its own, which starts when there is enough to merge.
 
-    The writer goes on meanwhile; it waits only for the swap, some milliseconds. fault: takes errors, which stop a pass
-    and nothing else.
+    The writer goes on meanwhile; it waits only for the swap, some milliseconds. DuckDB merges with one thread and
+    without the interpreter's lock. The thread has no lower priority, for then the trainer might wait for that lock
+    while the system lets other processes go first. fault: takes errors, which stop a pass and nothing else.
     """
 
     def __init__(self, store: Path, run: str, fault: Fault) -> None:
@@ -61,14 +60,12 @@ class Compactor:
                 drop_replaced(self._store, self._run, older_than_s=_CLOSING_S)
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # on Linux the priority is that of the thread alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
         while True:
             self._due.wait()
             if self._stopped.is_set():
                 return
             self._due.clear()
-            self._written = 0
+            self._written = TOGETHER - max(1, TOGETHER // 4)  # looks again before as many are there as are merged
             try:
                 with memory_connection() as self._con:
                     while not self._stopped.is_set() and compact_closed(self._store, self._run, self._con):

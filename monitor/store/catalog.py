@@ -16,6 +16,7 @@ from pathlib import Path
 import duckdb
 
 from monitor.metrics import EDGES_IDS, cell_bounds
+from monitor.store.macros import comment_statements, macro_statements
 from monitor.store.runs import DEAD_AFTER_S, FIRST_STEP_S, STALL_MIN_S, STALL_STEPS, STATUS_ORDER
 from monitor.store.schema import FORMER_TYPES, SCHEMA_VERSION, TABLES
 from monitor.store.segments import SEED_RUN, escape_glob, memory_connection, quote, write_seeds
@@ -97,21 +98,6 @@ FROM run_files r FULL JOIN (
     FROM heartbeats WHERE (run, attempt) IN (SELECT run, max(attempt) FROM heartbeats GROUP BY run) GROUP BY run
 ) b USING (run)"""
 
-# Same rule as monitor.records.quantiles_from_counts: linear in the cell that holds rank q * n.
-_QUANTILE_MACROS = (
-    "CREATE OR REPLACE MACRO hist_cell(counts, place) AS list_position("
-    "[list_sum(counts[:i]) >= place AND counts[i] > 0 FOR i IN range(1, len(counts) + 1)], true)",
-    "CREATE OR REPLACE MACRO hist_interpolate(counts, edge_lows, edge_highs, cell, place, low, high) AS "
-    "greatest(edge_lows[cell], low) + (place - coalesce(list_sum(counts[:cell - 1]), 0)) / counts[cell] "
-    "* (least(edge_highs[cell], high) - greatest(edge_lows[cell], low))",
-    "CREATE OR REPLACE MACRO hist_quantile(counts, id, q, low, high) AS hist_interpolate(counts, "
-    "(SELECT lows FROM edges WHERE edges_id = id), (SELECT highs FROM edges WHERE edges_id = id), "
-    "hist_cell(counts, q * list_sum(counts)), q * list_sum(counts), low, high)",
-    "CREATE OR REPLACE MACRO series(metric) AS TABLE SELECT run, step, avg(value) AS value FROM steps "
-    "WHERE name = metric GROUP BY run, step ORDER BY run, step",
-)
-
-
 # Views show one line of history: of each attempt, the committed steps below the first step of any later attempt. Steps
 # of an earlier attempt beyond the point where a later one resumed stay in TABLE_all only.
 COMMITS = """SELECT run, step, rank, attempt FROM (
@@ -125,6 +111,14 @@ COMMITS = """SELECT run, step, rank, attempt FROM (
 RUN_OF_FILE = "split_part(filename, '/', CASE WHEN split_part(filename, '/', -2)[1] = 'g' THEN -5 ELSE -4 END)"
 
 
+# What the name of a segment says, so that a condition on it costs no look into the file.
+OF_FILE = {
+    "file_attempt": "split_part(split_part(filename, '/', -1), '-', 1)[2:]::BIGINT",
+    "file_first": "split_part(split_part(filename, '/', -1), '-', 3)[2:]::BIGINT",
+    "file_last": "split_part(split_part(filename, '/', -1), '-', 4)::BIGINT",
+}
+
+
 def segments_query(table: str, sources: Sequence[str]) -> str:
     """A query that reads segments: `sources` are SQL expressions, each a path or a list of paths.
 
@@ -135,9 +129,10 @@ def segments_query(table: str, sources: Sequence[str]) -> str:
         name: f'"{name}"::{kind}' if name in FORMER_TYPES else f'"{name}"' for name, kind in TABLES[table].items()
     }
     columns["run"] = RUN_OF_FILE
-    selected = ", ".join(f'{column} AS "{name}"' for name, column in columns.items())
+    selected = ", ".join(f'{column} AS "{name}"' for name, column in (columns | OF_FILE).items())
     reads = [f"read_parquet({source}, hive_partitioning = false, filename = true)" for source in sources]
-    return " UNION ALL ".join(f"SELECT {selected} FROM {read}" for read in reads) or no_rows(TABLES[table])
+    shape = TABLES[table] | dict.fromkeys(OF_FILE, "BIGINT")
+    return " UNION ALL ".join(f"SELECT {selected} FROM {read}" for read in reads) or no_rows(shape)
 
 
 def no_rows(columns: Mapping[str, str]) -> str:
@@ -146,13 +141,17 @@ def no_rows(columns: Mapping[str, str]) -> str:
 
 
 def view_statements() -> list[str]:
-    """The SQL of the views and macros that stand on run_files, heartbeats, edges and every TABLE_all."""
-    made = [f"CREATE OR REPLACE VIEW commits AS {COMMITS}"]
+    """The SQL of the views and macros that stand on run_files, heartbeats, edges and every TABLE_segments."""
+    made = [
+        f"CREATE OR REPLACE VIEW {table}_all AS SELECT * EXCLUDE ({', '.join(OF_FILE)}) FROM {table}_segments"
+        for table in TABLES
+    ]
+    made.append(f"CREATE OR REPLACE VIEW commits AS {COMMITS}")
     for table in TABLES:
         # Events belong to a run, not to a step, so those of replaced attempts stay visible.
         replaced = "" if table == "events" else " SEMI JOIN commits USING (run, step, rank, attempt)"
         made.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {table}_all{replaced}")
-    return made + list(_QUANTILE_MACROS)
+    return made + macro_statements()
 
 
 def create_edges(con: duckdb.DuckDBPyConnection) -> None:
@@ -194,8 +193,8 @@ def catalog_statements(store: Path) -> list[str]:
         # `**` follows no links, which is why a replaced generation is not seen (monitor/store/compact.py).
         named = f"{runs}/*/data/{table}/**/a[0-9]*-r[0-9]*-s[0-9]*-[0-9]*-{'[0-9a-f]' * 8}.parquet"
         source = f"[{quote(seed)}, {quote(named)}]"
-        made.append(f"CREATE OR REPLACE VIEW {table}_all AS {segments_query(table, [source])}")
-    return made + view_statements()
+        made.append(f"CREATE OR REPLACE VIEW {table}_segments AS {segments_query(table, [source])}")
+    return made + view_statements() + comment_statements()
 
 
 def _build(con: duckdb.DuckDBPyConnection, store: Path) -> None:

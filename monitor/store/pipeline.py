@@ -409,7 +409,7 @@ class Pipeline:
                     self.fault(f"bad_{table}", error, batch.first_step)
                     self._drop(batch, table, f"they cannot be written ({error})")
         self._room.wrote(self._writer.bytes - bytes_before)
-        if self._compactor is not None and not self._room.full:
+        if self._compactor is not None and batch.n_steps and not self._room.full:
             self._compactor.wrote()
         self._commit(batch)
         return True

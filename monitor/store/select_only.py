@@ -14,9 +14,11 @@ from typing import Any
 import duckdb
 
 from monitor.errors import StoreError
+from monitor.store.macros import MACROS
 from monitor.store.schema import TABLES
 
-VIEWS = {*TABLES, *(f"{table}_all" for table in TABLES), "commits", "edges", "heartbeats", "run_files", "runs"}
+_OF_TABLES = {name for table in TABLES for name in (table, f"{table}_all", f"{table}_segments")}
+VIEWS = {*_OF_TABLES, "commits", "edges", "heartbeats", "run_files", "runs"}
 _NODES = {
     *("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"),
     *(
@@ -38,7 +40,7 @@ _EXPRESSIONS = set(
     "PARAMETER POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW".split()
 )
 _DESCRIPTIONS = {"DESCRIBE", "SUMMARY"}
-_TABLE_FUNCTIONS = {"series", "range", "generate_series", "unnest", "json_each", "json_tree"}
+_TABLE_FUNCTIONS = {*MACROS, "range", "generate_series", "unnest", "json_each", "json_tree"}
 _NAME = re.compile(r"\w+")  # of a CTE: never one that could be the name of a file
 # Functions of their arguments alone: no file, no setting, no variable, no sequence, no log.
 _FUNCTIONS = set(

@@ -22,6 +22,7 @@ from monitor.store.catalog import (
     view_statements,
 )
 from monitor.store.listing import Listing, Unreadable, segment_groups
+from monitor.store.macros import MACROS, comment_statements
 from monitor.store.runs import RunState, list_runs
 from monitor.store.schema import TABLES
 from monitor.store.segments import escape_glob, memory_connection, quote
@@ -58,11 +59,11 @@ class Session:
         self._own_names = True  # False once a statement may have made views or macros of its own
         self._lock = threading.Lock()
         for table in TABLES:
-            self.con.execute(f"CREATE VIEW {table}_all AS {no_rows(TABLES[table])}")
+            self.con.execute(f"CREATE VIEW {table}_segments AS {segments_query(table, [])}")
         for name, columns in _STATES.items():
             self.con.execute(f"CREATE TABLE {name} AS {no_rows(columns)}")
         create_edges(self.con)
-        for statement in view_statements():
+        for statement in [*view_statements(), *comment_statements()]:
             self.con.execute(statement)
 
     def close(self) -> None:
@@ -100,8 +101,9 @@ class Session:
             self._own_names = False
         if not self._own_names or words & _ANYTHING:
             return list(TABLES), True
-        found = {table for table in TABLES if table in words or f"{table}_all" in words}
-        if words & ({"commits", "series"} | TABLES.keys() - {"events"}):
+        found = {table for table in TABLES if words & {table, f"{table}_all", f"{table}_segments"}}
+        found.update(table for name in words & MACROS.keys() for table in MACROS[name].tables)
+        if words & ({"commits"} | TABLES.keys() - {"events"}):
             found.add("steps")
         return list(found), bool(words & _STATES.keys())
 
@@ -114,7 +116,7 @@ class Session:
                     continue
                 groups = segment_groups(self._listing.segments(table))
                 lists = [f"[{', '.join(quote(escape_glob(path)) for path in paths)}]" for paths in groups]
-                self.con.execute(f"CREATE OR REPLACE VIEW {table}_all AS {segments_query(table, lists)}")
+                self.con.execute(f"CREATE OR REPLACE VIEW {table}_segments AS {segments_query(table, lists)}")
                 self._shown[table] = version
             if states:
                 self._show_states(list_runs(self.root))

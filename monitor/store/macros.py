@@ -1,0 +1,176 @@
+"""The macros of a store, and what its views and macros say of themselves: the same here and in store.duckdb.
+
+Macros that name a step read only the segments whose names say that they may hold it. `TABLE_segments` shows what the
+names say: `file_first`, `file_last` and `file_attempt`. A condition on them costs no look into a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monitor.metrics import SPLITS
+
+# Same rule as monitor.records.quantiles_from_counts: linear in the cell that holds rank q * n.
+_QUANTILES = (
+    "CREATE OR REPLACE MACRO hist_cell(counts, place) AS list_position("
+    "[list_sum(counts[:i]) >= place AND counts[i] > 0 FOR i IN range(1, len(counts) + 1)], true)",
+    "CREATE OR REPLACE MACRO hist_interpolate(counts, edge_lows, edge_highs, cell, place, low, high) AS "
+    "greatest(edge_lows[cell], low) + (place - coalesce(list_sum(counts[:cell - 1]), 0)) / counts[cell] "
+    "* (least(edge_highs[cell], high) - greatest(edge_lows[cell], low))",
+    "CREATE OR REPLACE MACRO hist_quantile(counts, id, q, low, high) AS hist_interpolate(counts, "
+    "(SELECT lows FROM edges WHERE edges_id = id), (SELECT highs FROM edges WHERE edges_id = id), "
+    "hist_cell(counts, q * list_sum(counts)), q * list_sum(counts), low, high)",
+)
+_SHOWN = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+_TOKEN_METRICS = ("entropy", "deviation", "logprob", "renyi2", "weight", "alive")
+_OF_SEGMENT = "run = of_run AND step = at_step AND file_first <= at_step AND file_last >= at_step"
+
+
+@dataclass(frozen=True, slots=True)
+class Macro:
+    """A table macro. tables: what it reads. No parameter may have a column's name: DuckDB takes one for the other."""
+
+    parameters: str
+    tables: tuple[str, ...]
+    comment: str
+    query: str
+
+
+def _quantile(share: float) -> str:
+    """The quantile in the one row of `cells` that holds it; NULL in all others."""
+    place = f"{share} * c.total"
+    return (
+        f"max(CASE WHEN c.upto >= {place} AND c.upto - c.n < {place} THEN greatest(c.low, c.min) "
+        f"+ ({place} - (c.upto - c.n)) / c.n * (least(c.high, c.max) - greatest(c.low, c.min)) END)"
+    )
+
+
+MACROS = {
+    "series": Macro(
+        "metric",
+        ("steps",),
+        "run, step, value of one scalar, mean over ranks.",
+        "SELECT s.run, s.step, avg(s.value) AS value FROM steps s WHERE s.name = metric GROUP BY ALL ORDER BY ALL",
+    ),
+    "compare": Macro(
+        "a, b",
+        ("steps",),
+        "Every scalar of two runs, step by step: name, step, a, b, difference = b - a. NULL where a run has none.",
+        "SELECT name, step, x.value AS a, y.value AS b, y.value - x.value AS difference FROM "
+        "(SELECT s.name, s.step, avg(s.value) AS value FROM steps s WHERE s.run = a GROUP BY ALL) x FULL JOIN "
+        "(SELECT s.name, s.step, avg(s.value) AS value FROM steps s WHERE s.run = b GROUP BY ALL) y "
+        "USING (name, step) ORDER BY ALL",
+    ),
+    "fan": Macro(
+        "of_run, of_metric, of_split",
+        ("steps", "histograms"),
+        "Quantiles of a metric at each step, from histograms added up over ranks: step, n, mean, p05 to p95. "
+        f"of_split: {', '.join(SPLITS)}.",
+        "SELECT c.step, any_value(c.total)::BIGINT AS n, any_value(c.mean) AS mean, "
+        + ", ".join(f"{_quantile(share)} AS {name}" for name, share in _SHOWN.items())
+        + " FROM (SELECT u.*, e.lows[u.cell] AS low, e.highs[u.cell] AS high, "
+        "sum(u.n) OVER (PARTITION BY u.step ORDER BY u.cell) AS upto, sum(u.n) OVER (PARTITION BY u.step) AS total "
+        "FROM (SELECT f.step, f.edges_id, f.cell, sum(f.n) AS n, min(f.min) AS min, max(f.max) AS max, "
+        "sum(f.of_rank) / sum(f.n_rank) AS mean FROM (SELECT h.step, h.edges_id, h.min, h.max, h.sum AS of_rank, "
+        "h.n AS n_rank, unnest(range(1, len(h.counts) + 1)) AS cell, unnest(h.counts) AS n "
+        "FROM histograms h WHERE h.run = of_run AND h.metric = of_metric AND h.split = of_split) f "
+        "GROUP BY f.step, f.edges_id, f.cell HAVING sum(f.n) > 0) u JOIN edges e USING (edges_id)) c "
+        "GROUP BY c.step ORDER BY c.step",
+    ),
+    "entropy_fan": Macro(
+        "of_run",
+        ("steps", "histograms"),
+        "Quantiles of the token entropy at each step, nats: step, n, mean, p05 to p95.",
+        "FROM fan(of_run, 'entropy', 'all')",
+    ),
+    "commits_at": Macro(
+        "of_run, at_step",
+        ("steps",),
+        "attempt, rank of the rows that count of one step of a run: those of the view `commits`.",
+        # no later attempt has a step at or before this one
+        f"SELECT DISTINCT s.attempt, s.rank FROM steps_segments s WHERE {_OF_SEGMENT} AND s.attempt = ("
+        "SELECT coalesce(max(later.attempt), 1) FROM steps_segments later "
+        "WHERE run = of_run AND later.file_attempt > 1 AND later.file_first <= at_step AND later.step <= at_step)",
+    ),
+    "tokens_at": Macro(
+        "of_run, at_step",
+        ("steps", "tokens"),
+        "The raw tokens of one step of a run, as in `tokens`.",
+        "SELECT s.* EXCLUDE (file_first, file_last, file_attempt) FROM tokens_segments s "
+        f"SEMI JOIN commits_at(of_run, at_step) c USING (attempt, rank) WHERE {_OF_SEGMENT}",
+    ),
+    "samples_at": Macro(
+        "of_run, at_step",
+        ("steps", "samples"),
+        "The rollouts of one step of a run, as in `samples`.",
+        "SELECT s.* EXCLUDE (file_first, file_last, file_attempt) FROM samples_segments s "
+        f"SEMI JOIN commits_at(of_run, at_step) c USING (attempt, rank) WHERE {_OF_SEGMENT}",
+    ),
+    "tokens_of": Macro(
+        "of_run, at_step, of_sample",
+        ("steps", "tokens", "samples"),
+        "The tokens of one rollout (of each rank that has it) with their texts, by position.",
+        "SELECT t.rank, t.position, r.token_texts[t.position + 1] AS text, "
+        "t.* EXCLUDE (run, attempt, step, rank, sample, position) FROM tokens_at(of_run, at_step) t "
+        "LEFT JOIN (SELECT q.rank, q.token_texts FROM samples_at(of_run, at_step) q WHERE q.sample = of_sample) r "
+        "USING (rank) "
+        "WHERE t.sample = of_sample ORDER BY t.rank, t.position",
+    ),
+    "bin_tokens": Macro(
+        "of_run, at_step, of_metric, low, high",
+        ("steps", "tokens", "samples"),
+        f"The tokens of a step whose metric ({', '.join(_TOKEN_METRICS)}) is from low up to, not including, high, "
+        "with their texts: what a cell of a histogram counts.",
+        "SELECT t.rank, t.sample, t.position, r.token_texts[t.position + 1] AS text, t.value, "
+        "t.* EXCLUDE (run, attempt, step, rank, sample, position, value) FROM (SELECT *, CASE of_metric "
+        + " ".join(f"WHEN '{name}' THEN m.{name}" for name in _TOKEN_METRICS)
+        + " ELSE error('of_metric is none of "
+        + ", ".join(_TOKEN_METRICS)
+        + "') END AS value "
+        "FROM tokens_at(of_run, at_step) m) t "
+        "LEFT JOIN (SELECT q.rank, q.sample, q.token_texts FROM samples_at(of_run, at_step) q) r USING (rank, sample) "
+        "WHERE t.value >= low AND t.value < high ORDER BY t.rank, t.sample, t.position",
+    ),
+    "episodes": Macro(
+        "of_run",
+        ("steps", "alerts"),
+        "Alerts of a run that fired: rule, severity (the highest), first_step, worst_step (when it was first that "
+        "severe), end_step (NULL while it fires), message (of worst_step).",
+        "SELECT e.rule, e.worst.severity AS severity, e.first_step, e.worst.step AS worst_step, "
+        "CASE WHEN e.last = 'resolved' THEN e.end_step END AS end_step, e.worst.message AS message FROM ("
+        "SELECT a.rule, a.first_step, min_by({'severity': a.severity, 'step': a.step, 'message': a.message}, "
+        "{'rank': -list_position(['info', 'warning', 'critical'], a.severity), 'ts': a.ts, 'step': a.step}) "
+        "FILTER (a.state = 'firing') AS worst, max_by(a.state, {'ts': a.ts, 'step': a.step}) AS last, "
+        "max(a.step) FILTER (a.state = 'resolved') AS end_step FROM alerts a "
+        "WHERE a.run = of_run AND a.state <> 'pending' GROUP BY a.rule, a.first_step) e "
+        "WHERE e.worst IS NOT NULL ORDER BY e.first_step, e.rule",
+    ),
+}
+
+VIEW_COMMENTS = {
+    "runs": "One row for a run: status, configuration, how far it has come.",
+    "steps": "Scalars of the committed steps: one row for each name (docs/metrics.md) and rank.",
+    "histograms": "Histograms of the committed steps: one row for each metric, split and rank; cells in `edges`.",
+    "tokens": "Raw tokens of the committed steps, one row for each response token. For one step use tokens_at().",
+    "samples": "Rollouts of the committed steps with their texts. For one step use samples_at().",
+    "alerts": "Transitions of alerts: pending, firing, resolved. Alerts as a whole: episodes().",
+    "events": "What happened to the runs; step may be NULL.",
+    "commits": "The (run, step, rank, attempt) that count: one line of history for each run.",
+    "heartbeats": "The newest heartbeat of each rank.",
+}
+
+
+def macro_statements() -> list[str]:
+    """The SQL of all macros, in an order in which each finds those that it uses."""
+    tables = (f"CREATE OR REPLACE MACRO {name}({m.parameters}) AS TABLE {m.query}" for name, m in MACROS.items())
+    return [*_QUANTILES, *tables]
+
+
+def comment_statements() -> list[str]:
+    """The SQL that lets the database say what its views and macros are."""
+    views = [f"COMMENT ON VIEW {name} IS {_quoted(text)}" for name, text in VIEW_COMMENTS.items()]
+    return views + [f"COMMENT ON MACRO TABLE {name} IS {_quoted(m.comment)}" for name, m in MACROS.items()]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
