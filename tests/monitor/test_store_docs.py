@@ -36,8 +36,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield opened
 
 
-def test_there_are_eleven_queries() -> None:
-    assert len(QUERIES) == 11
+def test_there_are_thirteen_queries() -> None:
+    assert len(QUERIES) == 13
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=range(len(QUERIES)))
