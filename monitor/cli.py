@@ -34,7 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tap": ("monitor.commands.tap:main", "run code that logs to wandb, unchanged, so that it records here"),
     "alerts": ("monitor.commands.alerts:main", "list, acknowledge and mute alerts; test where they are sent"),
     "doctor": ("trainer.commands.doctor:main", "say what this machine has and lacks, and for which part"),
-    "store": ("monitor.commands.store:main", "check, compact or prune a store"),
+    "store": ("monitor.commands.store:main", "check, compact, prune or merge stores"),
+    "export": ("monitor.commands.export:main", "one run as a native DuckDB file, Parquet or CSV"),
 }
 NEEDS = {  # command: the extras it needs, as pip takes them
     "demo": "train,dashboard",

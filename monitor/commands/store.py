@@ -1,10 +1,12 @@
-"""`rlvr store check|compact|prune`."""
+"""`rlvr store check|compact|prune|merge`."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -14,22 +16,24 @@ from monitor.commands.output import DEFAULT_STORE, print_json, print_table, size
 from monitor.commands.parsing import StoreFolder, call
 from monitor.errors import StoreError
 from monitor.store.check import check_store
-from monitor.store.compact import Compaction, compact_run, kept_steps
-from monitor.store.runs import get_run, list_runs
+from monitor.store.compact import Compaction, compact_run, kept_steps, prune_plan
+from monitor.store.export import merge as merge_store
+from monitor.store.runs import RunState, get_run, list_runs
 
-COMMANDS = """usage: rlvr store check|compact|prune [STORE] [OPTIONS]
+COMMANDS = """usage: rlvr store check|compact|prune|merge [STORE] [OPTIONS]
 
 Look after a store; `rlvr store COMMAND --help` explains a command.
 
   check    report leftovers and damage; exit 1 only for damaged data
-  compact  merge the small files of ended runs
-  prune    drop raw tokens of most steps of ended runs, keep those around alerts and everything else"""
+  compact  merge the small files of runs
+  prune    drop raw tokens of most steps of ended runs, keep those around alerts and everything else
+  merge    copy the runs of another store, or a run that was exported, into a store"""
 _Runs = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 def main(argv: list[str]) -> int:
     """`rlvr store`."""
-    commands: dict[str, Callable[..., int]] = {"check": check, "compact": compact, "prune": prune}
+    commands: dict[str, Callable[..., int]] = {"check": check, "compact": compact, "prune": prune, "merge": merge}
     name = argv[0] if argv else ""
     if name in commands:
         return call(commands[name], argv[1:], f"store {name}")
@@ -57,20 +61,57 @@ def check(store: StoreFolder = DEFAULT_STORE, /, *, json: bool = False) -> int:
 
 
 def compact(store: StoreFolder = DEFAULT_STORE, /, *, run: _Runs = (), json: bool = False) -> int:
-    """Merge the small files of ended runs.
+    """Merge the small files of runs; of running ones those of closed ranges of steps.
 
     Args:
         store: folder of the store
         run: only this run; may be given again
         json: one JSON list of objects
     """
-    return _compact(store, run, None, json)
+    return _compact(store, [state.name for state in _chosen(store, run)], None, json, named=bool(run))
 
 
-def prune(store: StoreFolder = DEFAULT_STORE, /, *, thin_tokens: str, run: _Runs = (), json: bool = False) -> int:
+def merge(
+    source: Annotated[str, tyro.conf.arg(metavar="SOURCE")],
+    store: StoreFolder = DEFAULT_STORE,
+    /,
+    *,
+    json: bool = False,
+) -> int:
+    """Copy the runs of another store, or a run that `rlvr export` wrote as a DuckDB file, into a store.
+
+    A run whose name is taken, or that is running, is left alone, and the exit code is then 1.
+
+    Args:
+        source: the other store, or the exported file
+        store: folder of the store that gets the runs
+        json: one JSON object
+    """
+    done, refused = merge_store(store, source)
+    if json:
+        print_json({"merged": done, "refused": refused})
+    else:
+        print(f"Merged {', '.join(done) or 'no run'} into {store!r}.")
+        for message in refused:
+            print(message)
+    return 1 if refused else 0
+
+
+def prune(
+    store: StoreFolder = DEFAULT_STORE,
+    /,
+    *,
+    thin_tokens: str,
+    run: _Runs = (),
+    older_than_days: float | None = None,
+    max_gb: float | None = None,
+    dry_run: bool = False,
+    json: bool = False,
+) -> int:
     """Drop raw tokens of most steps of ended runs. Scalars, histograms, rollouts and alerts of all steps stay.
 
     So do the raw tokens around alerts: of the step at which one began, got worse or ended, 3 before it and 2 after it.
+    The space is free again when the command ends.
 
     Args:
         store: folder of the store
@@ -78,21 +119,53 @@ def prune(store: StoreFolder = DEFAULT_STORE, /, *, thin_tokens: str, run: _Runs
             step); a single number like "5" keeps that many steps of each run, evenly spaced over those that have
             tokens, first and last included; "0" keeps none
         run: only this run; may be given again
+        older_than_days: only runs whose last step is older
+        max_gb: only as many runs, those whose last step is oldest first, that the store holds at most this many GB
+        dry_run: change nothing, and say what would go
         json: one JSON list of objects
     """
     kept_steps(thin_tokens, [])  # a faulty value stops here, before the first run is touched
-    return _compact(store, run, thin_tokens, json)
+    chosen = []
+    for state in _chosen(store, run):
+        if state.status not in ("running", "stalled") or run:
+            chosen.append(state)
+        elif not json:
+            print(f"{state.name} is {state.status}: left alone.")
+    if older_than_days is not None:
+        latest = time.time() - 86_400 * older_than_days
+        chosen = [state for state in chosen if (state.last_step_ts or state.created) < latest]
+    if max_gb is not None:
+        held = sum(state.bytes for state in list_runs(store))
+        by_age, chosen = sorted(chosen, key=lambda state: state.last_step_ts or state.created), []
+        for state in by_age:
+            if held <= 1e9 * max_gb:
+                break
+            chosen.append(state)
+            held -= prune_plan(store, state.name, thin_tokens).freed
+        if held > 1e9 * max_gb and not json:
+            print(
+                f"The store then holds {size(round(held))}, still more than {max_gb} GB: not all of it are raw tokens."
+            )
+    if dry_run:
+        return _show_plans([prune_plan(store, state.name, thin_tokens) for state in chosen], json)
+    return _compact(store, [state.name for state in chosen], thin_tokens, json, named=bool(run))
 
 
-def _compact(store: str, runs: Sequence[str], thin: str | None, as_json: bool) -> int:
-    if runs:
-        chosen = [get_run(store, run).name for run in runs]
-    else:
-        states = list_runs(store)
-        chosen = [state.name for state in states if state.status not in ("running", "stalled")]
-        for state in states:
-            if state.name not in chosen and not as_json:
-                print(f"{state.name} is {state.status}: left alone.")
+def _chosen(store: str, runs: Sequence[str]) -> list[RunState]:
+    return [get_run(store, run) for run in runs] if runs else list_runs(store)
+
+
+def _show_plans(plans: Sequence[Compaction], as_json: bool) -> int:
+    if as_json:
+        print_json([asdict(plan) for plan in plans])
+        return 0
+    rows = [[plan.run, size(plan.bytes_before), size(plan.bytes_after), len(plan.kept_steps or ())] for plan in plans]
+    print_table(["run", "size now", "about", "steps that keep tokens"], rows)
+    print(f"About {size(sum(plan.freed for plan in plans))} would be freed. Nothing was changed.")
+    return 0
+
+
+def _compact(store: str, chosen: Sequence[str], thin: str | None, as_json: bool, *, named: bool) -> int:
     done: list[Compaction] = []
     refused: list[str] = []
     console = Console(stderr=True)
@@ -101,7 +174,7 @@ def _compact(store: str, runs: Sequence[str], thin: str | None, as_json: bool) -
             try:
                 done.append(compact_run(store, run, thin_tokens=thin))
             except StoreError as error:
-                if runs:
+                if named:
                     raise
                 refused.append(str(error))  # the others can still be compacted
     if as_json:

@@ -22,7 +22,7 @@ from monitor.store.schema import FORMER_TYPES, SCHEMA_VERSION, TABLES
 from monitor.store.segments import SEED_RUN, escape_glob, memory_connection, quote, write_seeds
 
 CATALOG = "store.duckdb"
-_FORMAT = "v1.2.0"  # the oldest storage format; the views need DuckDB 1.3
+FORMAT = "v1.2.0"  # the oldest storage format; the views need DuckDB 1.3
 _CATALOG_VERSION = 4  # raise this when a view or macro changes, so that older catalogs are rebuilt
 
 RUN_COLUMNS = {
@@ -214,7 +214,7 @@ def ensure_catalog(store: Path) -> Path:
         tmp = store / f"{CATALOG}.{os.getpid()}-{time.monotonic_ns()}.tmp"
         try:
             with memory_connection() as con:
-                con.execute(f"ATTACH {quote(str(tmp))} AS catalog_file (STORAGE_VERSION '{_FORMAT}')")
+                con.execute(f"ATTACH {quote(str(tmp))} AS catalog_file (STORAGE_VERSION '{FORMAT}')")
                 con.execute("USE catalog_file")
                 _build(con, store)
                 con.execute("USE memory")

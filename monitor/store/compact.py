@@ -64,7 +64,7 @@ _FULL_SHARE = 4  # a file of a quarter of that is not merged again
 TOGETHER = 64  # segments of a running run are merged when there are as many of a tier, see `_due`
 # Rows of a row group, which is made in memory: few where rows are long. Readers skip row groups by their steps.
 _GROUP_ROWS = {"samples": 4_096, "histograms": 16_384}
-_PRUNED = "pruned.json"  # in a generation: {"a001-r000": rows} of raw tokens that pruning removed
+PRUNED = "pruned.json"  # in a generation: {"a001-r000": rows} of raw tokens that pruning removed
 Segments = list[tuple[SegmentName, Path]]
 Key = tuple[str, int, int]  # table, attempt, rank
 
@@ -79,6 +79,11 @@ class Compaction:
     bytes_before: int
     bytes_after: int
     kept_steps: tuple[int, ...] | None = None
+
+    @property
+    def freed(self) -> int:
+        """Bytes."""
+        return self.bytes_before - self.bytes_after
 
 
 def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, grace_s: float = 0.5) -> Compaction:
@@ -99,7 +104,7 @@ def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, 
         _require_compactable(state, thin_tokens)
     try:
         with _alone(root, run), memory_connection(threads=2) as con:
-            found = _understood(root, run)
+            found = understood(root, run)
             before = _sizes(found)
             steps = None if thin_tokens is None else _thinned(con, found, thin_tokens)
             swapped = _merge_run(con, root, run, found, live, steps)
@@ -115,6 +120,30 @@ def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, 
     return Compaction(run, before[0], after[0], before[1], after[1], steps)
 
 
+def prune_plan(store: str | Path, run: str, thin_tokens: str) -> Compaction:
+    """What `compact_run` with `thin_tokens` would do; bytes_after is estimated from the rows that stay.
+
+    Nothing is changed. Raises StoreError like `compact_run`.
+    """
+    root = require_store(store)
+    get_run(root, run)
+    try:
+        with memory_connection(threads=2) as con:
+            found = understood(root, run)
+            steps = _thinned(con, found, thin_tokens)
+            n_files, n_bytes = _sizes(found)
+            held = sum(path.stat().st_size for _, path in found["tokens"])
+            rows = kept = 0
+            if found["tokens"]:
+                [(rows, kept)] = con.execute(
+                    f"SELECT count(*), count(*) FILTER (step IN (SELECT unnest(?))) FROM {_source(found['tokens'])}",
+                    [list(steps)],
+                ).fetchall()
+    except (OSError, duckdb.Error) as error:
+        raise StoreError(f"Cannot read run {run!r}: {told(error)}.") from error
+    return Compaction(run, n_files, n_files, n_bytes, n_bytes - round(held * (1 - kept / max(1, rows))), steps)
+
+
 def compact_closed(root: Path, run: str, con: duckdb.DuckDBPyConnection) -> bool:
     """One pass over a run that its own recorder writes: closed ranges are merged if there are enough; True if so.
 
@@ -126,7 +155,7 @@ def compact_closed(root: Path, run: str, con: duckdb.DuckDBPyConnection) -> bool
         return False
     with _alone(root, run):
         remove_replaced(run_dir(root, run), older_than_s=GRACE_S)
-        return _merge_run(con, root, run, _understood(root, run), True, None)
+        return _merge_run(con, root, run, understood(root, run), True, None)
 
 
 def drop_replaced(root: Path, run: str, *, older_than_s: float) -> None:
@@ -158,7 +187,7 @@ def kept_steps(spec: str, steps: list[int]) -> tuple[int, ...]:
 def pruned_rows(folder: Path) -> dict[Key, int]:
     """Rows that pruning has removed from a run, by (table, attempt, rank)."""
     found = {}
-    for name, rows in (read_json(folder / "data" / _PRUNED) or {}).items():
+    for name, rows in (read_json(folder / "data" / PRUNED) or {}).items():
         match = re.fullmatch(r"a(\d+)-r(\d+)", name)
         if match and isinstance(rows, int):
             found["tokens", int(match[1]), int(match[2])] = rows
@@ -219,11 +248,11 @@ def _alone(root: Path, run: str) -> Iterator[None]:
         yield
 
 
-def _understood(root: Path, run: str) -> dict[str, Segments]:
+def understood(root: Path, run: str) -> dict[str, Segments]:
     """The segments of every table. Raises StoreError for anything there that would not be carried over whole."""
     data = run_dir(root, run) / "data"
     for name in sorted(os.listdir(data)):
-        if name not in TABLES and name != _PRUNED:
+        if name not in TABLES and name != PRUNED:
             raise StoreError(f"{data / name} is not a table of this version: move it away before compacting.")
     for table in TABLES:
         live, outer = table_dir(root, run, table), data / table
@@ -405,7 +434,7 @@ def _build(
                 pruned[table, first.attempt, first.rank] += lost
     if pruned:
         text = {f"a{attempt:03d}-r{rank:03d}": rows for (_, attempt, rank), rows in sorted(pruned.items())}
-        replace_text(building / _PRUNED, json.dumps(text))
+        replace_text(building / PRUNED, json.dumps(text))
     fsync_folder(building)
 
 
@@ -471,5 +500,5 @@ def _swap(folder: Path, current: str, building: Path, new: Path) -> None:
 
 def _is_ours(generation: Path) -> bool:
     files = [path.name for path in generation.rglob("*") if path.is_symlink() or not path.is_dir()]
-    endings = (".tmp", QUARANTINED, _PRUNED)
+    endings = (".tmp", QUARANTINED, PRUNED)
     return all(SegmentName.parse(name) or INNER.fullmatch(name) or name.endswith(endings) for name in files)

@@ -66,6 +66,12 @@ class Session:
         for statement in [*view_statements(), *comment_statements()]:
             self.con.execute(statement)
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._listing.close()
         self.con.close()
