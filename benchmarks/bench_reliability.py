@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 from harness import RESULTS, write_rows
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "monitor"))
@@ -30,6 +31,7 @@ from store_data import N_SAMPLES, N_TOKENS, record_run, samples, step_record, to
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import RunInfo
+from monitor.store import background, compact
 from monitor.store.check import check_store
 from monitor.store.compact import compact_run
 from monitor.store.reader import open_store
@@ -99,7 +101,7 @@ def record_forever(store: Path, run: str, resume: bool, first: int, pause_s: flo
 def kills(folder: Path, rate: float, n: int) -> Row:
     """SIGKILL at random moments. Every second writer resumes the run of the writer before it."""
     began, rng, last = time.monotonic(), random.Random(1), dict[str, int]()
-    store, run = folder / f"kills-{rate:g}", ""
+    store, run, merged = folder / f"kills-{rate:g}", "", 0
     for number in range(n):
         resume = number % 2 == 1 and bool(last.get(run))
         run = run if resume else f"r{number:04d}"
@@ -114,6 +116,7 @@ def kills(folder: Path, rate: float, n: int) -> Row:
             os.kill(pid, signal.SIGKILL)
             seen = [*told.decode().split(), *words(pipe)]
         last[run] = max(map(int, seen))
+        merged += (store / "runs" / run / "data").readlink().name != "data.g0"
     lost = 0
     with open_store(store) as opened:
         for table, rows in PER_STEP.items():
@@ -123,9 +126,8 @@ def kills(folder: Path, rate: float, n: int) -> Row:
             lost += sum(count != rows for _, _, count in found)  # what is shown is whole, acknowledged or not
     lost += sum(finding.damage for finding in check_store(store))
     lost += sum(state.status != "crashed" for state in list_runs(store))
-    return row(
-        "SIGKILL", f"{rate:g} steps a second", n, sum(last.values()), "acknowledged steps, in four tables", lost, began
-    )
+    setting = f"{rate:g} steps a second, {merged} of them after or during merging"
+    return row("SIGKILL", setting, n, sum(last.values()), "acknowledged steps, in four tables", lost, began)
 
 
 def resumes(folder: Path, n: int) -> Row:
@@ -167,7 +169,7 @@ def resumes(folder: Path, n: int) -> Row:
 
 
 def crowd(folder: Path, seconds: float) -> list[Row]:
-    """Four writers, two readers, and compaction of whatever run has ended."""
+    """Four writers that merge as they go, two readers, two plain DuckDB clients, and compaction of what has ended."""
     began, store, until = time.monotonic(), folder / "crowd", time.monotonic() + seconds
     record_run(store, "first", range(1, 3))
 
@@ -184,10 +186,11 @@ def crowd(folder: Path, seconds: float) -> list[Row]:
 
         return work
 
-    def read(pipe: int) -> None:
+    def read(pipe: int, native: bool = False) -> None:
         seen = dict[str, int]()
         asked = wrong = 0
         with open_store(store) as opened:
+            con = duckdb.connect(str(store / "store.duckdb"), read_only=True)
             while time.monotonic() < until:
                 query = (
                     "SELECT run, step, count(*), "
@@ -195,7 +198,7 @@ def crowd(folder: Path, seconds: float) -> list[Row]:
                     "FROM tokens t GROUP BY run, step"
                 )
                 try:
-                    found = opened.sql(query).rows
+                    found = con.execute(query).fetchall() if native else opened.sql(query).rows
                 except Exception as error:
                     print(f"reader: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                     wrong += 1
@@ -212,6 +215,7 @@ def crowd(folder: Path, seconds: float) -> list[Row]:
     with (
         child(write(0)) as a, child(write(1)) as b, child(write(2)) as c, child(write(3)) as d,
         child(read) as x, child(read) as y,
+        child(lambda pipe: read(pipe, native=True)) as z,
     ):  # fmt: skip
         done = set[str]()
         while time.monotonic() < until:
@@ -226,18 +230,21 @@ def crowd(folder: Path, seconds: float) -> list[Row]:
                     done.add(state.name)
             time.sleep(0.1)
         written = [int(step) for _, pipe in (a, b, c, d) for step in words(pipe)]
-        answers = [[int(word) for word in words(pipe)] for _, pipe in (x, y)]
-    setting = f"4 writers of 40 steps a second, 2 readers, {compactions} compactions"
+        answers = [[int(word) for word in words(pipe)] for _, pipe in (x, y, z)]
+        swaps = sum(int(os.readlink(link).removeprefix("data.g")) for link in store.glob("runs/w*/data"))
+    setting = f"4 writers of 40 steps a second, {swaps} swaps, of which {compactions} after the end"
     with open_store(store) as opened:
         found = opened.sql("SELECT run, count(DISTINCT step) FROM steps WHERE run != 'first' GROUP BY run").rows
     faults = sum(step != 40 for step in written) + sum(steps != 40 for _, steps in found)
     faults += len(found) != len(written)
     faults += sum(finding.damage for finding in check_store(store))
     faults += sum(len(answer) != 2 for answer in answers)
-    wrong = sum(answer[1] for answer in answers)
+    *ours, native = answers
+    wrong = sum(answer[1] for answer in ours)
     return [
         row("writers beside readers", setting, len(written), sum(written), "steps, in the end", faults, began),
-        row("readers beside writers", setting, 2, sum(answer[0] for answer in answers), "answers", wrong, began),
+        row("readers beside writers", setting, 2, sum(answer[0] for answer in ours), "answers", wrong, began),
+        row("a plain DuckDB client beside writers", setting, 1, native[0], "answers", native[1], began),
     ]
 
 
@@ -317,6 +324,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "reliability.csv")
     args = parser.parse_args()
     logging.getLogger("rlvr.monitor").setLevel(logging.CRITICAL)  # refusals are the point here
+    compact.TOGETHER = background.TOGETHER = 6  # instead of 64, so that there is merging all the time
+    background._PAUSE_S = 0.1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = [resumes(folder, args.resumes)]  # forks come before this process has threads of its own

@@ -91,6 +91,13 @@ TABLES = {
         "server CPU, ms (target 60)": "server_cpu_ms_per_step", "a check without news, ms (target 10)":
         "server_cpu_ms_per_check", "seen after, s, median": "seen_median_s", "largest": "seen_max_s",
     }),
+    "store": Table("store.csv", "bench_store.py", {
+        "question": "question", "unit": "unit", "a file for each step": "apart", "merged while running": "merged",
+        "merged at the end": "ended", "ratio": "ratio",
+    }),
+    "store-waits": Table("store_waits.csv", "bench_store.py", {
+        "what": "what", "quantile": "quantile", "without merging": "without", "merging": "merging", "ratio": "ratio",
+    }),
     "gpu-kernels": Table("gpu_kernels.csv", "gpu.py", {
         "call": "call", "ms": "ms", "one read of the logits, ms (floor)": "one_read_ms",
         "times the read (target 1.8, stretch 1.3)": "times_one_read", "special functions, ms (floor)": "special_ms",
