@@ -21,7 +21,7 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from monitor.errors import StoreError
 from monitor.store.evidence import steps_around
+from monitor.store.listing import top_columns
 from monitor.store.locks import compaction_lock, is_held, take_compaction, take_data
 from monitor.store.reserve import free_bytes, told
 from monitor.store.runs import RunState, get_run, read_heartbeats, read_json, require_store
@@ -50,6 +51,7 @@ from monitor.store.segments import (
     QUARANTINED,
     copy_segment,
     crc32_of,
+    escape_glob,
     fsync_folder,
     list_segments,
     memory_connection,
@@ -255,7 +257,8 @@ def understood(root: Path, run: str) -> dict[str, Segments]:
         if name not in TABLES and name != PRUNED:
             raise StoreError(f"{data / name} is not a table of this version: move it away before compacting.")
     for table in TABLES:
-        live, outer = table_dir(root, run, table), data / table
+        live = table_dir(root, run, table)
+        outer = live.parent if INNER.fullmatch(live.name) else live
         for folder in {live, outer} if outer.exists() else ():
             for name in sorted(os.listdir(folder)):
                 known = SegmentName.parse(name) or name.endswith((".parquet.tmp", QUARANTINED))
@@ -265,13 +268,21 @@ def understood(root: Path, run: str) -> dict[str, Segments]:
     return {table: list_segments(root, run, table) for table in TABLES}
 
 
-def _check_understood(path: Path, table: str, crc32: int) -> None:
-    if crc32_of(path) != crc32:
-        raise StoreError(f"{path} is damaged: run `rlvr store check` and decide about it before compacting.")
-    columns = pq.read_schema(path).names
-    if set(columns) != set(TABLES[table]):
-        differing = ", ".join(sorted(set(columns) ^ set(TABLES[table])))
-        raise StoreError(f"{path} has other columns than this version ({differing}): move it away before compacting.")
+def _check_understood(con: duckdb.DuckDBPyConnection, group: Segments, table: str) -> int:
+    """The rows of a group that may be merged. Raises StoreError for a file that would not be carried over whole."""
+    for name, path in group:
+        if crc32_of(path) != name.crc32:
+            raise StoreError(f"{path} is damaged: run `rlvr store check` and decide about it before compacting.")
+    paths = [escape_glob(str(path)) for _, path in group]
+    # in one query each and not file by file: the interpreter's lock is the trainer's
+    found = con.execute("SELECT file_name, name, num_children, duckdb_type FROM parquet_schema(?)", [paths]).fetchall()
+    for file, columns in top_columns(found):
+        if columns.keys() != TABLES[table].keys():
+            differing = ", ".join(sorted(columns.keys() ^ TABLES[table].keys()))
+            message = f"has other columns than this version ({differing}): move it away before compacting."
+            raise StoreError(f"{file} {message}")
+    [(rows,)] = con.execute("SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata(?)", [paths]).fetchall()
+    return int(rows)
 
 
 def _thinned(con: duckdb.DuckDBPyConnection, found: dict[str, Segments], spec: str) -> tuple[int, ...]:
@@ -421,12 +432,10 @@ def _build(
     for table in TABLES:
         (building / table / inner).mkdir(parents=True)
         for group in due[table]:
-            for name, path in group:
-                _check_understood(path, table, name.crc32)
+            rows = _check_understood(con, group, table)
             kept = steps if table == "tokens" else None
-            rows = _rows(path for _, path in group)
             made = _merge(con, group, table, building / table / inner, kept)
-            lost = rows - (_rows([made]) if made else 0)
+            lost = rows - (pq.read_metadata(made).num_rows if made else 0)
             first = group[0][0]
             if lost and kept is None:
                 raise StoreError(f"Merging {table} of {building.parent.name} would lose {lost} rows: left alone.")
@@ -436,10 +445,6 @@ def _build(
         text = {f"a{attempt:03d}-r{rank:03d}": rows for (_, attempt, rank), rows in sorted(pruned.items())}
         replace_text(building / PRUNED, json.dumps(text))
     fsync_folder(building)
-
-
-def _rows(paths: Iterable[Path]) -> int:
-    return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
 def _source(found: Segments) -> str:

@@ -257,7 +257,7 @@ class Listing:
             half = len(paths) // 2
             return self._columns(paths[:half]) | self._columns(paths[half:])
         found: dict[str, dict[str, str] | str] = dict.fromkeys(paths, "It is no Parquet file.")
-        for path, columns in _top_columns(rows):
+        for path, columns in top_columns(rows):
             found[path] = columns
         return found
 
@@ -318,7 +318,7 @@ def _damage(path: Path, name: SegmentName) -> tuple[tuple[int, ...], str | None]
     return state, None
 
 
-def _top_columns(rows: list[tuple[str, str, int | None, str]]) -> Iterator[tuple[str, dict[str, str]]]:
+def top_columns(rows: list[tuple[str, str, int | None, str]]) -> Iterator[tuple[str, dict[str, str]]]:
     """(path, {column: type}) from the rows of parquet_schema, where each file's tree is written depth first."""
     at = 0
     while at < len(rows):

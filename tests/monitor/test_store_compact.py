@@ -208,10 +208,7 @@ def test_on_a_full_disk_it_is_one_line_and_nothing_is_left_behind(
 ) -> None:
     store = small_disk / "store"
     record_run(store, steps=range(1, 12))
-    with Recorder(store, RunInfo("b"), flush_s=0.0) as recorder:
-        for step in (1, 2, 3):
-            recorder.record(step_record(step))
-            assert recorder.flush(10)
+    record_run(store, "b", steps=range(1, 12))
     ballast = fill(small_disk, leave=8192)
     before = everything(store)
     with pytest.raises(StoreError, match=r"^Cannot compact run 'a': No space left on device\..*$"):

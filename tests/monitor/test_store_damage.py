@@ -358,7 +358,7 @@ def test_what_may_not_be_read_is_left_out(
     path = {
         "segment": segment,
         "table": segment.parent,
-        "data": segment.parents[1],
+        "data": segment.parents[2],
         "run": run,
         "run.json": run / "run.json",
         "heartbeat": max(run.glob("heartbeat*")),
