@@ -137,11 +137,12 @@ class Tail:
         """The steps of which some segment of `table` has rows: by the file's name, of compacted ones by their rows."""
         found = set[int]()
         for segment in self._listing.chosen(table, run, lambda name: name.first_step != name.last_step):
-            if segment.path not in self._steps_of:
+            key = f"{run}/{table}/{segment.name}"  # its path moves with each generation
+            if key not in self._steps_of:
                 sql = "SELECT DISTINCT step FROM read_parquet(?, hive_partitioning = false)"
                 rows = self.cursor().execute(sql, [escape_glob(segment.path)]).fetchall()
-                self._steps_of[segment.path] = frozenset(step for (step,) in rows)
-            found |= self._steps_of[segment.path]
+                self._steps_of[key] = frozenset(step for (step,) in rows)
+            found |= self._steps_of[key]
         names = self._listing.names(table, run)
         return found | {name.first_step for name in names if name.first_step == name.last_step}
 

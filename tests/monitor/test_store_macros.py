@@ -15,11 +15,13 @@ from store_data import N_TOKENS, Scripted, histogram, samples, step_record, toke
 
 from monitor.errors import StoreError
 from monitor.metrics import cell_bounds
+from monitor.queries.distributions import count_matrix
 from monitor.recorder import Recorder
 from monitor.records import Alert, RunInfo, StepRecord, quantiles_from_counts
 from monitor.store.macros import MACROS, VIEW_COMMENTS
 from monitor.store.reader import Store, open_store
 from monitor.store.segments import list_segments
+from monitor.store.tail import Tail
 
 SCRIPT = {
     3: [("entropy_collapse", "pending", "warning")],
@@ -85,16 +87,27 @@ def test_the_entropy_fan_is_that_of_the_histogram(store: Store) -> None:
     assert selected == (50,)
 
 
-def test_ranks_are_added_up(tmp_path: Path) -> None:
-    values = tokens(1).entropy
-    for rank, part in enumerate((values[:30], values[30:])):
+@pytest.mark.parametrize("n_ranks", [1, 2, 8])
+def test_histograms_of_ranks_add_up_to_that_of_all_tokens(tmp_path: Path, n_ranks: int) -> None:
+    """Counts, n, min and max are the same bits; the sum is one of float64 in another order."""
+    values = np.concatenate([tokens(step).entropy for step in range(1, 5)])
+    whole = histogram(values)
+    for rank, part in enumerate(np.array_split(values, n_ranks)):
         with Recorder(tmp_path, RunInfo("a"), rank=rank) as recorder:
             recorder.record(StepRecord(1, {"reward": 1.0}, (histogram(part),)))
-    with Recorder(tmp_path, RunInfo("whole")) as recorder:
-        recorder.record(StepRecord(1, {"reward": 1.0}, (histogram(values),)))
+    tail = Tail(tmp_path)
+    tail.poll()
+    found = count_matrix(tail.cursor(), "a", "entropy")
+    tail.close()
+    np.testing.assert_array_equal(found["counts"], whole.counts[None])
+    assert (found["n"][0], found["min"][0], found["max"][0]) == (whole.n, whole.min, whole.max)
+    assert found["sum"][0] == pytest.approx(whole.sum, rel=1e-14)
+    shares = (0.05, 0.25, 0.5, 0.75, 0.95)
+    wanted = quantiles_from_counts(whole.counts, "nats96", shares, low=whole.min, high=whole.max)
     with open_store(tmp_path) as opened:
-        [parts], [whole] = (opened.sql(f"FROM entropy_fan('{run}')").rows for run in ("a", "whole"))
-    assert parts == pytest.approx(whole, rel=1e-12)
+        [(step, n, mean, *quantiles)] = opened.sql("FROM entropy_fan('a')").rows
+    assert (step, n, mean) == (1, whole.n, pytest.approx(whole.sum / whole.n, rel=1e-14))
+    np.testing.assert_allclose(quantiles, wanted, rtol=1e-12)
 
 
 def test_two_runs_are_compared_step_by_step(store: Store) -> None:
