@@ -188,6 +188,7 @@ def waits(folder: Path, made: Made, n_steps: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=float, default=100e6, help="raw tokens of both runs together")
+    parser.add_argument("--steps", type=int, default=300, help="of each of the eight runs that compare record()")
     parser.add_argument("--store", type=Path, help="folder on the disk to measure (default: a temporary one)")
     parser.add_argument("--out", type=Path, default=RESULTS / "store.csv")
     args = parser.parse_args()
@@ -196,7 +197,7 @@ def main() -> None:
     packages = ("duckdb", "numpy", "pyarrow")
     with tempfile.TemporaryDirectory(dir=args.store) as name:
         folder = Path(name)
-        write_rows(args.out.with_name("store_waits.csv"), waits(folder / "waits", made, 300), packages)
+        write_rows(args.out.with_name("store_waits.csv"), waits(folder / "waits", made, args.steps), packages)
         shutil.rmtree(folder / "waits")
         merge = background.Compactor.wrote
         background.Compactor.wrote = never  # type: ignore[method-assign,assignment]
@@ -217,11 +218,6 @@ def main() -> None:
         again_s = time.perf_counter() - started
         ended = answers(folder / "merged", n_steps)
         wrong = miscounted(folder / "plain") + miscounted(folder / "merged")
-        bytes_a_token = [
-            sum(path.stat().st_size for run in RUNS for _, path in list_segments(folder / store, run, "tokens"))
-            / (len(RUNS) * n_steps * TOKENS)
-            for store in ("plain", "merged")
-        ]
     n_tokens = len(RUNS) * n_steps * TOKENS
     rows: list[Row] = []
 
@@ -242,9 +238,8 @@ def main() -> None:
     for question in apart:
         add(question, "ms", apart[question], closed[question], ended[question])
     add("most files of a run at any moment", "files", plain_files, merged_files, merged_files)
-    add("bytes of a raw token", "bytes", bytes_a_token[0], bytes_a_token[1], bytes_a_token[1])
     add("recording both runs", "s", plain_s, merged_s, merged_s)
-    add("`rlvr store compact`, then once more", "s", 0, compaction_s, again_s)
+    add("`rlvr store compact` at the end, then once more (last column)", "s", compaction_s, compaction_s, again_s)
     add("steps with another count than their histogram", "steps", wrong, wrong, wrong)
     write_rows(args.out, rows, packages)
     if wrong:

@@ -111,28 +111,21 @@ COMMITS = """SELECT run, step, rank, attempt FROM (
 RUN_OF_FILE = "split_part(filename, '/', CASE WHEN split_part(filename, '/', -2)[1] = 'g' THEN -5 ELSE -4 END)"
 
 
-# What the name of a segment says, so that a condition on it costs no look into the file.
-OF_FILE = {
-    "file_attempt": "split_part(split_part(filename, '/', -1), '-', 1)[2:]::BIGINT",
-    "file_first": "split_part(split_part(filename, '/', -1), '-', 3)[2:]::BIGINT",
-    "file_last": "split_part(split_part(filename, '/', -1), '-', 4)::BIGINT",
-}
-
-
 def segments_query(table: str, sources: Sequence[str]) -> str:
     """A query that reads segments: `sources` are SQL expressions, each a path or a list of paths.
 
-    All files must have the table's columns. The first file must have the newest types, where these changed between
-    schemas. A run is named by its folder, so that a copied or renamed run folder is a run of its own.
+    Beside the table's columns it has `file`, the path. All files must have the table's columns. The first file must
+    have the newest types, where these changed between schemas. A run is named by its folder, so that a copied or
+    renamed run folder is a run of its own.
     """
     columns = {
         name: f'"{name}"::{kind}' if name in FORMER_TYPES else f'"{name}"' for name, kind in TABLES[table].items()
     }
     columns["run"] = RUN_OF_FILE
-    selected = ", ".join(f'{column} AS "{name}"' for name, column in (columns | OF_FILE).items())
+    selected = ", ".join(f'{column} AS "{name}"' for name, column in columns.items())
     reads = [f"read_parquet({source}, hive_partitioning = false, filename = true)" for source in sources]
-    shape = TABLES[table] | dict.fromkeys(OF_FILE, "BIGINT")
-    return " UNION ALL ".join(f"SELECT {selected} FROM {read}" for read in reads) or no_rows(shape)
+    rows = (f"SELECT {selected}, filename AS file FROM {read}" for read in reads)
+    return " UNION ALL ".join(rows) or no_rows(TABLES[table] | {"file": "VARCHAR"})
 
 
 def no_rows(columns: Mapping[str, str]) -> str:
@@ -140,18 +133,18 @@ def no_rows(columns: Mapping[str, str]) -> str:
     return "SELECT " + ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items()) + " WHERE false"
 
 
-def view_statements() -> list[str]:
-    """The SQL of the views and macros that stand on run_files, heartbeats, edges and every TABLE_segments."""
-    made = [
-        f"CREATE OR REPLACE VIEW {table}_all AS SELECT * EXCLUDE ({', '.join(OF_FILE)}) FROM {table}_segments"
-        for table in TABLES
-    ]
+def view_statements(root: str) -> list[str]:
+    """The SQL of the views and macros that stand on run_files, heartbeats, edges and every TABLE_segments.
+
+    root: what the paths of segments begin with.
+    """
+    made = [f"CREATE OR REPLACE VIEW {table}_all AS SELECT * EXCLUDE (file) FROM {table}_segments" for table in TABLES]
     made.append(f"CREATE OR REPLACE VIEW commits AS {COMMITS}")
     for table in TABLES:
         # Events belong to a run, not to a step, so those of replaced attempts stay visible.
         replaced = "" if table == "events" else " SEMI JOIN commits USING (run, step, rank, attempt)"
         made.append(f"CREATE OR REPLACE VIEW {table} AS SELECT * FROM {table}_all{replaced}")
-    return made + macro_statements()
+    return made + macro_statements(root)
 
 
 def create_edges(con: duckdb.DuckDBPyConnection) -> None:
@@ -194,7 +187,7 @@ def catalog_statements(store: Path) -> list[str]:
         named = f"{runs}/*/data/{table}/**/a[0-9]*-r[0-9]*-s[0-9]*-[0-9]*-{'[0-9a-f]' * 8}.parquet"
         source = f"[{quote(seed)}, {quote(named)}]"
         made.append(f"CREATE OR REPLACE VIEW {table}_segments AS {segments_query(table, [source])}")
-    return made + view_statements() + comment_statements()
+    return made + view_statements(str(store)) + comment_statements()
 
 
 def _build(con: duckdb.DuckDBPyConnection, store: Path) -> None:

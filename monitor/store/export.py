@@ -65,10 +65,9 @@ def export_run(store: str | Path, run: str, target: str | Path) -> list[Path]:
         create_edges(con)
         for table in TABLES:
             con.execute(
-                f"CREATE VIEW {table}_segments AS SELECT *, step AS file_first, step AS file_last, "
-                f"attempt::BIGINT AS file_attempt FROM {table}_rows"
+                f"CREATE VIEW {table}_segments AS SELECT *, '/runs/' || run || '/data' AS file FROM {table}_rows"
             )
-        for statement in [*view_statements(), *comment_statements()]:
+        for statement in [*view_statements(""), *comment_statements()]:
             con.execute(statement)
         con.execute("USE memory")
         con.execute("DETACH exported")

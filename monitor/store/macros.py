@@ -1,7 +1,7 @@
 """The macros of a store, and what its views and macros say of themselves: the same here and in store.duckdb.
 
-Macros that name a step read only the segments whose names say that they may hold it. `TABLE_segments` shows what the
-names say: `file_first`, `file_last` and `file_attempt`. A condition on them costs no look into a file.
+Macros that name a step read only the segments whose names say that they may hold it. For them `TABLE_segments` has the
+column `file`, a row's path; a condition on it alone costs no look into a file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ _QUANTILES = (
 )
 _SHOWN = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 _TOKEN_METRICS = ("entropy", "deviation", "logprob", "renyi2", "weight", "alive")
-_OF_SEGMENT = "run = of_run AND step = at_step AND file_first <= at_step AND file_last >= at_step"
+# What the path of a segment says is looked at while a query is planned, once for each file, so it has to be cheap: the
+# run by the beginning of the path, the steps by the digits at fixed places before its end. Character 26 from the end is
+# a dash if the last step has eight digits; longer ones are looked for in the file. With file[-34:-27], which may raise,
+# DuckDB would look into every file.
+_OF_RUN = "starts_with(file, '{root}/runs/' || of_run || '/data')"
+_AT = "lpad(at_step::VARCHAR, 8, '0')"
+_OF_SEGMENT = f"{_OF_RUN} AND (substr(file, -26, 1) <> '-' OR (substr(file, -34, 8) <= {_AT} AND substr(file, -25, 8) >= {_AT})) AND step = at_step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +96,20 @@ MACROS = {
         # no later attempt has a step at or before this one
         f"SELECT DISTINCT s.attempt, s.rank FROM steps_segments s WHERE {_OF_SEGMENT} AND s.attempt = ("
         "SELECT coalesce(max(later.attempt), 1) FROM steps_segments later "
-        "WHERE run = of_run AND later.file_attempt > 1 AND later.file_first <= at_step AND later.step <= at_step)",
+        f"WHERE {_OF_RUN} AND NOT contains(file, '/a001-r') AND later.step <= at_step)",
     ),
     "tokens_at": Macro(
         "of_run, at_step",
         ("steps", "tokens"),
         "The raw tokens of one step of a run, as in `tokens`.",
-        "SELECT s.* EXCLUDE (file_first, file_last, file_attempt) FROM tokens_segments s "
+        "SELECT s.* EXCLUDE (file) FROM tokens_segments s "
         f"SEMI JOIN commits_at(of_run, at_step) c USING (attempt, rank) WHERE {_OF_SEGMENT}",
     ),
     "samples_at": Macro(
         "of_run, at_step",
         ("steps", "samples"),
         "The rollouts of one step of a run, as in `samples`.",
-        "SELECT s.* EXCLUDE (file_first, file_last, file_attempt) FROM samples_segments s "
+        "SELECT s.* EXCLUDE (file) FROM samples_segments s "
         f"SEMI JOIN commits_at(of_run, at_step) c USING (attempt, rank) WHERE {_OF_SEGMENT}",
     ),
     "tokens_of": Macro(
@@ -112,8 +118,8 @@ MACROS = {
         "The tokens of one rollout (of each rank that has it) with their texts, by position.",
         "SELECT t.rank, t.position, r.token_texts[t.position + 1] AS text, "
         "t.* EXCLUDE (run, attempt, step, rank, sample, position) FROM tokens_at(of_run, at_step) t "
-        "LEFT JOIN (SELECT q.rank, q.token_texts FROM samples_at(of_run, at_step) q WHERE q.sample = of_sample) r "
-        "USING (rank) "
+        "LEFT JOIN (SELECT s.attempt, s.rank, s.token_texts FROM samples_segments s "
+        f"WHERE {_OF_SEGMENT} AND s.sample = of_sample) r USING (attempt, rank) "
         "WHERE t.sample = of_sample ORDER BY t.rank, t.position",
     ),
     "bin_tokens": Macro(
@@ -128,7 +134,8 @@ MACROS = {
         + ", ".join(_TOKEN_METRICS)
         + "') END AS value "
         "FROM tokens_at(of_run, at_step) m) t "
-        "LEFT JOIN (SELECT q.rank, q.sample, q.token_texts FROM samples_at(of_run, at_step) q) r USING (rank, sample) "
+        f"LEFT JOIN (SELECT s.attempt, s.rank, s.sample, s.token_texts FROM samples_segments s WHERE {_OF_SEGMENT}) r "
+        "USING (attempt, rank, sample) "
         "WHERE t.value >= low AND t.value < high ORDER BY t.rank, t.sample, t.position",
     ),
     "episodes": Macro(
@@ -160,9 +167,16 @@ VIEW_COMMENTS = {
 }
 
 
-def macro_statements() -> list[str]:
-    """The SQL of all macros, in an order in which each finds those that it uses."""
-    tables = (f"CREATE OR REPLACE MACRO {name}({m.parameters}) AS TABLE {m.query}" for name, m in MACROS.items())
+def macro_statements(root: str) -> list[str]:
+    """The SQL of all macros, in an order in which each finds those that it uses.
+
+    root: what the paths of segments begin with, the store's; "" in an export.
+    """
+    quoted = root.replace("'", "''")
+    tables = (
+        f"CREATE OR REPLACE MACRO {name}({m.parameters}) AS TABLE {m.query.replace('{root}', quoted)}"
+        for name, m in MACROS.items()
+    )
     return [*_QUANTILES, *tables]
 
 

@@ -63,7 +63,7 @@ class Session:
         for name, columns in _STATES.items():
             self.con.execute(f"CREATE TABLE {name} AS {no_rows(columns)}")
         create_edges(self.con)
-        for statement in [*view_statements(), *comment_statements()]:
+        for statement in [*view_statements(str(root)), *comment_statements()]:
             self.con.execute(statement)
 
     def __enter__(self) -> Session:

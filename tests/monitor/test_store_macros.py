@@ -18,6 +18,7 @@ from monitor.metrics import cell_bounds
 from monitor.queries.distributions import count_matrix
 from monitor.recorder import Recorder
 from monitor.records import Alert, RunInfo, StepRecord, quantiles_from_counts
+from monitor.store.compact import compact_run
 from monitor.store.macros import MACROS, VIEW_COMMENTS
 from monitor.store.reader import Store, open_store
 from monitor.store.segments import list_segments
@@ -189,3 +190,22 @@ def test_a_macro_that_names_a_step_opens_the_files_of_that_step_alone(folder: Pa
         assert reader.con.execute("SELECT count(*) FROM bin_tokens('b', 5, 'weight', 0, 2)").fetchall() == [(N_TOKENS,)]
         with pytest.raises(duckdb.Error):  # a condition on `step` alone looks into every file
             reader.con.execute("SELECT count(*) FROM tokens WHERE run = 'b' AND step = 5 AND entropy >= 0").fetchall()
+
+
+def test_steps_of_nine_digits_are_found(tmp_path: Path) -> None:
+    """Their names are longer, so the digits of a step stand elsewhere."""
+    steps = (7, 99_999_999, 100_000_000, 123_456_789)
+    with Recorder(tmp_path, RunInfo("a"), flush_s=0.0) as recorder:
+        for step in steps:
+            recorder.record(step_record(step), tokens(step % 1000), samples(step))
+            assert recorder.flush(60)
+        recorder.record(step_record(123_456_790), tokens(1))
+    with open_store(tmp_path) as opened:
+        for step in steps:
+            found = opened.sql(f"SELECT entropy FROM tokens_of('a', {step}, 0)").rows
+            assert [entropy for (entropy,) in found] == tokens(step % 1000).entropy[:25].tolist()
+    compact_run(tmp_path, "a", grace_s=0.0)
+    with open_store(tmp_path) as opened:
+        assert [opened.sql(f"SELECT count(*) FROM tokens_at('a', {step})").rows for step in steps] == [
+            [(N_TOKENS,)]
+        ] * 4
