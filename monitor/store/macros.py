@@ -29,7 +29,8 @@ _TOKEN_METRICS = ("entropy", "deviation", "logprob", "renyi2", "weight", "alive"
 # DuckDB would look into every file.
 _OF_RUN = "starts_with(file, '{root}/runs/' || of_run || '/data')"
 _AT = "lpad(at_step::VARCHAR, 8, '0')"
-_OF_SEGMENT = f"{_OF_RUN} AND (substr(file, -26, 1) <> '-' OR (substr(file, -34, 8) <= {_AT} AND substr(file, -25, 8) >= {_AT})) AND step = at_step"
+_HOLDS_STEP = f"substr(file, -26, 1) <> '-' OR (substr(file, -34, 8) <= {_AT} AND substr(file, -25, 8) >= {_AT})"
+_OF_SEGMENT = f"{_OF_RUN} AND ({_HOLDS_STEP}) AND step = at_step"
 
 
 @dataclass(frozen=True, slots=True)
