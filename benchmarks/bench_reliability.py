@@ -232,7 +232,7 @@ def crowd(folder: Path, seconds: float) -> list[Row]:
         written = [int(step) for _, pipe in (a, b, c, d) for step in words(pipe)]
         answers = [[int(word) for word in words(pipe)] for _, pipe in (x, y, z)]
         swaps = sum(int(os.readlink(link).removeprefix("data.g")) for link in store.glob("runs/w*/data"))
-    setting = f"4 writers of 40 steps a second, {swaps} swaps, of which {compactions} after the end"
+    setting = f"4 writers of 40 steps a second, {swaps} swaps, {compactions} compactions after the end"
     with open_store(store) as opened:
         found = opened.sql("SELECT run, count(DISTINCT step) FROM steps WHERE run != 'first' GROUP BY run").rows
     faults = sum(step != 40 for step in written) + sum(steps != 40 for _, steps in found)
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "reliability.csv")
     args = parser.parse_args()
     logging.getLogger("rlvr.monitor").setLevel(logging.CRITICAL)  # refusals are the point here
-    compact.TOGETHER = background.TOGETHER = 6  # instead of 64, so that there is merging all the time
+    compact.TOGETHER = background.TOGETHER = 3  # instead of 64, so that there is merging all the time
     background._PAUSE_S = 0.1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
