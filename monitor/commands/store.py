@@ -16,9 +16,9 @@ from monitor.commands.output import DEFAULT_STORE, print_json, print_table, size
 from monitor.commands.parsing import StoreFolder, call
 from monitor.errors import StoreError
 from monitor.store.check import check_store
-from monitor.store.compact import Compaction, compact_run, kept_steps, prune_plan
+from monitor.store.compact import Compaction, compact_run, drop_replaced, kept_steps, prune_plan
 from monitor.store.export import merge as merge_store
-from monitor.store.runs import RunState, get_run, list_runs
+from monitor.store.runs import RunState, get_run, list_runs, require_store
 
 COMMANDS = """usage: rlvr store check|compact|prune|merge [STORE] [OPTIONS]
 
@@ -28,6 +28,7 @@ Look after a store; `rlvr store COMMAND --help` explains a command.
   compact  merge the small files of runs
   prune    drop raw tokens of most steps of ended runs, keep those around alerts and everything else
   merge    copy the runs of another store, or a run that was exported, into a store"""
+_GRACE_S = 5.0  # how long replaced files of ended runs stay for queries under way
 _Runs = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
@@ -166,17 +167,23 @@ def _show_plans(plans: Sequence[Compaction], as_json: bool) -> int:
 
 
 def _compact(store: str, chosen: Sequence[str], thin: str | None, as_json: bool, *, named: bool) -> int:
+    running = {run for run in chosen if get_run(store, run).status in ("running", "stalled")}
     done: list[Compaction] = []
     refused: list[str] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         for run in progress.track(chosen, description="Compacting"):
             try:
-                done.append(compact_run(store, run, thin_tokens=thin))
+                done.append(compact_run(store, run, thin_tokens=thin, grace_s=None))
             except StoreError as error:
                 if named:
                     raise
                 refused.append(str(error))  # the others can still be compacted
+    if any(one.files_after < one.files_before or one.freed for one in done):
+        time.sleep(_GRACE_S)  # once for all runs
+    for one in done:
+        if one.run not in running:
+            drop_replaced(require_store(store), one.run, older_than_s=_GRACE_S)
     if as_json:
         print_json([asdict(one) for one in done])
     elif done:

@@ -88,16 +88,18 @@ class Compaction:
         return self.bytes_before - self.bytes_after
 
 
-def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, grace_s: float = 0.5) -> Compaction:
+def compact_run(
+    store: str | Path, run: str, *, thin_tokens: str | None = None, grace_s: float | None = 5.0
+) -> Compaction:
     """Merge a run's segments; with `thin_tokens` also drop the raw tokens of most steps.
 
     Those of the steps that `kept_steps` names stay, and those around every transition of an alert (`steps_around`).
     Of a running run closed ranges of steps are merged, as its recorder does by itself.
 
-    grace_s: how long the old files of an ended run stay after the swap, for queries under way; those of a running run
-    stay `GRACE_S`. Raises StoreError for a run that is unknown, damaged, being compacted or holds files that are not
-    understood, for a running run with `thin_tokens` or with a writer on another machine, for a faulty `thin_tokens`,
-    and where the disk refuses: the run is then as it was.
+    grace_s: how long the old files of an ended run stay after the swap, for queries under way; None leaves them for
+    `drop_replaced`. Those of a running run stay `GRACE_S`. Raises StoreError for a run that is unknown, damaged, being
+    compacted or holds files that are not understood, for a running run with `thin_tokens` or with a writer on another
+    machine, for a faulty `thin_tokens`, and where the disk refuses: the run is then as it was.
     """
     root = require_store(store)
     state = get_run(root, run)
@@ -112,8 +114,9 @@ def compact_run(store: str | Path, run: str, *, thin_tokens: str | None = None, 
             swapped = _merge_run(con, root, run, found, live, steps)
             after = _sizes({table: list_segments(root, run, table) for table in TABLES})
             if swapped and not live:
-                time.sleep(grace_s)
-            remove_replaced(run_dir(root, run), older_than_s=GRACE_S if live else 0.0)
+                time.sleep(grace_s or 0.0)
+            if live or grace_s is not None:
+                remove_replaced(run_dir(root, run), older_than_s=GRACE_S if live else 0.0)
             if not live:
                 for left in run_dir(root, run).glob("*.reserve"):  # of a recorder that was killed
                     left.unlink(missing_ok=True)
