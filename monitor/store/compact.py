@@ -118,8 +118,9 @@ def compact_run(
             if live or grace_s is not None:
                 remove_replaced(run_dir(root, run), older_than_s=GRACE_S if live else 0.0)
             if not live:
-                for left in run_dir(root, run).glob("*.reserve"):  # of a recorder that was killed
-                    left.unlink(missing_ok=True)
+                for left in run_dir(root, run).glob("*.reserve"):
+                    if not is_held(left.with_suffix(".lock")):  # of a recorder that was killed
+                        left.unlink(missing_ok=True)
     except (OSError, duckdb.Error, pa.ArrowException) as error:
         raise StoreError(f"Cannot compact run {run!r}: {told(error)}. No row is lost. Free some space.") from error
     return Compaction(run, before[0], after[0], before[1], after[1], steps)
