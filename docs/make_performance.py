@@ -118,7 +118,7 @@ def lines(table: Table) -> list[str]:
     """The table in Markdown and where its rows come from; one sentence where there are none."""
     path = RESULTS / table.file
     if not path.exists():
-        where = " on a machine with a GPU" if table.file.startswith("gpu") else ""
+        where = " on a machine with a GPU" if "gpu" in table.file + table.script else ""
         return [f"Not measured yet: `benchmarks/{table.script}` writes these rows{where}."]
     with path.open(newline="", encoding="utf-8") as source:
         rows = list(csv.DictReader(source))
