@@ -229,7 +229,7 @@ def start(source: Path, store: Path) -> subprocess.Popen[str]:
 
 def acknowledged(store: Path) -> int:
     """The newest durable step."""
-    segments = store.glob("runs/r/data/steps/a*-s*.parquet")
+    segments = store.glob("runs/r/data/steps/**/a*-s*.parquet")
     return max((int(path.name.split("-")[3]) for path in segments), default=0)
 
 
