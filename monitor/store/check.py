@@ -23,6 +23,7 @@ from monitor.store.runs import (
     heartbeat_files,
     is_run_name,
     json_fault,
+    later_version,
     read_heartbeat,
     read_info,
     require_store,
@@ -196,8 +197,11 @@ def _check_metadata(
         fault = json_fault(path)
         if fault:
             yield Finding(kind, run, str(path), fault, True)
+    info = read_info(folder / "run.json") or {}
+    if later := later_version(info):
+        yield Finding("later_version", run, str(folder / "run.json"), later, False)
     newest = {key[2]: max(k[1] for k in files.steps if k[2] == key[2]) for key in files.steps}
-    marks = (read_info(folder / "run.json") or {}).get("attempts") or []
+    marks = info.get("attempts") or []
     newest[0] = max(newest.get(0, 0), len(marks))
     known = {beat["rank"]: beat["attempt"] for beat in beats}  # sorted: the newest attempt stays
     broken = {(rank, attempt or 1) for rank, attempt, path in heartbeat_files(folder) if read_heartbeat(path) is None}

@@ -36,7 +36,7 @@ from monitor.store.evidence import steps_around
 from monitor.store.listing import top_columns
 from monitor.store.locks import compaction_lock, is_held, take_compaction, take_data
 from monitor.store.reserve import free_bytes, told
-from monitor.store.runs import RunState, get_run, read_heartbeats, read_json, require_store
+from monitor.store.runs import RunState, get_known_run, read_heartbeats, read_json, require_store
 from monitor.store.schema import (
     GENERATION,
     INNER,
@@ -102,7 +102,7 @@ def compact_run(
     machine, for a faulty `thin_tokens`, and where the disk refuses: the run is then as it was.
     """
     root = require_store(store)
-    state = get_run(root, run)
+    state = get_known_run(root, run)
     live = state.status in ("running", "stalled")
     if live:
         _require_compactable(state, thin_tokens)
@@ -132,7 +132,7 @@ def prune_plan(store: str | Path, run: str, thin_tokens: str) -> Compaction:
     Nothing is changed. Raises StoreError like `compact_run`.
     """
     root = require_store(store)
-    get_run(root, run)
+    get_known_run(root, run)
     try:
         with memory_connection(threads=2) as con:
             found = understood(root, run)

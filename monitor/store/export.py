@@ -21,7 +21,16 @@ from monitor.store.catalog import FORMAT, create_edges, view_statements
 from monitor.store.compact import PRUNED, understood
 from monitor.store.macros import comment_statements
 from monitor.store.reserve import told
-from monitor.store.runs import get_run, heartbeat_files, is_run_name, read_json, require_store, run_names, run_state
+from monitor.store.runs import (
+    get_known_run,
+    heartbeat_files,
+    is_run_name,
+    later_version,
+    read_json,
+    require_store,
+    run_names,
+    run_state,
+)
 from monitor.store.schema import SCHEMA_VERSION, TABLES, run_dir
 from monitor.store.segments import (
     copy_segment,
@@ -45,7 +54,7 @@ def export_run(store: str | Path, run: str, target: str | Path) -> list[Path]:
     Raises StoreError for an unknown run, a target that exists and where the disk refuses; then nothing is left behind.
     """
     root, target = require_store(store), Path(target)
-    get_run(root, run)
+    get_known_run(root, run)
     with _written(target) as tmp, Session(root) as session:
         session.run(f"ATTACH {quote(str(tmp))} AS exported (STORAGE_VERSION '{FORMAT}')", [], str)
         for table in TABLES:
@@ -81,7 +90,7 @@ def export_tables(store: str | Path, run: str, folder: str | Path, kind: str) ->
     Returns and raises like `export_run`.
     """
     root, folder = require_store(store), Path(folder)
-    get_run(root, run)
+    get_known_run(root, run)
     options = "FORMAT parquet, COMPRESSION zstd" if kind == "parquet" else "FORMAT csv, HEADER"
     with _written(folder) as tmp, Session(root) as session:
         tmp.mkdir()
@@ -167,6 +176,8 @@ def _why_not(root: Path, source: Path, name: str) -> str:
     if run_dir(root, name).exists():
         return "a run of that name is there already. Rename its folder in the source to have both."
     state = None if source.is_file() else run_state(source, name)
+    if state is not None and (later := later_version(state.info)):
+        return later
     if state is not None and state.status in ("running", "stalled"):
         return f"it is {state.status}. Merge it when it has ended."
     return ""

@@ -17,7 +17,7 @@ from typing import Any
 from monitor.errors import StoreError, UnknownRunError, nearest
 from monitor.records import RunStatus
 from monitor.store.locks import is_held, rank_lock
-from monitor.store.schema import TABLES, run_dir, table_dir
+from monitor.store.schema import SCHEMA_VERSION, TABLES, run_dir, table_dir
 from monitor.store.segments import QUARANTINED
 
 # A heartbeat is compared with the reader's clock only where no lock can tell whether its writer lives. The limits on
@@ -115,6 +115,16 @@ def read_info(path: Path) -> dict[str, Any] | None:
     """run.json without the fields whose type is wrong; None if it cannot be read."""
     found = read_json(path)
     return None if found is None else _typed(found, _INFO_TYPES)
+
+
+def later_version(info: Mapping[str, Any]) -> str:
+    """That a run was recorded in a later format than this version reads; "" if it was not."""
+    schema = info.get("schema_version", 0)
+    if schema <= SCHEMA_VERSION:
+        return ""
+    return (
+        f"It was recorded by a later version (schema {schema}, this one reads {SCHEMA_VERSION}): update rlvr-monitor."
+    )
 
 
 def wrong_fields(path: Path) -> list[str]:
@@ -287,6 +297,8 @@ def run_state(store: Path, run: str, now: float | None = None) -> RunState | Non
     newest = {rank: beat for rank, _, beat in heartbeat_files(path.parent)}
     faults = tuple((file, fault) for file in (path, *newest.values()) if (fault := json_fault(file)))
     info = info or {}
+    if later := later_version(info):
+        faults = ((path, later), *faults)
     now = time.time() if now is None else now
     attempt = max([beat["attempt"] for beat in beats] + [len(info.get("attempts") or []), 1])
     current = [beat for beat in beats if beat["attempt"] == attempt]
@@ -352,6 +364,14 @@ def get_run(store: str | Path, name: str) -> RunState:
             f" Known runs: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}." if known else " It is empty."
         )
         raise UnknownRunError(f"No run {name!r} in store {str(root)!r}.{nearest(name, known)}{listed}")
+    return state
+
+
+def get_known_run(store: str | Path, name: str) -> RunState:
+    """`get_run` for whoever rewrites or copies all of a run. Raises StoreError if a later version recorded it."""
+    state = get_run(store, name)
+    if later := later_version(state.info):
+        raise StoreError(f"Run {name!r} is left alone. {later}")
     return state
 
 

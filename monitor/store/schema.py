@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3  # raise it when older versions cannot read what this one writes
 FORMER_TYPES = {"step": "INTEGER", "first_step": "INTEGER"}  # types of schema 1, which readers accept too
 _KEY = {"run": "VARCHAR", "attempt": "SMALLINT", "step": "BIGINT", "rank": "SMALLINT"}
 

@@ -20,7 +20,7 @@ import duckdb
 from monitor.errors import StoreError
 from monitor.store.catalog import COMMITS
 from monitor.store.listing import Listing, Segment, segment_groups
-from monitor.store.runs import STATUS_ORDER, heartbeat_files, rank_status, read_heartbeats, read_info
+from monitor.store.runs import STATUS_ORDER, heartbeat_files, later_version, rank_status, read_heartbeats, read_info
 from monitor.store.schema import INNER, TABLES, SegmentName
 from monitor.store.segments import QUARANTINED, escape_glob
 
@@ -173,7 +173,11 @@ class Tail:
         if state == entry.info_state:
             return False
         info = read_info(path)
-        entry.info, entry.info_state, entry.info_is_bad = info or entry.info, state, info is None
+        entry.info, entry.info_state, entry.info_is_bad = (
+            info or entry.info,
+            state,
+            info is None or bool(later_version(info)),
+        )
         return True
 
     def _ingest_all_new(self, names: list[str]) -> None:

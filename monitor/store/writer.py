@@ -24,7 +24,7 @@ from monitor.store.batch import Batch
 from monitor.store.catalog import CATALOG, ensure_catalog
 from monitor.store.locks import FileLock, share_data, take_rank
 from monitor.store.reserve import Reserve
-from monitor.store.runs import heartbeat_files, heartbeat_name, rank_status, read_heartbeats, read_info
+from monitor.store.runs import heartbeat_files, heartbeat_name, later_version, rank_status, read_heartbeats, read_info
 from monitor.store.schema import (
     SCHEMA_VERSION,
     TABLES,
@@ -242,8 +242,11 @@ class RunWriter:
                     f"Cannot resume run {name!r}: process {beat.get('pid')} on {beat.get('host')} is still writing it. "
                     "Stop that process first."
                 )
-        stored = read_info(self.folder / "run.json") if self.rank == 0 else None
-        attempts = [*files, *(beat["attempt"] for beat in beats), len((stored or {}).get("attempts") or [])]
+        stored = read_info(self.folder / "run.json") or {}
+        if later := later_version(stored):
+            raise StoreError(f"Cannot resume run {name!r}. {later}")
+        marks = stored.get("attempts") or [] if self.rank == 0 else []
+        attempts = [*files, *(beat["attempt"] for beat in beats), len(marks)]
         attempts += [found.attempt for table in TABLES for found, _ in self._named(table) if found.rank == self.rank]
         return max(attempts)
 
