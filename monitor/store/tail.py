@@ -173,11 +173,8 @@ class Tail:
         if state == entry.info_state:
             return False
         info = read_info(path)
-        entry.info, entry.info_state, entry.info_is_bad = (
-            info or entry.info,
-            state,
-            info is None or bool(later_version(info)),
-        )
+        entry.info, entry.info_state = info or entry.info, state
+        entry.info_is_bad = info is None or bool(later_version(info))
         return True
 
     def _ingest_all_new(self, names: list[str]) -> None:

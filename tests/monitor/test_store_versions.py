@@ -48,10 +48,10 @@ def test_every_reader_says_so_and_reads_the_others(store: Path) -> None:
 
 def test_it_is_not_changed(store: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in (store / "runs/a").rglob("*"))
-    with pytest.raises(StoreError, match="Cannot resume run 'a'.*schema 99"):
+    with pytest.raises(StoreError, match=r"Cannot resume run 'a'.*schema 99"):
         Recorder(store, RunInfo("a"), resume=True)
     for attempt in (lambda: compact_run(store, "a"), lambda: export_run(store, "a", store / "a.duckdb")):
-        with pytest.raises(StoreError, match="Run 'a' is left alone.*schema 99"):
+        with pytest.raises(StoreError, match=r"Run 'a' is left alone.*schema 99"):
             attempt()
     done, refused = merge(store / "other", store)
     assert done == ["b"] and len(refused) == 1 and SAID in refused[0]
