@@ -86,6 +86,10 @@ TABLES = {
         "model and settings": "model", "phase": "phase", "predicted, MB": "predicted_mb", "measured, MB": "measured_mb",
         "off by (target 15 %)": lambda row: f"{float(row['off']):+.1%}",
     }),
+    "plan-scaling": Table("plan_scaling.csv", "bench_plan_scaling.py", {
+        "model": "model", "devices of 80 GB": "devices", "options": "options", "fits": "fits", "peak, GB": "peak_gb",
+        "in": "phase", "largest parts, GB": "largest", "settings that the plan chose": "chosen",
+    }),
     "run-page": Table("run_page.csv", "bench_run_page.py", {
         "what": "what", "steps of the run": "steps", "sent, KiB (target 60)": "kib_per_step",
         "server CPU, ms (target 60)": "server_cpu_ms_per_step", "a check without news, ms (target 10)":

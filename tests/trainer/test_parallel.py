@@ -1,4 +1,4 @@
-"""Two processes against one: gradients, parameters, histograms; and a sharded run with its store, end to end."""
+"""Two and four processes against one: gradients, parameters, histograms; a sharded run with its store, end to end."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ from trainer.train import sample_step
 CHILD = Path(__file__).with_name("parallel_child.py")
 
 
-def torchrun(*command: str, cwd: Path | None = None, timeout: float = 150) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    *command: str, cwd: Path | None = None, timeout: float = 150, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[2])
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command],
         capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, str(CHILD.parent)])},
     )  # fmt: skip
@@ -61,20 +63,23 @@ def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("loss", "micro_batch", "mode", "kind"),
+    ("loss", "micro_batch", "mode", "kind", "processes"),
     [
-        ("grpo", 256, "replicate", "ict"),
-        ("dapo", GROUP, "replicate", "ict_budget"),
-        ("gspo", GROUP - 1, "replicate", "ict"),
-        ("grpo", 3, "shard", "entropy_budget"),
+        ("grpo", 256, "replicate", "ict", 2),
+        ("dapo", GROUP, "replicate", "ict_budget", 2),
+        ("gspo", GROUP - 1, "replicate", "ict", 2),
+        ("grpo", 3, "shard", "entropy_budget", 2),
+        ("grpo", GROUP, "shard", "ict_budget", 4),
     ],
 )
-def test_two_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch, mode, kind):
+def test_several_processes_make_the_update_of_one(batch, tmp_path, loss, micro_batch, mode, kind, processes):
     """Denominators are those of the step, gradients are summed: splits over ranks and micro-batches change nothing."""
     made, path = batch
-    done = torchrun(str(CHILD), str(path), str(tmp_path / "out"), loss, str(micro_batch), mode, kind)
+    done = torchrun(
+        str(CHILD), str(path), str(tmp_path / "out"), loss, str(micro_batch), mode, kind, processes=processes
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [torch.load(tmp_path / f"out.{rank}", weights_only=False) for rank in (0, 1)]
+    ranks = [torch.load(tmp_path / f"out.{rank}", weights_only=False) for rank in range(processes)]
     single = replay(made, Ranks(), loss, 256, False, kind)
     tokens = int(made.mask.sum())
     allowed = gradient_rounding(AutoConfig.from_pretrained(BUILTIN["builtin"]), made.input_ids.shape[1], tokens)
