@@ -209,6 +209,14 @@ METRICS: dict[str, Metric] = _table(
            "Share of sampled tokens whose p_trainer / p_sampler is above 2 or below 1/2.", "down"),
     Metric("sampler_mismatch_nonfinite", "Mismatch, non-finite", "tokens",
            "Number of sampled tokens whose ln p_trainer - ln p_sampler is not finite. Means leave them out.", "down"),
+    Metric("sampler_ratio", "Importance weight", "",
+           "Mean of w = min(p_trainer / p_sampler, loss.sampler_ratio_max) of the sampled tokens, by which the loss "
+           "multiplies them. Only where loss.sampler_ratio_max is set."),
+    Metric("sampler_ratio_cut", "Importance weights cut", "share",
+           "Share of sampled tokens whose p_trainer / p_sampler is above loss.sampler_ratio_max.", "down"),
+    Metric("sampler_ess", "Effective sample size", "share",
+           "(sum w)^2 / (n sum w^2) of the importance weights w: the share of the n sampled tokens that would say as "
+           "much if sampler and trainer agreed.", "up"),
     Metric("grad_norm", "Gradient norm", "", "Global gradient norm before clipping, mean over the step's updates."),
     Metric("lr", "Learning rate", "", "Learning rate of the step's last update."),
     Metric("temperature", "Sampling temperature", "",

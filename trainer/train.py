@@ -142,6 +142,7 @@ def describe(
         batch.correct,
         advantages=batch.advantages,
         sampler_logprobs=batch.sampler_logprobs,
+        sampler_ratio_max=parts.updater.config.loss.sampler_ratio_max,
         probe=update.probe,
     )
     answers = {name: value.to(batch.rewards.device) for name, value in answer_sums(batch, scored, parts.task).items()}

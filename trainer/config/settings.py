@@ -43,9 +43,10 @@ class RolloutConfig(_Group):
         "whose rewards are all equal; 0: keep them"
     )  # fmt: skip
     max_batch: int = Field(1024, ge=1, description="rollouts sampled at once")
-    backend: Literal["auto", "generate", "paged"] = Field(
+    backend: Literal["auto", "generate", "paged", "vllm"] = Field(
         "auto", description="generate: one token for all rollouts at a time (on CUDA with fixed shapes and a compiled "
-        "step); paged: transformers' continuous batching; auto: chosen by device and size"
+        "step); paged: transformers' continuous batching; vllm: an engine of vLLM in this process, which gets the "
+        "weights before each sampling; auto: generate or paged, by device and size"
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -102,6 +103,10 @@ class LossConfig(_Group):
     )
     budget_min: float = Field(-1.0, ge=-1, le=1, description="lowest controlled share; below 0 it raises entropy")
     budget_max: float = Field(1.0, ge=-1, le=1, description="highest controlled share")
+    sampler_ratio_max: float | None = Field(
+        None, ge=1, description="correct for a sampler that computes other probabilities: multiply each token's term "
+        "by p_trainer / p_sampler, at most this (2 is usual); none: no correction"
+    )  # fmt: skip
     mask_truncated: bool = Field(False, description="leave truncated responses out of loss and denominators")
     drop_zero_variance: bool = Field(
         False, description="leave groups of equal rewards out of loss and denominators (KL and bonus included)"
@@ -323,10 +328,11 @@ class TrainConfig(_Group):
 
     @model_validator(mode="after")
     def _shards_sample_in_step(self) -> TrainConfig:
-        if self.shard and self.rollout.backend == "paged":
+        backend = self.rollout.backend
+        if self.shard and backend in ("paged", "vllm"):
             raise ValueError(
-                "rollout.backend is 'paged' with shard true: sharded ranks run every pass together, and the paged "
-                "backend cannot. Leave out --shard, or set rollout.backend to generate."
+                f"rollout.backend is {backend!r} with shard true: sharded ranks run every pass together, and the "
+                f"{backend} backend cannot. Leave out --shard, or set rollout.backend to generate."
             )
         return self
 

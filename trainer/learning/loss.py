@@ -8,6 +8,7 @@ docs/method.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -153,6 +154,20 @@ def kl_estimate(gap: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
     return gap.exp() - gap - 1
 
 
+def sampler_correction(old_logprobs: Tensor, sampler_logprobs: Tensor, largest: float) -> Tensor:
+    """min(p_old / p_sampler, largest) of each sampled token, float [N, T], without gradient: `loss.sampler_ratio_max`.
+
+    Tokens are drawn from what the sampler computes, p_sampler, and the loss is meant for p_old, what the trainer
+    computes from the same weights. The factor turns a mean over the first into one over the second; the bound keeps a
+    few tokens from deciding the gradient. Both log-probabilities [N, T] in nats; where their difference is NaN it is 1.
+    Source: truncated importance sampling for rollouts, Yao et al. 2025 (fengyao.notion.site/off-policy-rl); it is TRL's
+    vllm_importance_sampling_mode "token_truncate".
+    Example: p_old = .3, .1 and p_sampler = .1, .2 with largest 2: factors 2 (3 is cut) and .5.
+    """
+    gap = (old_logprobs - sampler_logprobs).detach().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    return gap.clamp(max=math.log(largest)).exp()
+
+
 def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -165,6 +180,7 @@ def policy_loss(
     entropies: Tensor | None = None,
     entropy_coef: float | None = None,
     penalty: Tensor | None = None,
+    correction: Tensor | None = None,
     totals: LossTotals | None = None,
     normalise: Normalise = "selected",
 ) -> LossTerms:
@@ -178,6 +194,7 @@ def policy_loss(
         mask: bool [N, T], tokens that the loss may use. weights: float [N, T], >= 0.
         entropy_coef: takes the place of config.entropy_coef.
         penalty: float [N, T]; adds weight * penalty * |logprob - old_logprob| to weight * psi (arXiv 2505.22617).
+        correction: float [N, T], constant; multiplies weight * psi and the penalty (`sampler_correction`).
         totals: denominators of the whole batch, if this call sees only some of its responses.
     Returns: LossTerms. Gradients flow only through logprobs and entropies, and only at tokens with a weight other than
         0 (with kl_outside_mask: at all tokens in the mask). Values at other tokens are never used, whatever they hold.
@@ -191,6 +208,7 @@ def policy_loss(
     ratio = (sequence_log_ratio(log_ratio, weights) if kind.ratio == "sequence" else log_ratio).exp()
     psi = kind.psi(ratio, advantage, torch.where(used, logprobs, 0.0), config)
     psi = psi if penalty is None else psi + penalty * log_ratio.abs()
+    psi = psi if correction is None else psi * correction
     loss = kind.denominator(weights * psi, counted, mask, totals)
     kl = torch.zeros_like(log_ratio)
     if ref_logprobs is not None:

@@ -20,12 +20,12 @@ class StopStrings:
     """Finds where a text is completed, however the tokens cut it. On the host: only decoding knows a token's text."""
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
-        self._tokenizer, self._strings = tokenizer, tuple(strings)
+        self._tokenizer, self.strings = tokenizer, tuple(strings)
         self.longest = max(map(len, strings))  # tokens, at most: most tokens have a character or more
 
     def inside(self, rows: list[list[int]]) -> list[bool]:
         """Of each row of token ids, whether its text contains a stop string."""
-        return [any(each in text for each in self._strings) for text in self._texts(rows)]
+        return [any(each in text for each in self.strings) for text in self._texts(rows)]
 
     def lengths(self, rows: list[list[int]]) -> list[int | None]:
         """Of each row, the number of tokens up to the one that completes the first stop string; None without one.

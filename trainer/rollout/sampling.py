@@ -1,6 +1,7 @@
-"""Sampling: groups of responses from the policy, reproducible from a generator, by one of two backends.
+"""Sampling: groups of responses from the policy, reproducible from a generator, by one of three backends.
 
-`generate` (generate.py) draws a token for all rows at a time; `paged` (paged.py) is transformers' continuous batching.
+`generate` (generate.py) draws a token for all rows at a time; `paged` (paged.py) is transformers' continuous batching;
+`vllm` (vllm_engine.py) is an engine of vLLM.
 
 The same seed gives the same tokens on the same machine, with the same number of threads, backend, dtype and shapes.
 More is not promised. Attention sums in an order that depends on how many queries and keys it is given. So the sampler's
@@ -21,17 +22,16 @@ from trainer.rollout.generate import Drawn, generate
 from trainer.rollout.paged import paged
 from trainer.rollout.sampler_copy import release_samplers
 from trainer.rollout.truncation import Truncation
+from trainer.rollout.vllm_engine import vllm_rollouts
 
+QUEUED = {"paged": paged, "vllm": vllm_rollouts}  # these take all prompts, and let rows wait for a place themselves
 PAGED_FROM_ROWS, PAGED_FROM_TOKENS = 32, 512  # below these, too few places free up early to repay the cost of paging
 
 
 def choose_backend(policy: Policy, rows: int, max_new_tokens: int, backend: str = "auto") -> str:
-    """`generate` or `paged`: the one asked for, or for `auto` the one that suits the device and the size.
+    """The backend asked for, or for `auto` the one of `generate` and `paged` that suits the device and the size.
 
-    auto is `generate` on CPU, where paging was slower at both sizes measured, and for a sharded policy, whose ranks
-    must run every pass together. On CUDA it is `paged` for many long responses if flash attention is installed. Without
-    flash attention, paging computes each row's attention to all other rows and masks it. Raises ValueError if `paged`
-    is asked for with a sharded policy.
+    Raises ValueError if `paged` is asked for with a sharded policy.
     """
     sharded = policy.in_step.world > 1
     if backend == "paged" and sharded:
@@ -39,10 +39,26 @@ def choose_backend(policy: Policy, rows: int, max_new_tokens: int, backend: str 
             "rollout.backend is 'paged' with shard true: sharded ranks run every pass together, and the paged backend "
             "cannot. Set it to generate."
         )
-    if backend != "auto":
-        return backend
-    large = rows >= PAGED_FROM_ROWS and max_new_tokens >= PAGED_FROM_TOKENS
-    return "paged" if policy.device.type == "cuda" and large and not sharded and _flash_attention() else "generate"
+    return auto_backend(policy, rows, max_new_tokens)[0] if backend == "auto" else backend
+
+
+def auto_backend(policy: Policy, rows: int, max_new_tokens: int) -> tuple[str, str]:
+    """(backend, why) that `auto` means. It never means vllm, which is another package's arithmetic: that one asks for.
+
+    It is `generate` on CPU, where paging was slower at both sizes measured, and for a sharded policy, whose ranks must
+    run every pass together. On CUDA it is `paged` for many long responses if flash attention is installed. Without
+    flash attention, paging computes each row's attention to all other rows and masks it.
+    """
+    if policy.device.type != "cuda":
+        return "generate", "on a CPU it was faster than paged"
+    if policy.in_step.world > 1:
+        return "generate", "a sharded policy cannot be paged"
+    if rows < PAGED_FROM_ROWS or max_new_tokens < PAGED_FROM_TOKENS:
+        large = f"{PAGED_FROM_ROWS} rollouts of {PAGED_FROM_TOKENS} tokens"
+        return "generate", f"{rows} rollouts of {max_new_tokens} tokens are too few for paged (from {large})"
+    if not _flash_attention():
+        return "generate", "paged needs flash attention, which is not installed"
+    return "paged", f"{rows} rollouts of {max_new_tokens} tokens leave places that others can take"
 
 
 def _flash_attention() -> bool:
@@ -72,8 +88,9 @@ def sample(
     """
     width = max(len(ids) for ids in prompts)
     left, attention = _left_padded(policy, prompts, width)
-    if choose_backend(policy, len(prompts), max_new_tokens, backend) == "paged":
-        drawn = paged(
+    chosen = choose_backend(policy, len(prompts), max_new_tokens, backend)
+    if chosen in QUEUED:
+        drawn = QUEUED[chosen](
             policy,
             prompts,
             limit=max_new_tokens,

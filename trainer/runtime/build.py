@@ -13,6 +13,7 @@ from trainer.policy.policy import Policy, WithoutAdapters, pick_device
 from trainer.policy.sources import ensure_model
 from trainer.rewards.weighted import Rewards, rewards_of
 from trainer.rollout.prompts import PromptStream, encode_prompts, evaluation_prompts, system_prompt
+from trainer.rollout.vllm_engine import check_usable, start_engine
 from trainer.runtime.clock import StepClock
 from trainer.runtime.environment import environment
 from trainer.runtime.ranks import Ranks
@@ -47,6 +48,8 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     if config.threads:
         torch.set_num_threads(config.threads)
     _check_ranks(config, ranks)
+    if config.rollout.backend == "vllm":
+        check_usable(ranks.world)
     torch.manual_seed(config.seed)
     task = make_task(config.task)
     train_prompts = list(task.prompts("train"))
@@ -56,8 +59,8 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     device = pick_device()
     policy = Policy.load(source, device, config.lora).converse(config.rollout)
     evaluated = evaluation_prompts(config, task) if config.eval.every else {}
-    for prompts in (train_prompts, *evaluated.values()):
-        encode_prompts(policy, prompts, system_prompt(config, task), config.rollout.max_new_tokens)
+    sampled = [*train_prompts, *(prompt for prompts in evaluated.values() for prompt in prompts)]
+    encoded = encode_prompts(policy, sampled, system_prompt(config, task), config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
     reference: Policy | WithoutAdapters | None = None
     if kl_to_initial:
@@ -68,6 +71,8 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
         for sharded in (policy, reference):
             if isinstance(sharded, Policy):
                 sharded.shard(ranks)
+    if config.rollout.backend == "vllm":
+        start_engine(policy, config, max(map(len, encoded)))
     seed = config.seed + 7_919 * ranks.rank
     return Parts(
         config=config,
