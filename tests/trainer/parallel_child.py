@@ -72,7 +72,7 @@ def main() -> None:
     batch = TokenBatch(*(columns[spec.name][rows] for spec in fields(TokenBatch)))
     found = replay(batch, ranks, loss, int(micro_batch), mode == "shard", kind)
     torch.save(found, f"{out}.{ranks.rank}")
-    leave_ranks()
+    leave_ranks(ranks)
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def main(argv: list[str]) -> int:
         code = code or 1
     if status == "stopped":
         parts.ranks.any(False)  # torchrun ends the others as soon as one leaves with a code: all must be done
-    leave_ranks()
+    leave_ranks(parts.ranks)
     return code
 
 

@@ -6,7 +6,7 @@ empties the prefix cache, whose keys and values are those of the older weights. 
 samplings: the memory of its weights and caches is the update's. Its log-probabilities are those of the distribution
 that it samples from, after temperature, min_p, top_k and top_p.
 
-Only this file imports vllm, and only when an engine starts. One engine serves one process: vLLM keeps global state.
+Only this file imports vllm, and only when an engine starts.
 """
 
 from __future__ import annotations
@@ -180,11 +180,10 @@ class Engine:
         """(token ids, log-probabilities) of one response to each prompt."""
         from vllm import SamplingParams
 
-        found = self._llm.generate(
-            [{"prompt_token_ids": list(ids)} for ids in prompts],
-            [SamplingParams(seed=seed, flat_logprobs=True, **settings) for seed in seeds],
-            use_tqdm=False,
-        )
+        asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        parameters = [SamplingParams(seed=seed, flat_logprobs=True, **settings) for seed in seeds]
+        with torch.random.fork_rng([self._policy.device] if self._cuda else []):  # it also draws from torch's own
+            found = self._llm.generate(asked, parameters, use_tqdm=False)
         return [(list(each.outputs[0].token_ids), list(each.outputs[0].logprobs.logprobs)) for each in found]
 
     @torch.no_grad()

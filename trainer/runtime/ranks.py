@@ -81,8 +81,9 @@ def join_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def leave_ranks() -> None:
-    if dist.is_initialized():
+def leave_ranks(ranks: Ranks) -> None:
+    """Leaves what `join_ranks` joined. A process group of one process is another's: vLLM's, which it ends itself."""
+    if ranks.world > 1:
         dist.destroy_process_group()
 
 
