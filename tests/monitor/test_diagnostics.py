@@ -154,6 +154,20 @@ def test_mismatch_by_hand():
     assert found["sampler_mismatch_nonfinite"] == 1.0
 
 
+def test_importance_weights_by_hand():
+    # p_trainer / p_sampler = 3, 1/2, 1 (and one that is not finite, one masked), at most 2: w = 2, 1/2, 1
+    ratios = torch.tensor([[3.0, 0.5, 1.0, torch.nan, 9.0]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    sums = {key: float(value) for key, value in mismatch_sums(ratios.log(), torch.zeros(1, 5), mask, 2.0).items()}
+    found = diagnostic_scalars(sums)
+    assert found["sampler_ratio"] == pytest.approx(3.5 / 3, rel=1e-6)
+    assert found["sampler_ratio_cut"] == pytest.approx(1 / 3)
+    assert found["sampler_ess"] == pytest.approx(3.5**2 / (3 * (4 + 0.25 + 1)), rel=1e-6)  # 0.778
+    assert "sampler_ess" not in diagnostic_scalars(
+        {key: float(value) for key, value in mismatch_sums(ratios.log(), torch.zeros(1, 5), mask).items()}
+    )
+
+
 def test_mismatch_of_equal_log_probabilities_is_zero():
     found, *_ = record_with_diagnostics()
     assert [found[f"sampler_mismatch{end}"] for end in ("", "_k3", "_beyond2", "_nonfinite")] == [0.0] * 4

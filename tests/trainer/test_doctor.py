@@ -28,6 +28,7 @@ def test_a_machine_that_can_train(tmp_path, capsys):
     assert not list(tmp_path.iterdir())  # the file that was written is gone, and no store was made
     if not torch.cuda.is_available():
         assert "no CUDA device" in found["device", "cpu"]["found"]
+        assert found["rollout.backend vllm", "vllm"]["fine"] is (importlib.util.find_spec("vllm") is not None)
         assert "slower than generate on a CPU" in found["rollout.backend paged", "transformers"]["found"]
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith("rlvr train can run here.\n")
@@ -40,6 +41,20 @@ def test_without_torch_it_says_what_to_install_and_ends_with_1(tmp_path, capsys,
     out = capsys.readouterr().out
     assert 'training, torch, transformers: type: pip install "rlvr-monitor[train]"' in out
     assert out.endswith("rlvr train cannot run here.\n") and "rollout.backend" not in out
+
+
+def test_what_vllm_lacks_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("monitor.extras._installed", lambda name: name != "vllm")
+    monkeypatch.setattr("trainer.rollout.vllm_engine.version", lambda: None)
+    assert main([str(tmp_path), "--json"]) == 0  # one part needs it, training does not
+    found = told(capsys)["rollout.backend vllm", "vllm"]
+    assert (found["found"], found["fine"]) == ("missing", False)
+    assert 'pip install "rlvr-monitor[vllm]"' in found["cure"]
+    monkeypatch.setattr("monitor.extras._installed", lambda name: True)
+    monkeypatch.setattr("trainer.rollout.vllm_engine.version", lambda: "0.27.0")
+    assert main([str(tmp_path), "--json"]) == 0
+    found = told(capsys)["rollout.backend vllm", "vllm"]
+    assert (found["found"], found["fine"]) == ("0.27.0", False) and "expected 0.28 or later" in found["cure"]
 
 
 def test_a_disk_that_refuses_and_a_slow_one(tmp_path, capsys, monkeypatch):

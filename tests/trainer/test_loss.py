@@ -10,7 +10,7 @@ import torch
 from monitor.signals.outcomes import zero_variance_share
 from trainer.config import LossConfig
 from trainer.learning.advantages import EPSILON, group_advantages, zero_variance
-from trainer.learning.loss import LOSSES, kl_estimate, loss_totals, policy_loss
+from trainer.learning.loss import LOSSES, kl_estimate, loss_totals, policy_loss, sampler_correction
 
 
 def example():
@@ -50,6 +50,50 @@ def test_cispo_by_hand():
     assert float(terms.loss) == pytest.approx(expected, rel=1e-6)
     assert terms.clipped_high.tolist() == [[True, False, False], [False, False, False]]
     assert not terms.clipped_low.any()
+
+
+def test_the_correction_of_the_sampler_by_hand():
+    # p_old / p_sampler: .3 / .1 = 3, cut to 2; .1 / .2 = .5; a token whose difference is NaN counts as it is
+    old = torch.tensor([[0.3, 0.1, 0.2, 0.1, 0.1]]).log()
+    sampler = torch.tensor([[0.1, 0.2, torch.nan, 0.0, torch.inf]]).log()
+    torch.testing.assert_close(sampler_correction(old, sampler, 2.0), torch.tensor([[2.0, 0.5, 1.0, 2.0, 0.0]]))
+    logprobs, old, advantages, mask = example()
+    factors = torch.tensor([[2.0, 0.5, 1.0], [0.5, 7.0, 7.0]])
+    terms = policy_loss(logprobs, old, advantages, mask, mask.float(), LossConfig(), correction=factors)
+    # the terms of test_loss_by_hand, each times its factor
+    assert float(terms.loss) == pytest.approx(((-2.4 - 0.25 - 1.0) / 3 + 0.8) / 2, rel=1e-6)
+    penalty = torch.ones(2, 3)
+    terms = policy_loss(
+        logprobs, old, advantages, mask, mask.float(), LossConfig(), correction=factors, penalty=penalty
+    )
+    # each penalty |ln r| too: row 0: 2 ln 1.5 + .5 ln 2, row 1: .5 ln 2
+    more = ((2 * math.log(1.5) + 0.5 * math.log(2)) / 3 + 0.5 * math.log(2)) / 2
+    assert float(terms.loss) == pytest.approx(((-2.4 - 0.25 - 1.0) / 3 + 0.8) / 2 + more, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "exact"), [("dapo", 100.0, True), ("cispo", 100.0, True), ("dapo", 1, False)]
+)
+def test_corrected_gradients_are_those_of_the_trainers_own_samples(kind, largest, exact):
+    """E_q[min(p / q, C) grad] = E_p[grad] over all 7 tokens of a vocabulary, unless the bound C cuts, float64."""
+    generator = torch.Generator().manual_seed(0)
+    z, other, advantages = (torch.randn(7, dtype=torch.float64, generator=generator) for _ in range(3))
+
+    def gradient(drawn_from, corrected):
+        logits = z.clone().requires_grad_()
+        logp = torch.log_softmax(logits, 0).unsqueeze(1)  # a response of one token for each token there is
+        q = torch.log_softmax(z + other, 0).unsqueeze(1)
+        factors = sampler_correction(logp, q, largest) if corrected else None
+        mask = torch.ones(7, 1, dtype=torch.bool)
+        chances = {"p": logp, "q": q}[drawn_from].detach().exp()  # weights of a mean over what is drawn
+        policy_loss(
+            logp, logp.detach(), advantages, mask, chances, LossConfig(kind=kind), correction=factors
+        ).loss.backward()
+        return logits.grad
+
+    wanted, biased, found = gradient("p", False), gradient("q", False), gradient("q", True)
+    assert (biased - wanted).norm() > 0.1 * wanted.norm()
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-9) is exact
 
 
 def test_gspo_by_hand():

@@ -14,7 +14,7 @@ from weighting_inputs import REQUIRED, random_inputs
 from weighting_inputs import config_of as weighting_of
 
 from monitor.signals import deviation_cap
-from monitor.signals.diagnostics import entropy_change
+from monitor.signals.diagnostics import diagnostic_scalars, entropy_change, mismatch_sums
 from trainer.config import OFF_POLICY, WEIGHTINGS, ConfigError, LossConfig, TrainConfig, changed_weighting
 from trainer.errors import NonFiniteError
 from trainer.flow import Scored
@@ -328,6 +328,37 @@ def test_mini_batches_and_epochs_update_from_the_old_signals():
     assert float(update.loss_stats.sums["log_ratio_abs"]) > 0
     assert_agree(tiny_policy(), replace(batch, sampler_logprobs=update.signals.logprob), 1.0)
     assert int(update.loss_stats.histograms["log_ratio"].n[0]) == 2 * int((update.weights > 0).sum())
+
+
+@pytest.mark.parametrize("changes", [{}, {"optim": {"mini_batches": 2}}])
+def test_the_update_corrects_for_a_sampler_of_other_probabilities(changes):
+    """A sampler that reports two thirds of p everywhere: each gradient is 1.5 times as large, or 1.2 under that bound.
+
+    Gradients are kept from being clipped; the record has the mean weight, how many were cut, and an ESS of 1.
+    """
+    policy = tiny_policy()
+    batch = batch_of(policy, config_of())
+    found = {}
+    for bound in (None, 2.0, 1.2):
+        config = config_of(**changes, loss={"sampler_ratio_max": bound})
+        config = config.model_copy(update={"optim": config.optim.model_copy(update={"grad_clip": 1e6})})
+        policy = tiny_policy()
+        updater, seen = Updater(policy, None, config), []
+        updater.optimizer.step = lambda policy=policy, seen=seen: seen.append(gradients(policy).clone())
+        other = replace(batch, sampler_logprobs=batch.sampler_logprobs - math.log(1.5) * batch.mask)
+        update = updater.update(other, step=1)
+        found[bound] = seen
+        sums = mismatch_sums(update.signals.logprob, other.sampler_logprobs, other.mask, bound)
+        told = diagnostic_scalars({key: float(value) for key, value in sums.items()})
+        if bound is None:
+            assert "sampler_ess" not in told
+            continue
+        assert told["sampler_ratio"] == pytest.approx(min(1.5, bound), rel=1e-4)
+        assert told["sampler_ess"] == pytest.approx(1, abs=1e-6)
+        assert told["sampler_ratio_cut"] == (bound == 1.2)
+    for bound, factor in ((2.0, 1.5), (1.2, 1.2)):
+        for plain, corrected in zip(found[None], found[bound], strict=True):
+            torch.testing.assert_close(corrected, factor * plain, rtol=1e-3, atol=1e-6)
 
 
 def test_kl_to_the_reference_starts_at_zero_and_then_pulls_back():

@@ -166,9 +166,7 @@ def test_a_weight_that_does_not_arrive_is_noticed_before_any_work(monkeypatch):
     monkeypatch.setattr(
         vllm_engine, "merged_weights", lambda model: ((n, w) for n, w in whole(model) if "layers.1.mlp.down" not in n)
     )
-    with pytest.raises(
-        ConfigError, match="for LlamaForCausalLM vLLM computes other log-probabilities"
-    ):
+    with pytest.raises(ConfigError, match="for LlamaForCausalLM vLLM computes other log-probabilities"):
         draw(llama())
 
 

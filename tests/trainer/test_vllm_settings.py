@@ -10,6 +10,7 @@ from tiny import tiny_policy
 
 import monitor.extras
 from monitor.errors import MissingPackageError
+from monitor.store.reader import open_store
 from trainer.commands.train import main
 from trainer.config import ConfigError, LoraConfig, RolloutConfig, TrainConfig
 from trainer.errors import NonFiniteError
@@ -151,9 +152,16 @@ def test_auto_says_why(monkeypatch):
     assert auto_backend(placed("cuda"), 64, 1024) == ("generate", "paged needs flash attention, which is not installed")
 
 
-def test_a_run_says_what_auto_means(tmp_path, capsys):
-    options = "--steps 1 --threads 1 --rollout.prompts 2 --rollout.group-size 2 --eval.every 0 --checkpoint.every 0"
+def test_a_run_says_what_auto_means_and_records_importance_weights(tmp_path, capsys):
+    options = (
+        "--steps 1 --threads 1 --rollout.prompts 2 --rollout.group-size 2 --eval.every 0 --checkpoint.every 0 "
+        "--loss.sampler-ratio-max 2 --run r"
+    )
     assert main([*options.split(), "--store", str(tmp_path)]) == 0
     said = capsys.readouterr().err
     if not torch.cuda.is_available():
         assert "rollout.backend auto is generate: on a CPU it was faster than paged.\n" in said
+    with open_store(tmp_path) as store:
+        found = dict(store.sql("SELECT name, value FROM steps WHERE name LIKE 'sampler_%'").rows)
+    assert found["sampler_ratio"] == pytest.approx(1, abs=1e-4) and found["sampler_ess"] == pytest.approx(1, abs=1e-6)
+    assert found["sampler_ratio_cut"] == 0
