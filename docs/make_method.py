@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.learning.entropy_control import EntropyControl
-from trainer.learning.loss import LOSSES, entropy_term, kl_estimate, kl_term, policy_loss, sequence_log_ratio
+from trainer.learning.loss import (
+    LOSSES,
+    entropy_term,
+    kl_estimate,
+    kl_term,
+    policy_loss,
+    sampler_correction,
+    sequence_log_ratio,
+)
 from trainer.learning.weightings import WEIGHT_FUNCTIONS, capped_deviation, token_weights
 
 
@@ -48,7 +56,7 @@ def _losses() -> list[str]:
         *(line for name, function in parts.items() for line in _explained(name, function)),
         *(
             line
-            for function in (sequence_log_ratio, kl_term, kl_estimate, entropy_term)
+            for function in (sequence_log_ratio, sampler_correction, kl_term, kl_estimate, entropy_term)
             for line in _explained(function.__name__, function)
         ),
         "## Entropy control",

@@ -15,6 +15,7 @@ from trainer.policy import imagined
 from trainer.policy import policy as policy_module
 from trainer.policy.imagined import Passes
 from trainer.rollout.generate import COLUMNS
+from trainer.rollout.vllm_engine import CACHE_SHARE, cache_bytes
 from trainer.update import one_pass_by_groups
 
 SPARE = 0.1  # of the device's memory stays free: for fragments, kernels' workspaces and the runtime
@@ -77,12 +78,17 @@ def memory_plan(config: TrainConfig, passes: Passes, prompt: int, device: Device
     }
     if shards > 1:  # of a sharded model, two layers and what is outside of them are gathered at a time
         held["gathered"] = 4 * (counts.outside + 2 * counts.layer)
+    rollouts = _rollouts(config, passes, setup, counts, prompt, device)
+    if config.rollout.backend == "vllm":
+        rollouts = _engine(config, passes, counts, prompt, device)
+        if not device.cuda:  # there it cannot sleep
+            held |= {part: rollouts[part] for part in ("sampler", "caches")}
     gradients = {"gradients": 4 * counts.trained // shards}
     batch = {"batch": BATCH_BYTES * _rows(config, device) * config.rollout.max_new_tokens}
     update, signals = _update(config, passes, setup, prompt, device)
     return Plan(
         {
-            "rollouts": held | _rollouts(config, passes, setup, counts, prompt, device),
+            "rollouts": held | rollouts,
             "signals": held | batch | signals,
             "update": _together(
                 held | batch | update, gradients, split=_micro_rows(config, device, prompt) < _rows(config, device)
@@ -161,6 +167,24 @@ def _rollouts(
         "caches": caches,
         "logits": logits,
         "activations": max(0, prefill - cast - (0 if device.cuda else caches + logits)),
+    }
+
+
+def _engine(
+    config: TrainConfig, passes: Passes, counts: imagined.Counts, prompt: int, device: Device
+) -> dict[str, int]:
+    """An engine of vLLM for the same rows: weights of its own, its cache, and the logits of the rows' next tokens.
+
+    On a CPU a tied head is held apart. On CUDA the cache takes no more than its share: rows then wait for a place.
+    """
+    rollout, text = config.rollout, passes.shape.get_text_config()
+    rows, width = min(rollout.max_batch, _sampled_rows(config, device)), 2 if device.cuda else 4
+    head = 0 if device.cuda or not text.tie_word_embeddings else text.vocab_size * text.hidden_size
+    caches = cache_bytes(text, rows, prompt + rollout.max_new_tokens, width)
+    return {
+        "sampler": width * (counts.all + head),
+        "caches": min(caches, int(CACHE_SHARE * device.memory)) if device.cuda else caches,
+        "logits": SAMPLING_COPIES * 4 * rows * text.vocab_size,
     }
 
 

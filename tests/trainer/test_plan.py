@@ -75,6 +75,25 @@ def test_parts_by_hand_and_with_ranks(tmp_path):
     assert whole["update"]["weights"] == 4 * all_ and whole["optimizer"]["temporaries"] == 4 * all_  # one flat gradient
 
 
+@pytest.mark.parametrize("cuda", [True, False])
+def test_an_engine_of_vllm_by_hand(tmp_path, cuda):
+    passes = Passes(model_shape(str(model_folder(tmp_path / "m", shape_of(64, 2)))))
+    text, all_ = passes.shape.get_text_config(), passes(counted, LoraConfig()).all
+    settings = {"prompts": 8, "group_size": 4, "max_new_tokens": 24, "backend": "vllm"}
+    config = TrainConfig(rollout=settings, eval={"every": 0})
+    phases = memory_plan(config, passes, 16, Device(10**9, cuda)).phases
+    # 32 rows of 40 tokens: two blocks of 32 each, and an empty one; 2 x 4 heads x 16 numbers, 2 layers
+    assert text.num_key_value_heads == 4 and text.hidden_size == 64
+    width = 2 if cuda else 4
+    assert phases["rollouts"]["caches"] == (32 * 2 + 1) * 32 * 128 * 2 * width
+    head = text.vocab_size * 64 if text.tie_word_embeddings and not cuda else 0
+    assert phases["rollouts"]["sampler"] == width * (all_ + head)
+    assert phases["rollouts"]["logits"] == 4 * 4 * 32 * text.vocab_size
+    assert ("sampler" in phases["update"]) is ("caches" in phases["optimizer"]) is (not cuda)  # on CUDA it sleeps
+    crowded = memory_plan(config, passes, 16, Device(10**6, cuda)).phases["rollouts"]["caches"]
+    assert crowded == (500_000 if cuda else phases["rollouts"]["caches"])  # half of the device, and rows wait
+
+
 def test_what_does_not_fit_gets_smaller_passes_then_checkpointed_layers(tmp_path):
     passes = Passes(model_shape(str(model_folder(tmp_path / "m", shape_of(64, 6)))))
     config = TrainConfig(rollout={"prompts": 8, "max_new_tokens": 48}, optim={"epochs": 2}, eval={"every": 0})

@@ -149,12 +149,24 @@ class Engine:
 
     def __init__(self, policy: Policy, rows: int, columns: int) -> None:
         self._policy, self.columns, self._cuda = policy, columns, policy.device.type == "cuda"
+        self._asleep = False
         with tempfile.TemporaryDirectory(prefix="rlvr-vllm-") as folder, _nothing_global_changed(policy.device):
             _write_config(policy, Path(folder))
-            self._llm = _start(policy, folder, rows, columns)
-        self._asleep = False
-        self.refresh()
-        self._check_agrees()
+            try:
+                self._llm = _start(policy, folder, rows, columns)
+                gap = self.refresh()._gap()
+            except Exception as error:  # whatever vLLM and the packages below it raise
+                why = str(error).strip().partition("\n")[0]
+                raise ConfigError(
+                    f"rollout.backend is 'vllm', but vLLM cannot run {_architecture(policy)}: {type(error).__name__}: "
+                    f"{why} Set rollout.backend to generate."
+                ) from error
+        if not gap < APART[policy.device.type]:
+            raise ConfigError(
+                f"rollout.backend is 'vllm', but for {_architecture(policy)} vLLM computes other log-probabilities "
+                f"than the trainer (largest difference {gap:.3g} nats): it did not take all weights, or runs the model "
+                "otherwise. Set rollout.backend to generate."
+            )
 
     @torch.no_grad()
     def refresh(self) -> Engine:
@@ -187,8 +199,8 @@ class Engine:
         return [(list(each.outputs[0].token_ids), list(each.outputs[0].logprobs.logprobs)) for each in found]
 
     @torch.no_grad()
-    def _check_agrees(self) -> None:
-        """Refuses a model that vLLM computes otherwise, or of which it did not take every weight."""
+    def _gap(self) -> float:
+        """Largest |ln p_sampler - ln p_trainer|, nats, of a few tokens: none but rounding if all weights arrived."""
         policy = self._policy
         first = policy.end_ids[0]
         settings = {"max_tokens": min(8, self.columns - 1), "ignore_eos": True, "logprobs": 0, "detokenize": False}
@@ -197,13 +209,7 @@ class Engine:
         with policy.autocast():
             hidden = policy.padded_hidden(row, torch.ones_like(row), len(ids))
         trained, _ = policy.logprobs(hidden[0], row[0, 1:], 1.0)
-        gap = (torch.tensor(list(sampled)) - trained.cpu()).abs().max()
-        if not gap < APART[policy.device.type]:
-            raise ConfigError(
-                f"rollout.backend is 'vllm', but for {_architecture(policy)} vLLM computes other log-probabilities "
-                f"than the trainer (largest difference {gap:.3g} nats): it did not take all weights, or runs the model "
-                "otherwise. Set rollout.backend to generate."
-            )
+        return float((torch.tensor(list(sampled)) - trained.cpu()).abs().max())
 
 
 def _engine_of(policy: Policy, rows: int, columns: int) -> Engine:
@@ -242,16 +248,9 @@ def _start(policy: Policy, folder: str, rows: int, columns: int) -> Any:
     }
     # a share of memory must be free though the cache's bytes are given; on CPU nothing is compiled
     settings |= {"enable_sleep_mode": True, "gpu_memory_utilization": 0.05} if cuda else {"block_size": BLOCK}
-    try:
-        from vllm import LLM
+    from vllm import LLM
 
-        return LLM(folder, enforce_eager=not cuda, **settings)
-    except Exception as error:  # whatever vLLM and the packages below it raise
-        why = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"rollout.backend is 'vllm', but vLLM cannot start with {_architecture(policy)}: {type(error).__name__}: "
-            f"{why} Set rollout.backend to generate."
-        ) from error
+    return LLM(folder, enforce_eager=not cuda, **settings)
 
 
 def _write_config(policy: Policy, folder: Path) -> None:
