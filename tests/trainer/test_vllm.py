@@ -1,6 +1,6 @@
 """A vLLM engine in this process: after every update it samples with the trainer's weights, and no older ones.
 
-These tests need vLLM (docs/performance.md says how to install it on a machine without a GPU) and take about a minute.
+These tests need vLLM, which docs/recipes.md says how to install without a GPU. They take a minute.
 What needs no engine is in test_vllm_settings.py.
 """
 
