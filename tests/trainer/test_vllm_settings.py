@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_weights_are_pushed_before_each_sampling_and_memory_is_given_back_after_
         draw(policy)
     with pytest.raises(ConfigError, match=r"may take 65 tokens, but the vLLM engine was started for 64"):
         draw(policy, limit=63)
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_on_cuda_the_engine_sleeps_between_samplings_and_wakes_around_the_push(policy, cuda):
+    class Llm:
+        told: ClassVar[list] = []
+
+        def __getattr__(self, name):
+            return lambda *args, **named: self.told.append((name, *args, named.get("tags") or named.get("level")))
+
+    Llm.told.clear()
+    engine = object.__new__(module.Engine)
+    engine._policy, engine._cuda, engine._asleep, engine._llm = policy, cuda, False, Llm()
+    for step in (engine.release, engine.release, engine.refresh, engine.refresh, engine.release):
+        step()
+    push = [("collective_rpc", "reload_weights", None), ("reset_prefix_cache", None)]
+    awake = [("wake_up", ["weights"]), push[0], ("wake_up", ["kv_cache"]), push[1]]
+    assert Llm.told == ([("sleep", 2), *awake, *push, ("sleep", 2)] if cuda else push * 2)
 
 
 def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch, capsys, tmp_path):

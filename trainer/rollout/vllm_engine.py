@@ -167,6 +167,7 @@ class Engine:
                 f"than the trainer (largest difference {gap:.3g} nats): it did not take all weights, or runs the model "
                 "otherwise. Set rollout.backend to generate."
             )
+        self.release()
 
     @torch.no_grad()
     def refresh(self) -> Engine:
