@@ -330,7 +330,7 @@ def test_mini_batches_and_epochs_update_from_the_old_signals():
     assert int(update.loss_stats.histograms["log_ratio"].n[0]) == 2 * int((update.weights > 0).sum())
 
 
-@pytest.mark.parametrize("changes", [{}, {"optim": {"mini_batches": 2}}])
+@pytest.mark.parametrize("changes", [{}, {"optim": {"mini_batches": 2}}, {"optim": {"micro_tokens": 60}}])
 def test_the_update_corrects_for_a_sampler_of_other_probabilities(changes):
     """A sampler that reports two thirds of p everywhere: each gradient is 1.5 times as large, or 1.2 under that bound.
 
