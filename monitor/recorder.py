@@ -76,6 +76,9 @@ class Recorder:
     store: the folder, made if missing.
     run: a RunInfo, or just a name of letters, digits, '.', '_' and '-'. The name must be new unless `resume` is True.
     resume: opens the next attempt of a run that exists.
+    attempt: its number, by default one more than this rank's last. All ranks of a resumed run must give the same, one
+        more than `monitor.get_run(store, run).attempt`, where their number may have changed: steps of an earlier
+        attempt give way to a later one of any rank.
     engine: judges each step in the writer thread. Its alerts are committed with the step and given to `on_alert` and
         the sinks.
     queue_steps: how many steps may wait before parts of new ones are given up (see the module's docstring).
@@ -97,6 +100,7 @@ class Recorder:
         *,
         rank: int = 0,
         resume: bool = False,
+        attempt: int | None = None,
         engine: Engine | None = None,
         sinks: Sequence[Sink] = (),
         on_alert: Callable[[Alert], None] | None = None,
@@ -121,7 +125,7 @@ class Recorder:
         self._warned: set[str] = set()
         self._closed = False
         self._owner = os.getpid()
-        writer = RunWriter(store, run, rank=rank, resume=resume)
+        writer = RunWriter(store, run, rank=rank, resume=resume, attempt=attempt)
         self._last: int | None = None  # of this attempt: a resumed one may go back to its checkpoint
         try:
             self._pipe = Pipeline(

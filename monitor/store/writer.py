@@ -47,7 +47,9 @@ class RunWriter:
     Opening either succeeds or leaves everything as it was, so the name of a run that could not start stays free.
     """
 
-    def __init__(self, store: str | Path, info: RunInfo, *, rank: int = 0, resume: bool = False) -> None:
+    def __init__(
+        self, store: str | Path, info: RunInfo, *, rank: int = 0, resume: bool = False, attempt: int | None = None
+    ) -> None:
         _check_arguments(info, rank)
         self.store = _open_folder(store)
         self.info, self.rank = info, rank
@@ -56,7 +58,7 @@ class RunWriter:
         self.counts = dict.fromkeys(TABLES, (0, 0))  # durable segments and rows of this attempt
         with ExitStack() as undo:
             try:
-                self._open(resume, undo)
+                self._open(resume, attempt, undo)
             except (OSError, ValueError, duckdb.Error) as error:
                 raise StoreError(
                     f"Cannot open run {info.name!r} in store {str(self.store)!r}: {error}. Free some space there, or "
@@ -65,11 +67,11 @@ class RunWriter:
             self._opening.release()  # from here on each batch takes its share
             self._undo = undo.pop_all()
 
-    def _open(self, resume: bool, undo: ExitStack) -> None:
+    def _open(self, resume: bool, attempt: int | None, undo: ExitStack) -> None:
         """Opens all. The heartbeat claims the attempt's number and run.json the name, so both are written last."""
         self._lock = self._take_locks(resume, undo)
-        previous = self._previous_attempt(resume)
-        self.attempt = previous + 1
+        previous = self._previous_attempt(resume, attempt)
+        self.attempt = attempt or previous + 1
         self._prepare()
         sizes = {table: sum(path.stat().st_size for path in self._own(table)) for table in TABLES}
         self.bytes, self.token_bytes = sum(sizes.values()), sizes["tokens"]
@@ -217,7 +219,8 @@ class RunWriter:
     def _own(self, table: str) -> list[Path]:
         return [path for name, path in self._named(table) if name.rank == self.rank]
 
-    def _previous_attempt(self, resume: bool) -> int:
+    def _previous_attempt(self, resume: bool, attempt: int | None) -> int:
+        """The newest attempt of this rank; 0 of a rank that joins a run with an `attempt` that others have opened."""
         name = self.info.name
         files = [attempt for rank, attempt, _ in heartbeat_files(self.folder) if rank == self.rank]
         exists = bool(files) or (self.rank == 0 and (self.folder / "run.json").exists())
@@ -228,7 +231,7 @@ class RunWriter:
                     "Choose another run name, or resume it with resume=True (--resume)."
                 )
             return 0
-        if not exists:
+        if not exists and not (attempt and (self.folder / "run.json").exists()):
             raise StoreError(
                 f"Cannot resume run {name!r} (rank {self.rank}): store {str(self.store)!r} does not hold it. "
                 "Check the name with `rlvr ls`, or start it without resume."
@@ -248,6 +251,11 @@ class RunWriter:
         marks = stored.get("attempts") or [] if self.rank == 0 else []
         attempts = [*files, *(beat["attempt"] for beat in beats), len(marks)]
         attempts += [found.attempt for table in TABLES for found, _ in self._named(table) if found.rank == self.rank]
+        if attempt is not None and attempt <= max(attempts):
+            raise StoreError(
+                f"Cannot resume run {name!r} (rank {self.rank}) as attempt {attempt}: it has had {max(attempts)}. "
+                "Give a higher number, the same on all ranks."
+            )
         return max(attempts)
 
     def _named(self, table: str) -> list[tuple[SegmentName, Path]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,17 +15,27 @@ import pytest
 import torch
 from parallel_child import GROUP, STEPS, replay
 from rounding import gradient_rounding
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from monitor.alerts.engine import AlertEngine
 from monitor.metrics import METRICS
+from monitor.recorder import Recorder
+from monitor.records import RunInfo, StepRecord
 from monitor.signals.histograms import device_histograms
+from monitor.store.check import check_store
 from monitor.store.reader import open_store
+from monitor.store.runs import get_run
 from trainer.commands.train import parse_config
+from trainer.config import TrainConfig
 from trainer.flow import TokenBatch
 from trainer.learning.batch import token_batch
 from trainer.policy.sources import BUILTIN
+from trainer.runtime.action_state import ActionState
 from trainer.runtime.build import prepare
+from trainer.runtime.checkpoint import resume
 from trainer.runtime.ranks import Ranks
+from trainer.runtime.runs import _next_attempt
 from trainer.train import sample_step
 
 CHILD = Path(__file__).with_name("parallel_child.py")
@@ -128,6 +139,46 @@ def test_a_sharded_run_records_every_rank_and_resumes(tmp_path, crowded_folder):
 
     model = AutoModelForCausalLM.from_pretrained(store / "policies" / "two")
     assert sum(p.numel() for p in model.parameters()) > 5e5
+    other_numbers_of_processes_go_on(store, train, crowded_folder)
+
+
+def other_numbers_of_processes_go_on(store, train, folder):
+    """One process goes on at the checkpoint of step 2, then four; what the first attempts had beyond it gives way."""
+    shutil.rmtree(store / "checkpoints" / "two" / "step-00000003")
+    before = load_file(store / "checkpoints" / "two" / "step-00000002" / "parameters.safetensors")
+    moments = load_file(store / "checkpoints" / "two" / "step-00000002" / "optimizer.safetensors")
+    config = TrainConfig.of_run(get_run(store, "two").info["config"])
+    parts = prepare(config)
+    engine = AlertEngine(warmup_steps=1)
+    assert resume(store / "checkpoints" / "two", parts, engine, ActionState()) == 2
+    trained = parts.policy.trained()
+    assert all(torch.equal(trained[name], value) for name, value in before.items()) and len(before) == len(trained)
+    state = parts.updater.optimizer.state
+    assert all(torch.equal(state[trained[name]]["exp_avg"], moments[f"{name}/exp_avg"]) for name in trained)
+    command = [str(Path(sys.executable).with_name("rlvr")), "train", "--resume", "two", "--store", str(store)]
+    done = subprocess.run([*command, "--steps", "4"], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0 and "goes on at step 3" in done.stderr, done.stderr[-3000:]
+    assert "was saved by 2 processes and 1 go on: they draw new random numbers" in done.stderr
+    done = torchrun(*train, "--resume", "two", "--steps", "5", "--store", str(store), cwd=folder, processes=4)
+    assert done.returncode == 0 and "goes on at step 5" in done.stderr, done.stderr[-3000:]
+    with open_store(store) as opened:
+        steps = opened.sql("SELECT DISTINCT step, rank, attempt FROM tokens ORDER BY ALL").rows
+        fourth = [(5, rank, 4) for rank in range(4)]
+        assert steps == [(1, 0, 1), (1, 1, 1), (2, 0, 1), (2, 1, 1), (3, 0, 3), (4, 0, 3), *fourth]
+        assert (opened.run("two").status, opened.run("two").acknowledged) == ("finished", 5)
+    assert [finding for finding in check_store(store) if finding.damage] == []
+
+
+def test_an_old_rank_that_still_writes_is_not_overrun(tmp_path):
+    """A resume with fewer processes takes the locks of those alone: the other old ranks must be gone."""
+    for rank in (0, 1):
+        recorder = Recorder(tmp_path, RunInfo("a"), rank=rank)
+        recorder.record(StepRecord(1, {"reward": 0.0}))
+        recorder.close() if rank == 0 else recorder.flush(10)
+    told = _next_attempt(str(tmp_path), "a", Ranks())
+    assert str(told).startswith("Cannot resume run 'a' with 1 processes: rank 1, process ")
+    recorder.close()
+    assert _next_attempt(str(tmp_path), "a", Ranks()) == 2
 
 
 def test_prompts_that_do_not_divide_are_refused():

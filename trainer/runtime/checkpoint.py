@@ -9,7 +9,8 @@
 
 A folder appears under its final name only when all of it is durable, and only after the store holds every step up to
 it. So a resumed run may repeat steps but never leaves a gap. On a CPU the resumed run is bit-identical to one that
-never stopped, if the reward function has no state of its own.
+never stopped, if the reward function has no state of its own. Another number of processes may go on, sharded or not,
+with random numbers of its own.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ class _Saved:
     state: dict[str, Any]
     trained: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
-    rng: dict[str, Tensor]
+    rng: dict[str, Tensor] | None  # None: another number of processes saved it
 
     @classmethod
     def read(cls, folder: Path, parts: Parts) -> _Saved:
@@ -255,8 +256,6 @@ class _Saved:
             raise ValueError(f"its format is {state['format']}, expected {_FORMAT}")
         if state["format"] == _FORMAT and state.pop("crc32") != _crc32_of(state):
             raise ValueError("its state.json is not as it was written")
-        if state["ranks"] != parts.ranks.world:
-            raise ValueError(f"it was written by {state['ranks']} processes and {parts.ranks.world} resume it")
         parts.stream.check(state["stream"])
         trained = load_file(folder / "parameters.safetensors")
         parameters = parts.policy.trained()
@@ -269,8 +268,10 @@ class _Saved:
             found = {name: of[moment] for name, of in moments.items() if moment in of}
             expected = {name: parameters[name] for name in moments if name in parameters}
             _check_shapes("optimizer's state is not the model's", found, expected)
-        rng = load_file(folder / f"rng-r{parts.ranks.rank:03d}.safetensors")
-        _check_shapes("generators are not the run's", rng, _rng_states(parts))
+        rng = None
+        if state["ranks"] == parts.ranks.world:
+            rng = load_file(folder / f"rng-r{parts.ranks.rank:03d}.safetensors")
+            _check_shapes("generators are not the run's", rng, _rng_states(parts))
         return cls(state, trained, moments, rng)
 
     def load_into(self, parts: Parts, engine: AlertEngine, actions: ActionState) -> int:
@@ -278,10 +279,23 @@ class _Saved:
         parts.stream.load_state_dict(self.state["stream"])
         engine.load_state_dict(self.state["alerts"])
         actions.load_state_dict(self.state.get("actions", {}))
+        step = int(self.state["step"])
+        if self.rng is None:
+            _log.warning(
+                "The checkpoint of step %d was saved by %d processes and %d go on: they draw new random numbers.",
+                step,
+                self.state["ranks"],
+                parts.ranks.world,
+            )
+            seed = parts.config.seed + 7_919 * parts.ranks.rank + 1_000_003 * step
+            for generator in _generators(parts).values():
+                generator.manual_seed(seed)
+            torch.manual_seed(seed)
+            return step
         for name, generator in _generators(parts).items():
             generator.set_state(self.rng[name])
         torch.set_rng_state(self.rng["torch"])
-        return int(self.state["step"])
+        return step
 
     @torch.no_grad()
     def load_policy(self, parts: Parts) -> None:

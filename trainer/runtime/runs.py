@@ -55,6 +55,9 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
         acting.load_state_dict(engine.state_dict())
     if done >= config.steps and get_run(config.store, name).status != "failed":  # a failed one may lack its policy
         raise ConfigError(f"Run {name!r} has reached its {done} steps. Raise --steps to go on.")
+    attempt = ranks.share(_next_attempt(config.store, name, ranks) if resume and ranks.rank == 0 else None)
+    if isinstance(attempt, str):
+        raise ConfigError(attempt)
     sinks: list[Any] = []
     if config.wandb != "off":
         from monitor.integrations.wandb import WandbSink
@@ -69,6 +72,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
             run_info(config, name, ranks.world),
             rank=ranks.rank,
             resume=resume,
+            attempt=attempt,
             engine=engine if ranks.rank == 0 else None,
             sinks=[*sinks, *routed],
             on_alert=partial(_print_alert, console, set()),
@@ -110,6 +114,18 @@ def _alert_sink(config: TrainConfig, settings: AlertSettings) -> Sink:
     from monitor.alerts.delivery import AlertSink
 
     return AlertSink(config.store, settings.routes)
+
+
+def _next_attempt(store: str, name: str, ranks: Ranks) -> int | str:
+    """The attempt that all ranks open, whatever each of them has had; or why a rank that is no more prevents it."""
+    state = get_run(store, name)
+    left = [beat for beat in state.heartbeats if beat["rank"] >= ranks.world and beat.get("alive")]
+    if left:
+        return (
+            f"Cannot resume run {name!r} with {ranks.world} processes: rank {left[0]['rank']}, process "
+            f"{left[0].get('pid')}, is still writing it. Stop that process first."
+        )
+    return state.attempt + 1
 
 
 def _rank_0_first(ranks: Ranks, open_recorder: Callable[[], Recorder]) -> Recorder:
