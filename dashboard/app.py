@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import streamlit as st
 
 from dashboard import data
@@ -18,6 +20,7 @@ PAGES = (
     ("alerts", "Alerts", ":material/notifications:", alerts.page),
     ("sql", "SQL", ":material/database:", sql.page),
 )
+SETTLE_S = 3.0  # until then the browser has heard of a change of its address
 STYLE = """<style>
 .stMainBlockContainer { padding: 4.2rem 2.5rem 3rem; max-width: 1760px; }
 [class*="st-key-grid"] { display: grid; gap: .75rem 1.25rem;
@@ -48,11 +51,12 @@ def main() -> None:
     if shared.theme() is DARK:
         st.html(ON_ACCENT)
     drawn = data.poll()
-    st.session_state["calm_run"] = None  # the run of which a page shows parts that may lag behind
+    st.session_state.pop("follows", None)
     if _ready():
         _quarantine_banner()
         chosen.run()
-    _watch(drawn)
+    address = None if chosen.url_path == "" else st.query_params.to_dict()  # the Overview's browser changes it itself
+    _watch(drawn, st.session_state.get("follows"), address, time.monotonic())
 
 
 def _ready() -> bool:
@@ -87,13 +91,21 @@ def _quarantine_banner() -> None:
 
 
 @st.fragment(run_every=0.5)
-def _watch(drawn: int) -> None:
-    """Redraws the page if the data's version changed. Otherwise this costs a few stat calls."""
-    if st.query_params.get("updates") == shared.PAUSED:
+def _watch(drawn: int, follows: shared.Follows | None, address: dict[str, str] | None, made: float) -> None:
+    """Makes the page anew if the data's version changed, or sends what is new. Else this costs a few stat calls.
+
+    drawn: the version that the page shows; address: the parameters of the URL when it was made, at `made`.
+    """
+    parameters = st.query_params.to_dict()
+    if address not in (None, parameters) and time.monotonic() - made < SETTLE_S:
+        return  # the browser asked before it heard of the address: a page made from this would take a choice back
+    if parameters.get("updates") == shared.PAUSED:
         return
-    behind = st.session_state.get("calm_run")
-    if data.poll() != drawn or (behind is not None and data.calm_is_behind(behind)):
+    is_new = data.poll() != drawn
+    if is_new if follows is None else follows.is_due(is_new=is_new):
         st.rerun()
+    if follows is not None:
+        follows.send()
 
 
 if __name__ == "__main__":

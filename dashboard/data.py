@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,6 @@ from monitor.store.tail import RunEntry, Tail
 
 VIEWS = ("runs", "steps", "histograms", "tokens", "samples", "alerts", "events", "edges", "heartbeats")
 T = TypeVar("T")
-CALM_S = 20.0  # how far what is not on the screen may lag behind a live run
 
 
 def store_path() -> Path:
@@ -202,6 +202,21 @@ def counts_of(name: str, metric: str, split: str = "all") -> Frame:
     return followed(name).counts(tail().cursor(), metric, split)
 
 
+def new_columns(name: str, metric: str, after: int, most: int) -> Frame:
+    """`counts_of` the steps later than `after`, in columns about as wide as those of all steps in at most `most`."""
+    question = f"{distributions.HISTOGRAMS} AND step > ? ORDER BY step"
+    rows = distributions.summed(frames.frame(tail().cursor(), question, [name, metric, "all", after]))
+    width = max(1, math.ceil(newest_step(name) / most))
+    return distributions.pooled(rows, math.ceil(len(rows["step"]) / width))
+
+
+def urgent(name: str) -> object:
+    """What changes where something else than further steps came: a run, a status, an alert or an event of this run."""
+    runs, entry = tail().runs, run(name)
+    others = tuple((one.name, one.status, one.info_state) for one in runs.values())
+    return others, entry and (entry.stamps[1:3], entry.basis)
+
+
 def window(name: str, keys: Sequence[str]) -> Window:
     """The series of a run as the alert rules see them: the newest values, how they began, and their best."""
     entry, source = run(name), followed(name)
@@ -215,31 +230,33 @@ def newest_step(name: str) -> float:
 
 
 @st.cache_resource(show_spinner=False)
-def _calm(store: str) -> dict[str, tuple[float, int]]:
+def _lagging(store: str) -> dict[tuple[str, float], tuple[float, int]]:
     return {}
 
 
-def calm_version(name: str) -> int:
-    """A version of a run that changes at most every CALM_S while it runs: for what need not follow each step."""
-    entry, known = run(name), _calm(str(store_path()))
+def _lagging_version(name: str, lag_s: float) -> int:
+    """A version of a run that changes at most every `lag_s` while it runs: for what need not follow each step."""
+    entry, known = run(name), _lagging(str(store_path()))
     if entry is None:
         return -1
-    since, version = known.get(name, (0.0, -1))
-    if version != entry.version and (time.monotonic() - since >= CALM_S or entry.status != "running"):
-        known[name] = (time.monotonic(), entry.version)
-    return known[name][1]
+    since, version = known.get((name, lag_s), (0.0, -1))
+    if version != entry.version and (time.monotonic() - since >= lag_s or entry.status != "running"):
+        known[name, lag_s] = (time.monotonic(), entry.version)
+    return known[name, lag_s][1]
 
 
-def calm_is_behind(name: str) -> bool:
-    """Whether `calm_version` is due to change."""
+def is_behind(name: str) -> bool:
+    """Whether something that was remembered with a lag is due to be asked for again."""
     entry = run(name)
-    since, version = _calm(str(store_path())).get(name, (0.0, -1))
-    return entry is not None and version not in (-1, entry.version) and time.monotonic() - since >= CALM_S
+    known = [(lag_s, *found) for (of, lag_s), found in _lagging(str(store_path())).items() if of == name]
+    return entry is not None and any(
+        version != entry.version and time.monotonic() - since >= lag_s for lag_s, since, version in known
+    )
 
 
-def remembered(name: str, question: str, arguments: tuple, ask: Callable[[], T], *, calm: bool) -> T:
-    """`ask()`, remembered until the version of the run changes; with `calm`, until `calm_version` does."""
-    version = calm_version(name) if calm else tail().run_version(name)[0]
+def remembered(name: str, question: str, arguments: tuple, ask: Callable[[], T], *, lag_s: float = 0.0) -> T:
+    """`ask()`, remembered until the run changes; where that is often, for `lag_s` seconds."""
+    version = _lagging_version(name, lag_s) if lag_s else tail().run_version(name)[0]
     return _cached(str(store_path()), (version,), question, (name, *arguments), ask)
 
 

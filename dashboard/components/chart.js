@@ -48,33 +48,75 @@ function tellVisible() {
 }
 
 function draw(root) {
-  const data = root.rlvrData;
-  if (!data || !root.rlvrVisible) return;
+  const data = root.rlvrData, plot = root.querySelector(".rlvr-plot");
+  if (!root.rlvrVisible || (data ? !take(root, plot, data) : !root.rlvrBehind)) return;
+  root.rlvrBehind = false;
+  const { told, spec } = plot.rlvrFigure;
+  const figure = grown(spec);
+  plot.rlvrConfig ??= configOf(plot); // always the same object: with another one Plotly would begin anew
+  plotly().then((Plotly) => Plotly.react(plot, figure.data, figure.layout, plot.rlvrConfig)).then(() => {
+    if (!plot.rlvrReady) prepare(root, plot, told);
+    const group = groups.get(told.group);
+    if (group?.zoom && (group.zoom.to === null || !shows(plot, group.zoom))) zoom(plot, group.zoom);
+    newer(root, plot, group);
+  }).catch((error) => { plot.textContent = String(error.message ?? error); });
+}
+
+// Takes over the figure that the server sent last; false while its older points are on their way.
+function take(root, plot, data) {
   const old = data.old_id ? window.rlvrOldPoints?.get(data.key) : null;
-  if (data.old_id && old?.id !== data.old_id) return; // they are on their way
+  if (data.old_id && old?.id !== data.old_id) return false;
   root.rlvrData = null;
-  const plot = root.querySelector(".rlvr-plot");
   const spec = JSON.parse(data.figure);
   old?.traces.forEach((trace, i) => {
-    for (const axis of Object.keys(trace)) spec.data[i][axis] = joined(trace[axis], spec.data[i][axis]);
+    for (const axis of Object.keys(trace)) spec.data[i][axis] = joined(numbers(trace[axis]), numbers(spec.data[i][axis]));
   });
-  spec.layout.template = TEMPLATES[data.theme];
   delete spec.layout.title; // it stands in the page, not in the plot
   spec.layout.margin.t = spec.layout.showlegend ? 30 : 10;
   plot.rlvrScalesY = spec.layout.yaxis?.range === undefined;
   plot.rlvrTold = { title: data.title, unit: data.unit, theme: data.theme };
-  plot.rlvrConfig ??= configOf(plot); // always the same object: with another one Plotly would begin anew
-  plotly().then((Plotly) => Plotly.react(plot, spec.data, spec.layout, plot.rlvrConfig)).then(() => {
-    if (!plot.rlvrReady) prepare(root, plot, data);
-    const group = groups.get(data.group);
-    const news = group && data.zoom !== group.told; // the page begins, or its address changed
-    if (news) group.told = data.zoom;
-    if (news && data.zoom !== group.chosen) {
-      zoomAll(group, fromText(data.zoom));
-    } else if (group?.zoom && (group.zoom.to === null || !plot.rlvrZoomed)) zoom(plot, group.zoom);
-    newer(root, plot, group);
-  }).catch((error) => { plot.textContent = String(error.message ?? error); });
+  plot.rlvrFigure = { told: data, spec };
+  return true;
 }
+
+// A figure with the newest points of its curves, those that came after it was made.
+function grown({ data, layout }) {
+  const traces = data.map(grownTrace);
+  const shown = { ...structuredClone(layout), template: TEMPLATES[layout.meta.theme] };
+  const limits = shown.xaxis?.autorangeoptions;
+  if (limits?.clipmax !== undefined) {
+    for (const trace of traces.filter((trace, i) => trace !== data[i])) {
+      const last = trace.x[trace.x.length - 1];
+      limits.clipmax = Math.max(limits.clipmax, last + 0.5 + 0.01 * (last - limits.clipmin));
+    }
+  }
+  return { data: traces, layout: shown };
+}
+
+function grownTrace(trace) {
+  const points = window.rlvrNewPoints?.get(trace.meta?.live);
+  if (!points) return trace;
+  const [x, y] = [trace.x, trace.y].map((values) => (values.bdata === undefined ? values : numbers(values)));
+  const [newX, newY] = points.map(numbers);
+  const first = newX.findIndex((value) => value > x[x.length - 1]);
+  if (first < 0) return trace;
+  const { share } = trace.meta, added = newY.slice(first);
+  for (let i = 0, last = y[y.length - 1]; i < added.length && share < 1; i++) {
+    if (Number.isFinite(added[i])) last = Number.isFinite(last) ? last + share * (added[i] - last) : added[i];
+    added[i] = last;
+  }
+  return { ...trace, x: joined(x, newX.slice(first)), y: joined(y, added) };
+}
+
+// The charts of the page that lack some of the newest points.
+window.addEventListener("rlvr-new-points", () => {
+  for (const root of document.querySelectorAll(".rlvr-chart")) {
+    const figure = root.querySelector(".rlvr-plot").rlvrFigure;
+    if (!figure?.spec.data.some((trace) => window.rlvrNewPoints.has(trace.meta?.live))) continue;
+    root.rlvrBehind = true;
+    draw(root);
+  }
+});
 
 function configOf(plot) {
   return {
@@ -112,8 +154,7 @@ function numbers({ dtype, bdata }) {
   return new NUMBERS[dtype](bytes.buffer);
 }
 
-function joined(old, recent) {
-  const [first, second] = [numbers(old), numbers(recent)];
+function joined(first, second) {
   const all = new first.constructor(first.length + second.length);
   all.set(first);
   all.set(second, first.length);
@@ -147,11 +188,23 @@ function toText(range) {
   return `${Math.max(0, Math.round(range.from))}-${range.to === null ? "" : Math.round(range.to)}`;
 }
 
-function follow(plot, name) {
+// Takes over the zoom of the address as soon as the server tells it. Charts are drawn later, and in any order: one that
+// went by what it was told itself could bring an older address back.
+function heed({ group: name, zoom: text }) {
+  if (!name) return;
   if (!groups.has(name)) groups.set(name, { plots: new Set() });
   const group = groups.get(name);
   for (const old of group.plots) if (!old.isConnected) group.plots.delete(old);
   if (!group.plots.size) Object.assign(group, { zoom: null, told: "", chosen: "" }); // a new page begins unzoomed
+  if (text === group.told) return;
+  group.told = text;
+  if (text === group.chosen) return; // the reader's own zoom comes back
+  group.chosen = text;
+  zoomAll(group, fromText(text));
+}
+
+function follow(plot, name) {
+  const group = groups.get(name);
   group.plots.add(plot);
   plot.on("plotly_relayout", (change) => {
     if (plot.rlvrFollowing) return;
@@ -193,9 +246,13 @@ function zoom(plot, range) {
       update["yaxis.range"] = heights;
     }
   }
-  plot.rlvrZoomed = Boolean(range);
   plot.rlvrFollowing = true;
   window.Plotly.relayout(plot, update).finally(() => { plot.rlvrFollowing = false; });
+}
+
+function shows(plot, range) {
+  const [from, to] = plot._fullLayout.xaxis.range;
+  return from === range.from && to === range.to;
 }
 
 const lines = (plot) => plot._fullData.filter((trace) => trace.visible === true && (trace.yaxis ?? "y") === "y");
@@ -299,6 +356,7 @@ window.rlvrChart = function (component) {
   root.rlvrTell = (what, value) => setTriggerValue("pick", { what, value });
   root.rlvrGroup = data.group;
   root.rlvrData = data;
+  heed(data);
   header(root, data);
   plot.style.height = `${data.height}px`;
   plot.setAttribute("aria-label", data.title);

@@ -58,13 +58,19 @@ def _old_points() -> Callable:
     return st.components.v2.component("rlvr_old_points", js=(_HERE / "old_points.js").read_text())
 
 
+@cache
+def _new_points() -> Callable:
+    return st.components.v2.component("rlvr_new_points", js=(_HERE / "new_points.js").read_text())
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A figure as it is sent: its JSON without what the page shows around it.
 
     old: of each trace the points that stay as they are while the run grows, as JSON, "" for none. They are sent apart
     (`send_old_points`), because Streamlit does not send again what the browser has. old_id: their hash. cells: the
-    metric over whose cells the figure goes, "" for none: a click on a cell leads to its tokens.
+    metric over whose cells the figure goes, "" for none: a click on a cell leads to its tokens. live: the names under
+    which newer points of its curves come (`send_new_points`).
     """
 
     figure: str
@@ -76,6 +82,7 @@ class Packed:
     cells: str
     old: str = ""
     old_id: str = ""
+    live: tuple[str, ...] = ()
 
 
 def packed(fig: go.Figure, *, split: bool = False) -> Packed:
@@ -86,9 +93,10 @@ def packed(fig: go.Figure, *, split: bool = False) -> Packed:
     old = [_take_old(trace, spec["data"][i]) if split else {} for i, trace in enumerate(fig.data)]
     text = json.dumps(old) if any(old) else ""
     name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() if text else ""
+    live = tuple(trace.meta["live"] for trace in fig.data if trace.meta and "live" in trace.meta)
     return Packed(
         to_json_plotly(spec), title.text or "", title.subtitle.text or "", meta.get("help", ""),
-        meta.get("theme", "light"), int(fig.layout.height), meta.get("cells", ""), text, name,
+        meta.get("theme", "light"), int(fig.layout.height), meta.get("cells", ""), text, name, live,
     )  # fmt: skip
 
 
@@ -116,6 +124,25 @@ def send_old_points(charts: Mapping[str, Packed], *, key: str) -> None:
         _old_points()(key=key, data=old)
 
 
+def send_new_points(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Sends the newest points {name: (x, y)} of curves; each chart on the screen grows by those that it lacks.
+
+    So a step costs the browser and the server its own points, and the figures are made anew only now and then.
+    """
+    with st.container(key="unseen-points"):
+        _new_points()(key="new-points", data={"points": new_points_text(points)})
+
+
+def new_points_text(points: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """{"x": [numbers], "curves": {name: [place of its x, its y]}}: most curves have the same x, which is sent once."""
+    places = dict[str, int]()
+    curves = {
+        name: [places.setdefault(json.dumps(sent_numbers(x)), len(places)), sent_numbers(y)]
+        for name, (x, y) in points.items()
+    }
+    return json.dumps({"x": [json.loads(x) for x in places], "curves": curves})
+
+
 @dataclass(frozen=True, slots=True)
 class Pick:
     """What a reader did on a chart.
@@ -130,17 +157,33 @@ class Pick:
 
 
 def live_chart(
-    fig: Packed, *, key: str, group: str = "", menu: bool = False, zoom: str = "", section: str = "", shown: str = ""
+    fig: Packed,
+    *,
+    key: str,
+    group: str = "",
+    menu: bool = False,
+    zoom: str = "",
+    section: str = "",
+    shown: str = "",
+    on_pick: Callable[[Pick], None] = lambda pick: None,
 ) -> Pick | None:
     """Draws a figure and returns what a reader just did on it; with `menu`, a click opens a menu of its step.
 
     Charts of equal `group` zoom together along x; `zoom` is the range that a page begins with, as in `Pick`. A chart
     with the same `key` keeps its node, zoom and selection over all updates. The figure is sent as text, which the
     browser parses only once the chart is on the screen. A chart of a `section` tells which sections are on the screen
-    when these are others than `shown`.
+    when these are others than `shown`. on_pick hears of it before the page is made.
     """
     data = asdict(fig) | {"key": key, "group": group, "menu": menu, "zoom": zoom, "section": section, "shown": shown}
-    del data["old"]
-    result = _component()(key=key, data=data, on_pick_change=lambda: None)
+    del data["old"], data["live"]
+
+    def tell() -> None:
+        if pick := _pick(st.session_state[key]):
+            on_pick(pick)
+
+    return _pick(_component()(key=key, data=data, on_pick_change=tell))
+
+
+def _pick(result: Any) -> Pick | None:
     done = getattr(result, "pick", None)
     return Pick(str(done["what"]), str(done["value"])) if done else None

@@ -12,6 +12,7 @@ from dashboard.figures.theme import Theme, clip_steps, compact, faded, figure, l
 from monitor.metrics import inner_edges
 from monitor.queries.frames import Frame
 
+FAN = ("p5", "p95", "p25", "p75", "p99", "p50", "mean")  # the curves of a fan, as they are drawn
 SHADES = 255  # steps of the colour of a map, so that a cell takes one byte
 
 
@@ -22,17 +23,18 @@ def entropy_fan(
     *,
     alerts: Frame | None = None,
     log: bool = False,
+    live: str = "",
     height: int = 340,
 ) -> go.Figure:
     """Quantiles of token entropy over steps (p5-p95 pale, p25-p75 darker, median dashed, p99 dotted) and their mean.
 
-    On a linear axis p99 is hidden until its legend entry is clicked, because it would press everything else flat.
+    On a linear axis p99 is hidden until its legend entry is clicked, because it would press everything else flat. live:
+    the newer points of a quantile come as LIVE/QUANTILE, "" for none.
     """
     _, unit, help_text = label("entropy")
     fig = figure(theme, "Entropy of tokens, quantiles", unit=unit, help=help_text, height=height)
     x = compact(fan["step"])
-    floor = 1e-5 if log else 0.0  # a log axis cannot show 0
-    bounded = {name: compact(np.maximum(values, floor)) for name, values in fan.items()}
+    bounded = bounded_fan(fan, log=log)
     p99 = _curve("p99", x, bounded["p99"], faded(colour, 0.55), width=1.0, dash="dot")
     if not log:
         p99.visible = "legendonly"
@@ -45,6 +47,9 @@ def entropy_fan(
             _curve("mean", x, bounded["mean"], colour),
         ]
     )
+    if live:
+        for trace, name in zip(fig.data, FAN, strict=True):
+            trace.meta = {"live": f"{live}/{name}", "share": 1.0}
     kind = "log" if log else "linear"
     fig.layout.yaxis = {"type": kind, "title": {"text": unit}, "uirevision": kind}
     if not log:
@@ -54,6 +59,11 @@ def entropy_fan(
     if alerts is not None:
         add_alerts(fig, alerts, float(x[-1]) if len(x) else 0.0, theme)
     return fig
+
+
+def bounded_fan(fan: Frame, *, log: bool) -> Frame:
+    """The quantiles as they are drawn: on a log axis, which cannot show 0, from 1e-5 on."""
+    return {name: compact(np.maximum(values, 1e-5 if log else 0.0)) for name, values in fan.items()}
 
 
 def _curve(

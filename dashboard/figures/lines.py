@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from dashboard.escape import plotly
@@ -22,7 +23,11 @@ LAW_R2 = 0.3  # share of the variance below which the entropy-reward law is not 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Line:
-    """One series of a line chart. `faint`: a pale line behind the others (a single seed). `points`: mark each value."""
+    """One series of a line chart. `faint`: a pale line behind the others (a single seed). `points`: mark each value.
+
+    live: the name under which its newer points come (`components.chart.send_new_points`), "" for none. share: what a
+    newer value counts in the line, whose last value counts the rest; below 1 in an exponential mean.
+    """
 
     name: str
     x: np.ndarray
@@ -32,6 +37,8 @@ class Line:
     faint: bool = False
     points: bool = False
     group: str = ""
+    live: str = ""
+    share: float = 1.0
 
 
 def lines(
@@ -73,6 +80,7 @@ def _trace(line: Line, unit: str) -> go.Scatter:
         legendgroup=line.group or line.name,
         hoverinfo="skip" if line.faint else None,
         hovertemplate=None if line.faint else f"%{{y:{number_format(unit)}}}",
+        meta={"live": line.live, "share": line.share} if line.live else None,
     )
 
 
@@ -147,9 +155,15 @@ def smoothed(line: Line, over: int) -> list[Line]:
     """
     if not over or line.points or len(line.x) < 3:
         return [line]
-    mean = pd.Series(line.y).ewm(span=over, adjust=False, ignore_na=True).mean().to_numpy()
-    told = f"{line.name}, mean of {over} steps"
-    return [replace(line, faint=True, group=told), replace(line, name=told, y=mean, group=told)]
+    share, told = 2.0 / (over + 1), f"{line.name}, mean of {over} steps"
+
+    def step(mean: float, value: float) -> float:
+        if math.isnan(value):
+            return mean
+        return value if math.isnan(mean) else mean + share * (value - mean)
+
+    mean = np.array(list(accumulate(line.y.tolist(), step)))
+    return [replace(line, faint=True, group=told), replace(line, name=told, y=mean, group=told, share=share)]
 
 
 def is_flat(values: np.ndarray) -> bool:

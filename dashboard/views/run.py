@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -11,19 +12,19 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from dashboard import data
-from dashboard.components.chart import Packed, packed, send_old_points
+from dashboard.components.chart import Packed, packed, send_new_points, send_old_points
 from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, entropy_against_reward, is_flat, lines, reward_and_pass, smoothed
 from dashboard.figures.marks import add_actions, add_outlook
-from dashboard.figures.theme import Theme, arm_colours, label
+from dashboard.figures.theme import Theme, arm_colours, compact, label
 from dashboard.views import downloads, glance, shared
 from monitor.alerts import RULES
 from monitor.alerts.outlook import outlook
 from monitor.metrics import is_known
 from monitor.queries.differences import setting
 from monitor.queries.distributions import pooled, quantiles
-from monitor.queries.followed import thinned
+from monitor.queries.followed import Series, thinned
 from monitor.queries.frames import Frame, n_rows, select
 from monitor.store.tail import RunEntry
 
@@ -31,6 +32,9 @@ PASSES = ("eval/heldout/pass@1", "eval/heldout/pass@4")
 FIRST_HEIGHT, HEIGHT = 250, 240
 POINTS, COLUMNS = 600, 300  # most points of a series and columns of a map: more than such a chart has pixels for
 LATE = 20  # steps that "newest" pools where one alone has few tokens
+PACE_S = 5.0  # how often the page is made anew while its curves alone grow
+SEEN_S, UNSEEN_S = 20.0, 60.0  # how far the other parts of figures may lag behind: those on the screen, and the others
+FAN = "entropy quantiles"  # the name under which the newest quantiles come
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,6 @@ def page() -> None:
     )
     window = data.window(entry.name, glance.KEYS)
     glance.show(entry, window)
-    st.session_state["calm_run"] = entry.name
     _show(drawing, shared.FIRST, partial(_first, drawing))
     glance.strip(entry, window)
     glance.alerts(entry)
@@ -121,6 +124,61 @@ def page() -> None:
     _show(drawing, "Distributions of tokens", partial(_distributions, drawing))
     _others(drawing)
     _events(entry)
+    shared.follow(Live(drawing, data.urgent(entry.name), time.monotonic()))
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """How the page follows its run: its curves grow at every step, all else is made anew every PACE_S.
+
+    It is made anew at once where something else than further steps came, such as an alert. urgent: `data.urgent` when
+    it was made; drawn: when that was, by time.monotonic().
+    """
+
+    drawing: Drawing
+    urgent: object
+    drawn: float
+
+    @property
+    def name(self) -> str:
+        return self.drawing.name
+
+    def is_due(self, *, is_new: bool) -> bool:
+        """Whether the page must be made anew. is_new: whether the store changed since it was made."""
+        if data.is_behind(self.name):
+            return True
+        return is_new and (time.monotonic() - self.drawn >= PACE_S or data.urgent(self.name) != self.urgent)
+
+    def send(self) -> None:
+        """Send the points of the shown curves since the oldest of their figures was made."""
+        names = tuple(sorted({name for section in self.drawing.shown for name in section.live}))
+        asked = (self._since, names, self.drawing.view)
+        if names:
+            send_new_points(data.remembered(self.name, "new points", asked, self._points))
+
+    @property
+    def _since(self) -> int:
+        return min((section.until for section in self.drawing.shown), default=-1)
+
+    def _points(self) -> dict[str, Series]:
+        """{name: its points after the step `_since`} of what curves are live."""
+        since, found = self._since, dict[str, Series]()
+        names = {name for section in self.drawing.shown for name in section.live}
+        for key in data.followed(self.name).keys:
+            if self.drawing.live(key) in names:
+                steps, values = data.followed(self.name).series(key)
+                first = int(np.searchsorted(steps, since, side="right"))
+                if first < len(steps):
+                    found[self.drawing.live(key)] = compact(steps[first:]), compact(values[first:])
+        if self.drawing.live(f"{FAN}/mean") in names:
+            fan = quantiles(data.new_columns(self.name, "entropy", since, COLUMNS))
+            steps = compact(fan["step"])
+            found |= {
+                self.drawing.live(f"{FAN}/{key}"): (steps, values)
+                for key, values in distributions.bounded_fan(fan, log=self.drawing.view.log).items()
+                if len(steps) and key in distributions.FAN
+            }
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +223,7 @@ class Drawing:
     theme: Theme
     alerts: RunAlerts
     view: View
+    shown: list[Section] = field(default_factory=list)  # filled while the page is made
 
     @property
     def name(self) -> str:
@@ -176,6 +235,11 @@ class Drawing:
         return arm_colours([kind], self.theme)[kind]
 
     @property
+    def newest(self) -> int:
+        """The newest step of the run, as far as it was read."""
+        return data.followed(self.name).newest_step
+
+    @property
     def colours(self) -> tuple[str, str, str]:
         """For the series of one chart."""
         return self.colour, self.theme.second, self.theme.wheel[1]
@@ -184,6 +248,10 @@ class Drawing:
         """A figure over steps, with the actions of the run."""
         return add_actions(fig, self.alerts.actions, self.theme)
 
+    def live(self, what: str) -> str:
+        """The name under which newer points of a curve come."""
+        return f"{self.name}/{what}"
+
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a series, with as many points as a chart can show."""
         return thinned(data.followed(self.name).series(key), POINTS)
@@ -191,29 +259,41 @@ class Drawing:
     def line(self, key: str, colour: str, *, name: str = "", points: bool = False, dash: str = "solid") -> list[Line]:
         """The line of a series, with its raw values pale behind it where it is smoothed; [] of none."""
         steps, values = self.series(key)
-        line = Line(name or label(key)[0], steps, values, colour, points=points, dash=dash)
+        line = Line(name or label(key)[0], steps, values, colour, points=points, dash=dash, live=self.live(key))
         return smoothed(line, self.view.smoothing) if len(steps) else []
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What stands under a heading: its charts by key, those of them over steps, and a line of what is not drawn."""
+    """What stands under a heading: its charts by key, those of them over steps, and a line of what is not drawn.
+
+    until: the newest step of the run when it was made.
+    """
 
     charts: dict[str, Packed]
     over_steps: frozenset[str]
+    until: int
     quiet: str = ""
+
+    @property
+    def live(self) -> set[str]:
+        """The names under which newer points of its curves come."""
+        return {name for chart in self.charts.values() for name in chart.live}
 
 
 def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: Sequence[str] = ()) -> None:
-    """A section of the page. It is built at every step while it is on the screen, and now and then while it is not.
+    """A section of the page. Its curves grow at every step (`Live`); the figures are built anew now and then.
 
     chosen: what the reader has chosen to see in it.
     """
     alerts = (n_rows(drawing.alerts.alerts), n_rows(drawing.alerts.actions))
     asked = (drawing.theme.name, drawing.view, shared.pinned_step(drawing.name), alerts, tuple(chosen))
-    section = data.remembered(drawing.name, heading, asked, build, calm=not shared.is_visible(heading))
+    section = data.remembered(
+        drawing.name, heading, asked, build, lag_s=SEEN_S if shared.is_visible(heading) else UNSEEN_S
+    )
     if not section.charts and not section.quiet:
         return
+    drawing.shown.append(section)
     if heading not in (shared.FIRST, OTHERS):
         shared.small_heading(heading)
     keyed = {f"{key}-{drawing.name}": chart for key, chart in section.charts.items()}
@@ -230,7 +310,7 @@ def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: 
 def _first(drawing: Drawing) -> Section:
     drawn = {"entropy": _entropy(drawing), "fan": _fan(drawing), "reward": _reward(drawing)}
     charts = {key: packed(drawing.over_steps(fig), split=True) for key, fig in drawn.items() if fig is not None}
-    return Section(charts, frozenset(charts))
+    return Section(charts, frozenset(charts), drawing.newest)
 
 
 def _entropy(drawing: Drawing) -> go.Figure | None:
@@ -266,7 +346,7 @@ def _fan(drawing: Drawing) -> go.Figure | None:
         return None
     return distributions.entropy_fan(
         drawing.theme, fan, drawing.colour, alerts=drawing.alerts.on("entropy"), log=drawing.view.log,
-        height=FIRST_HEIGHT,
+        live=drawing.live(FAN), height=FIRST_HEIGHT,
     )  # fmt: skip
 
 
@@ -296,7 +376,7 @@ def _section(drawing: Drawing, heading: str) -> Section:
     law = _law(drawing) if heading == "Where the entropy goes" else None
     if law is not None:
         charts["law"] = packed(law)
-    return Section(charts, over_steps, "; ".join(quiet))
+    return Section(charts, over_steps, drawing.newest, "; ".join(quiet))
 
 
 def _moving(drawing: Drawing, chart: Chart) -> tuple[list[str], list[str]]:
@@ -382,7 +462,7 @@ def _distributions(drawing: Drawing) -> Section:
     if counts.size:
         others["joint"] = distributions.joint_map(theme, counts, height=HEIGHT)
     charts = {key: packed(fig) for key, fig in (over_steps | others).items()}
-    return Section(charts, frozenset(over_steps))
+    return Section(charts, frozenset(over_steps), drawing.newest)
 
 
 def _others(drawing: Drawing) -> None:
@@ -404,7 +484,7 @@ def _chosen_series(drawing: Drawing, chosen: Sequence[str]) -> Section:
     charts = {
         key: packed(drawing.over_steps(_series_chart(drawing, Chart((key,), key), [key])), split=True) for key in chosen
     }
-    return Section(charts, frozenset(charts))
+    return Section(charts, frozenset(charts), drawing.newest)
 
 
 def _events(entry: RunEntry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Protocol
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,7 +13,7 @@ from markupsafe import Markup
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import data
-from dashboard.components.chart import Packed, live_chart, packed
+from dashboard.components.chart import Packed, Pick, live_chart, packed
 from dashboard.escape import html, markdown
 from dashboard.figures.theme import DARK, LIGHT, Theme
 from monitor.errors import nearest
@@ -147,7 +147,7 @@ def chart(fig: go.Figure | Packed, key: str, *, group: str = "steps", run: str =
     shown = st.session_state.get("visible_sections", "")
     picked = live_chart(
         sent, key=key, group=group, menu=bool(run) and (group == "steps" or bool(sent.cells)), zoom=zoom,
-        section=section, shown=shown,
+        section=section, shown=shown, on_pick=_keep_zoom if group == "steps" else lambda pick: None,
     )  # fmt: skip
     if picked is None:
         return
@@ -156,18 +156,35 @@ def chart(fig: go.Figure | Packed, key: str, *, group: str = "steps", run: str =
     elif picked.what == "cell":
         step, _, cell = picked.value.partition(":")
         st.switch_page(PAGES["tokens"], query_params={"run": run, "step": step, "cell": cell})
-    elif picked.what == "zoom" and group != "steps":
-        return
-    elif picked.what == "zoom" and picked.value:
-        st.query_params["x"] = picked.value
-    elif picked.what == "zoom":
-        st.query_params.pop("x", None)
     elif picked.what == "pin":
         st.query_params["pin"] = f"{run}@{picked.value}"
         st.rerun()
     elif picked.what == "visible" and picked.value != shown:
         st.session_state["visible_sections"] = picked.value
         st.rerun()
+
+
+def _keep_zoom(pick: Pick) -> None:
+    """Puts the zoom into the URL before the page is made, so that all of its charts are told the same."""
+    if pick.what == "zoom" and pick.value:
+        st.query_params["x"] = pick.value
+    elif pick.what == "zoom":
+        st.query_params.pop("x", None)
+
+
+class Follows(Protocol):
+    """How a page follows what it shows, where it need not be made anew with every change of the store."""
+
+    def is_due(self, *, is_new: bool) -> bool:
+        """Whether the page must be made anew. is_new: whether the store changed since it was made."""
+
+    def send(self) -> None:
+        """Send the browser what is new since the page was made."""
+
+
+def follow(how: Follows) -> None:
+    """Lets the page that is being made follow its data in its own way."""
+    st.session_state["follows"] = how
 
 
 def is_visible(section: str) -> bool:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -140,40 +141,51 @@ def test_the_url_brings_a_view_back(browser, url: str) -> None:
 
 
 def test_a_live_run_grows_and_the_zoom_stays(browser, tmp_path: Path) -> None:
-    total = 60
+    total, entropies = 60, list[float]()
     with Recorder(tmp_path, simulated.info("live", "ict", 0, total), flush_s=0.0) as recorder:
 
         def record(number: int) -> None:
-            recorder.record(*simulated.step(number, weighting="ict", seed=0, total=total))
+            step = simulated.step(number, weighting="ict", seed=0, total=total)
+            entropies.append(step[0].scalars["entropy"])
+            recorder.record(*step)
 
         for number in range(1, 31):
             record(number)
         process, address = start(tmp_path)
         try:
-            with opened(browser, f"{address}/run?run=live") as page:
+            with opened(browser, f"{address}/run?run=live&smooth=5+steps") as page:
                 shown = "[...p._fullLayout.xaxis.range]"
                 newest = "Array.from(p._fullData[0].x).pop()"
                 until(page, lambda: plot(page, "Mean entropy", newest) == 30)
                 zoomed = drag(page, "Mean entropy")
                 until(page, lambda: plot(page, "Reward and pass@k", shown) == zoomed)  # charts zoom together
                 plot(page, "Mean entropy", "p.marked = true")
-                delays = []
+                delays, made = [], []
                 for number in range(31, 37):
                     record(number)
                     delays.append(until(page, lambda n=number: plot(page, "Mean entropy", newest) == n))
+                    made.append(plot(page, "Mean entropy", "atob(p.rlvrFigure.spec.data[0].x.bdata).length / 4"))
                 for title in ("Mean entropy", "Reward and pass@k"):
                     assert plot(page, title, shown) == zoomed, "an update lost the zoom"
                 assert plot(page, "Mean entropy", "p.marked"), "the chart's node was replaced"
                 print("seconds from record() to the chart:", [round(delay, 2) for delay in delays])
+                # the values, and their mean m + (y - m) / 3, go on in the browser where the server's figure ended
+                means = list(accumulate(entropies, lambda mean, value: mean + (value - mean) / 3))
+                for place, expected in enumerate((entropies, means)):
+                    drawn = plot(page, "Mean entropy", f"Array.from(p._fullData[{place}].y)")
+                    assert drawn == pytest.approx(expected, rel=1e-5)
+                assert min(made) == 30, "every step made the figure anew"
                 page.get_by_role("button", name="View").click()
                 page.get_by_role("radio", name="paused").click()
                 until(page, lambda: "updates=paused" in page.url)
-                page.wait_for_timeout(1500)
+                page.wait_for_timeout(1000)
                 record(37)
-                page.wait_for_timeout(3000)
+                page.wait_for_timeout(2000)
                 assert plot(page, "Mean entropy", newest) == 36
                 page.get_by_role("radio", name="live").click()
                 until(page, lambda: plot(page, "Mean entropy", newest) == 37)
+                for title in ("Mean entropy", REWARD):
+                    assert plot(page, title, SHOWN) == zoomed, "going on lost the zoom"
         finally:
             stop(process)
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from dashboard.components.chart import BLOCK, Packed, chart_code, packed
+from dashboard.components.chart import BLOCK, Packed, chart_code, new_points_text, packed
 from dashboard.components.rollouts import (
     BORDERS,
     COLOUR_BY,
@@ -20,7 +20,7 @@ from dashboard.components.rollouts import (
     level_colours,
     sent_rollouts,
 )
-from dashboard.figures.lines import Line, lines
+from dashboard.figures.lines import Line, lines, smoothed
 from dashboard.figures.theme import DARK, LIGHT
 
 
@@ -115,6 +115,38 @@ def test_the_older_points_of_a_curve_are_sent_apart_and_stay_the_same() -> None:
     assert first.old == later.old and first.old_id == later.old_id and first.figure != later.figure
     assert newer.old_id not in (later.old_id, "")
     assert "template" not in json.loads(first.figure)["layout"] and first.theme == "light"
+
+
+def test_newest_points_are_sent_with_their_steps_once() -> None:
+    steps, odd = np.array([7, 8], np.int32), np.array([8], np.int32)
+    sent = json.loads(
+        new_points_text(
+            {
+                "run/entropy": (steps, np.float32([0.5, np.nan])),
+                "run/reward": (steps, np.float32([1, 2])),
+                "run/eval/heldout/pass@1": (odd, np.float32([0.25])),
+            }
+        )
+    )
+    assert [numbers(x).tolist() for x in sent["x"]] == [[7, 8], [8]]
+    curves = {name: (place, numbers(y)) for name, (place, y) in sent["curves"].items()}
+    assert {name: place for name, (place, _) in curves.items()} == {
+        "run/entropy": 0,
+        "run/reward": 0,
+        "run/eval/heldout/pass@1": 1,
+    }
+    np.testing.assert_array_equal(curves["run/entropy"][1], np.float32([0.5, np.nan]))
+    assert curves["run/eval/heldout/pass@1"][1].tolist() == [0.25]
+
+
+def test_a_curve_names_what_it_grows_by() -> None:
+    line = Line("a", np.arange(3), np.ones(3), "#123456", live="run/entropy")
+    assert packed(lines(LIGHT, "entropy", [line])).live == ("run/entropy",)
+    both = packed(lines(LIGHT, "entropy", smoothed(line, 5)))
+    # both the values and their mean, of which a new value is a third: 2 / (5 + 1)
+    assert both.live == ("run/entropy",) * 2
+    assert [trace["meta"]["share"] for trace in json.loads(both.figure)["data"]] == [1.0, pytest.approx(1 / 3)]
+    assert packed(lines(LIGHT, "entropy", [Line("a", np.arange(3), np.ones(3), "#123456")])).live == ()
 
 
 def test_charts_that_are_no_curves_are_sent_whole() -> None:

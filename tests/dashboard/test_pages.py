@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
+from functools import partialmethod
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -342,6 +344,41 @@ def test_the_run_page_has_a_section_only_of_what_was_recorded(monkeypatch, tmp_p
     assert ["Where the entropy goes" in text for text in headings] == [False, True]
     assert "Not drawn: KL to reference, 0 in all steps; Learning rate, 0.0001 in all steps." in words(more)
     assert "Not drawn" not in words(plain)
+
+
+def test_a_page_follows_further_steps_by_their_points_alone(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Tail, "__init__", partialmethod(Tail.__init__, min_interval_s=0.0))
+    with Recorder(tmp_path, simulated.info("live", "ict", 0, 60), engine=simulated.OneAlert(14, None)) as recorder:
+
+        def record(*numbers: int) -> list[float]:
+            made = [simulated.step(number, weighting="ict", seed=0, total=60) for number in numbers]
+            for step in made:
+                recorder.record(*step)
+            assert recorder.flush()
+            data.poll()
+            return [step[0].scalars["entropy"] for step in made]
+
+        record(*range(1, 11))
+        follows = open_page(monkeypatch, tmp_path, "run", run="live").session_state["follows"]
+        assert not follows.is_due(is_new=False) and not follows.is_due(is_new=True)
+        recorded = record(11, 12, 13)
+        assert not follows.is_due(is_new=True)
+        points = follows._points()
+        steps, values = points["live/entropy"]
+        assert steps.tolist() == [11, 12, 13] and values.tolist() == np.float32(recorded).tolist()
+        fan = data.counts_of("live", "entropy")
+        # up to COLUMNS steps a column of the fan is one step
+        np.testing.assert_allclose(points["live/entropy quantiles/mean"][1], (fan["sum"] / fan["n"])[-3:], rtol=1e-6)
+        assert points["live/entropy quantiles/p50"][0].tolist() == [11, 12, 13]
+        record(14)  # its alert fires
+        assert follows.is_due(is_new=True)
+
+
+def test_a_page_is_made_anew_now_and_then(monkeypatch, store: Path) -> None:
+    follows = open_page(monkeypatch, store, "run", run="ict-s0").session_state["follows"]
+    assert not follows.is_due(is_new=True)
+    assert replace(follows, drawn=follows.drawn - run_view.PACE_S).is_due(is_new=True)
+    assert not replace(follows, drawn=follows.drawn - run_view.PACE_S).is_due(is_new=False)
 
 
 def test_series_of_unknown_names_have_a_section_of_their_own(monkeypatch, tmp_path: Path) -> None:
