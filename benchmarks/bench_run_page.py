@@ -1,9 +1,10 @@
 """What one new step costs on the Run page of a long run: bytes to the browser, server CPU, time until it is seen.
 
-Run: python benchmarks/bench_run_page.py [--steps 5000] [--live 20]
+Run: python benchmarks/bench_run_page.py [--steps 5000] [--live 60]
 
 The run is real in its values: those of sample_runs/uniform-s0, over and over. A real server and a real Chromium show it
-while --live further steps are recorded, one a second. The page is scrolled to the top, then to the bottom.
+while --live further steps are recorded, one a second: as long as the rarest of the page's figures takes to be made
+anew. The page is scrolled to the top, then to the bottom. A check without news is measured when the page has settled.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def cpu_s(pid: int) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--live", type=int, default=20)
+    parser.add_argument("--live", type=int, default=60)
     options = parser.parse_args()
     try:
         from playwright.sync_api import sync_playwright
@@ -104,10 +105,9 @@ def main() -> int:
                     page.evaluate(scroll.format("0" if where == "top" else "1e6"))
                     _until(page, title, newest)
                     print(f"{where}: drawn {time.monotonic() - began:.1f} s after the page was asked for")
-                    page.wait_for_timeout(2000)
-                    seen, spent, before = [], cpu_s(server.pid), sum(received)
-                    idle = time.monotonic()
-                    page.wait_for_timeout(5000)
+                    page.wait_for_timeout(8000)
+                    spent, idle = cpu_s(server.pid), time.monotonic()
+                    page.wait_for_timeout(10_000)
                     nothing = (cpu_s(server.pid) - spent) / (time.monotonic() - idle) * 0.5
                     seen, spent, before = [], cpu_s(server.pid), sum(received)
                     for _ in range(options.live):
@@ -123,6 +123,7 @@ def main() -> int:
                         "server_cpu_ms_per_step": round(1000 * (cpu_s(server.pid) - spent) / options.live, 1),
                         "server_cpu_ms_per_check": round(1000 * nothing, 1),
                         "seen_median_s": round(statistics.median(seen), 2), "seen_max_s": round(max(seen), 2),
+                        "load": round(os.getloadavg()[0], 1),
                     })  # fmt: skip
                     print(rows[-1])
         finally:

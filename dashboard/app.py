@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import streamlit as st
 
 from dashboard import data
@@ -20,7 +18,6 @@ PAGES = (
     ("alerts", "Alerts", ":material/notifications:", alerts.page),
     ("sql", "SQL", ":material/database:", sql.page),
 )
-SETTLE_S = 3.0  # until then the browser has heard of a change of its address
 STYLE = """<style>
 .stMainBlockContainer { padding: 4.2rem 2.5rem 3rem; max-width: 1760px; }
 [class*="st-key-grid"] { display: grid; gap: .75rem 1.25rem;
@@ -46,6 +43,7 @@ def main() -> None:
     for path, title, icon, page in PAGES:
         shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")
+    shared.keep_choices(chosen.url_path)
     st.html(STYLE)
     st.html(READABLE)
     if shared.theme() is DARK:
@@ -55,8 +53,7 @@ def main() -> None:
     if _ready():
         _quarantine_banner()
         chosen.run()
-    address = None if chosen.url_path == "" else st.query_params.to_dict()  # the Overview's browser changes it itself
-    _watch(drawn, st.session_state.get("follows"), address, time.monotonic())
+    _watch(drawn, st.session_state.get("follows"))
 
 
 def _ready() -> bool:
@@ -91,15 +88,9 @@ def _quarantine_banner() -> None:
 
 
 @st.fragment(run_every=0.5)
-def _watch(drawn: int, follows: shared.Follows | None, address: dict[str, str] | None, made: float) -> None:
-    """Makes the page anew if the data's version changed, or sends what is new. Else this costs a few stat calls.
-
-    drawn: the version that the page shows; address: the parameters of the URL when it was made, at `made`.
-    """
-    parameters = st.query_params.to_dict()
-    if address not in (None, parameters) and time.monotonic() - made < SETTLE_S:
-        return  # the browser asked before it heard of the address: a page made from this would take a choice back
-    if parameters.get("updates") == shared.PAUSED:
+def _watch(drawn: int, follows: shared.Follows | None) -> None:
+    """Makes the page anew if the data's version changed, or sends what is new. Else this costs a few stat calls."""
+    if st.query_params.get("updates") == shared.PAUSED:
         return
     is_new = data.poll() != drawn
     if is_new if follows is None else follows.is_due(is_new=is_new):

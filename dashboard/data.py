@@ -197,6 +197,13 @@ def spent(name: str, what: str, at: np.ndarray) -> np.ndarray:
     return total[np.searchsorted(steps, at, side="right")]
 
 
+def step_at(name: str, what: str, at: float) -> int:
+    """The first step after which a run had spent `at` or more; its newest where it never had."""
+    steps, _ = followed(name).series(SPENT_SERIES[what][0])
+    found = int(np.searchsorted(spent(name, what, steps), at * (1 - 1e-6)))  # the browser has it in float32
+    return int(steps[min(found, len(steps) - 1)]) if len(steps) else 0
+
+
 def counts_of(name: str, metric: str, split: str = "all") -> Frame:
     """step, counts [S, cells], n, sum, min, max, edges_id of every step of a run."""
     return followed(name).counts(tail().cursor(), metric, split)

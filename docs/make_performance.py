@@ -94,6 +94,7 @@ TABLES = {
         "what": "what", "steps of the run": "steps", "sent, KiB (target 60)": "kib_per_step",
         "server CPU, ms (target 60)": "server_cpu_ms_per_step", "a check without news, ms (target 10)":
         "server_cpu_ms_per_check", "seen after, s, median": "seen_median_s", "largest": "seen_max_s",
+        "load of the machine": "load",
     }),
     "store": Table("store.csv", "bench_store.py", {
         "question": "question", "unit": "unit", "a file for each step": "apart", "merged while running": "merged",

@@ -1,5 +1,6 @@
 // A Plotly chart that lives through updates: Plotly.react on the same node with uirevision keeps zoom and selection.
 // Charts of one group share their x range. The server keeps it in the address, as FROM-TO (TO left out: the newest).
+// The group "steps" stands over steps, others over what a run had spent.
 // plotly.min.js is the copy of the Python wheel, served by this server.
 const style = document.createElement("style");
 style.textContent = __CSS__;
@@ -52,12 +53,12 @@ function draw(root) {
   if (!root.rlvrVisible || (data ? !take(root, plot, data) : !root.rlvrBehind)) return;
   root.rlvrBehind = false;
   const { told, spec } = plot.rlvrFigure;
-  const figure = grown(spec);
+  const figure = grown(spec, told.group);
   plot.rlvrConfig ??= configOf(plot); // always the same object: with another one Plotly would begin anew
   plotly().then((Plotly) => Plotly.react(plot, figure.data, figure.layout, plot.rlvrConfig)).then(() => {
     if (!plot.rlvrReady) prepare(root, plot, told);
     const group = groups.get(told.group);
-    if (group?.zoom && (group.zoom.to === null || !shows(plot, group.zoom))) zoom(plot, group.zoom);
+    if (group?.zoom && (group.zoom.to === null || !shows(plot, group.zoom))) zoom(plot, group.zoom, group.name);
     newer(root, plot, group);
   }).catch((error) => { plot.textContent = String(error.message ?? error); });
 }
@@ -80,14 +81,14 @@ function take(root, plot, data) {
 }
 
 // A figure with the newest points of its curves, those that came after it was made.
-function grown({ data, layout }) {
+function grown({ data, layout }, group) {
   const traces = data.map(grownTrace);
   const shown = { ...structuredClone(layout), template: TEMPLATES[layout.meta.theme] };
   const limits = shown.xaxis?.autorangeoptions;
   if (limits?.clipmax !== undefined) {
     for (const trace of traces.filter((trace, i) => trace !== data[i])) {
       const last = trace.x[trace.x.length - 1];
-      limits.clipmax = Math.max(limits.clipmax, last + 0.5 + 0.01 * (last - limits.clipmin));
+      limits.clipmax = Math.max(limits.clipmax, last + room(group, last - limits.clipmin));
     }
   }
   return { data: traces, layout: shown };
@@ -169,7 +170,8 @@ function prepare(root, plot, data) {
     const step = cell?.step ?? (root.rlvrGroup ? event.points?.[0]?.x : undefined);
     if (step === undefined || !root.rlvrMenu) return;
     clearTimeout(plot.rlvrClick);
-    plot.rlvrClick = setTimeout(() => openMenu(root, Math.round(step), cell, event.event), DOUBLE_CLICK_MS);
+    const x = [undefined, "", "steps"].includes(root.rlvrGroup) ? Math.round(step) : step;
+    plot.rlvrClick = setTimeout(() => openMenu(root, x, cell, event.event), DOUBLE_CLICK_MS);
   });
   plot.on("plotly_doubleclick", () => clearTimeout(plot.rlvrClick));
   plot.rlvrResize = new ResizeObserver(() => plot.offsetWidth && window.Plotly.Plots.resize(plot));
@@ -179,20 +181,24 @@ function prepare(root, plot, data) {
 // ---- zoom: one range of steps for all charts of a group ----
 
 function fromText(text) {
-  const found = /^(\d+)-(\d*)$/.exec(text);
-  return found ? { from: Number(found[1]), to: found[2] === "" ? null : Number(found[2]) } : null;
+  const found = /^(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)?$/.exec(text);
+  return found ? { from: Number(found[1]), to: found[2] === undefined ? null : Number(found[2]) } : null;
 }
 
-function toText(range) {
+function toText(range, name) {
   if (!range) return "";
-  return `${Math.max(0, Math.round(range.from))}-${range.to === null ? "" : Math.round(range.to)}`;
+  const rounded = (x) => (name === "steps" ? Math.round(x) : Number(x.toPrecision(5)));
+  return `${Math.max(0, rounded(range.from))}-${range.to === null ? "" : rounded(range.to)}`;
 }
+
+// How far the axis goes beyond the newest point.
+const room = (name, width) => (name === "steps" ? 0.5 : 0) + 0.01 * width;
 
 // Takes over the zoom of the address as soon as the server tells it. Charts are drawn later, and in any order: one that
 // went by what it was told itself could bring an older address back.
 function heed({ group: name, zoom: text }) {
   if (!name) return;
-  if (!groups.has(name)) groups.set(name, { plots: new Set() });
+  if (!groups.has(name)) groups.set(name, { name, plots: new Set() });
   const group = groups.get(name);
   for (const old of group.plots) if (!old.isConnected) group.plots.delete(old);
   if (!group.plots.size) Object.assign(group, { zoom: null, told: "", chosen: "" }); // a new page begins unzoomed
@@ -217,7 +223,7 @@ function follow(plot, name) {
 
 // The reader's own zoom: at once on the screen, then into the address.
 function choose(plot, group, range, except = null) {
-  group.chosen = toText(range);
+  group.chosen = toText(range, group.name);
   zoomAll(group, range, except);
   plot.closest(".rlvr-chart").rlvrTell("zoom", group.chosen);
 }
@@ -226,18 +232,18 @@ function zoomAll(group, range, except = null) {
   group.zoom = range;
   for (const plot of group.plots) {
     if (!plot.isConnected) continue;
-    if (plot !== except) zoom(plot, range);
+    if (plot !== except) zoom(plot, range, group.name);
     newer(plot.closest(".rlvr-chart"), plot, group);
   }
 }
 
-function zoom(plot, range) {
+function zoom(plot, range, name) {
   if (!plot._fullLayout) return;
   const update = { "xaxis.autorange": true };
   if (plot.rlvrScalesY) update["yaxis.autorange"] = true;
   if (range) {
     const newest = newestStep(plot);
-    const shown = [range.from, range.to ?? newest + 0.5 + 0.01 * (newest - range.from)];
+    const shown = [range.from, range.to ?? newest + room(name, newest - range.from)];
     delete update["xaxis.autorange"];
     update["xaxis.range"] = shown;
     const heights = plot.rlvrScalesY ? heightsWithin(plot, shown) : null;
@@ -284,12 +290,18 @@ function newestStep(plot) {
 // A zoomed chart says that newer steps are to the right of it.
 function newer(root, plot, group) {
   const button = root.querySelector(".rlvr-newer"), to = group?.zoom?.to ?? null;
-  const hidden = to === null || !plot._fullData || newestStep(plot) <= to + 1;
+  const hidden = to === null || !plot._fullData || newestStep(plot) <= to + (group.name === "steps" ? 1 : 0.01 * (to - group.zoom.from));
   button.hidden = hidden;
   if (!hidden) {
-    button.textContent = `newest step ${Math.floor(newestStep(plot))} is off screen: show it`;
+    button.textContent = `newest ${placeText(newestStep(plot), group.name, plot)} is off screen: show it`;
     button.onclick = () => choose(plot, group, { from: group.zoom.from, to: null });
   }
+}
+
+// "step 17", "1.2M response tokens"
+function placeText(x, name, plot) {
+  if (!name || name === "steps") return `step ${Math.floor(x)}`;
+  return `${x.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 })} ${plot.layout.xaxis.title.text}`;
 }
 
 // ---- the menu of a clicked step, or of a clicked cell of a histogram ----
@@ -307,10 +319,11 @@ function openMenu(root, step, cell, event) {
   const menu = document.createElement("div");
   menu.className = "rlvr-menu";
   menu.setAttribute("role", "menu");
-  menu.setAttribute("aria-label", `Step ${step}`);
   const plot = root.querySelector(".rlvr-plot");
+  const place = placeText(step, root.rlvrGroup, plot);
+  menu.setAttribute("aria-label", place[0].toUpperCase() + place.slice(1));
   const title = document.createElement("b");
-  title.textContent = `Step ${step}`;
+  title.textContent = menu.getAttribute("aria-label");
   menu.append(title);
   const choices = {};
   if (cell) choices["Read the tokens of this cell"] = () => root.rlvrTell("cell", `${step}:${root.rlvrCells}:${cell.number}`);

@@ -14,6 +14,7 @@ from dashboard import data
 from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, arm_lines, is_flat, lines, pass_against_distinct, seed_band
+from dashboard.figures.spent import STEP, spent_axis
 from dashboard.figures.theme import Theme, arm_colours
 from dashboard.shown_arms import Arm, default_arms, doubts, figures_table
 from dashboard.views import downloads, shared
@@ -49,8 +50,6 @@ FIGURES = (
     "perf/step_s",
 )
 NAMES = ("run", "seed", "save", "comparison", "store")  # options that differ from run to run and change nothing
-STEP = "step"
-SPENT = {"tokens": "response tokens", "hours": "hours of training"}  # what curves can stand over beside steps
 ARMS = "abcdefghijklmnop"  # parameters of the URL, the baseline first
 PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
 
@@ -68,7 +67,7 @@ def page() -> None:
     theme = shared.theme()
     colours = arm_colours([arm.name for arm in arms], theme)
     with tools:
-        axis = shared.choose(st.segmented_control, "Curves over", "over", (STEP, *SPENT), STEP, required=True)
+        axis = shared.choose_axis("Curves over")
     with shared.grid("curves"):
         _curves(arms, colours, theme, axis)
     with shared.grid("difference"):
@@ -200,7 +199,7 @@ def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: st
                 trace.x = _spent(arm.runs, axis, np.asarray(trace.x))
             fig.add_traces(band)
         if axis != STEP:
-            fig.layout.xaxis.update(title={"text": SPENT[axis]}, tickformat=".3~s" if axis == "tokens" else None)
+            fig.layout.xaxis.update(spent_axis(axis))
         shared.chart(fig, f"compare-{key}-{axis}", group="steps" if axis == STEP else axis)
 
 

@@ -17,6 +17,7 @@ from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, entropy_against_reward, is_flat, lines, reward_and_pass, smoothed
 from dashboard.figures.marks import add_actions, add_outlook
+from dashboard.figures.spent import STEP, stand_over
 from dashboard.figures.theme import Theme, arm_colours, compact, label
 from dashboard.views import downloads, glance, shared
 from monitor.alerts import RULES
@@ -39,11 +40,15 @@ FAN = "entropy quantiles"  # the name under which the newest quantiles come
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart of series: the keys drawn in it, its title (none: made from the keys), and whether its axis is log."""
+    """One chart of series: the keys drawn in it, and its title (none: made from the keys).
+
+    log: its axis always is. by_factors: its axis is log where the reader asks for that.
+    """
 
     keys: tuple[str, ...]
     title: str = ""
     log: bool = False
+    by_factors: bool = False
 
 
 SECTIONS = {  # heading -> its charts of series
@@ -52,7 +57,7 @@ SECTIONS = {  # heading -> its charts of series
         Chart(("eval/heldout/pass@1", "eval/multipath/pass@1", "eval/ood/pass@1"), "pass@1 by split"),
         Chart(("all_correct_share", "all_wrong_share", "zero_variance_share"), "Groups without a signal"),
         Chart(("same_answer_share", "duplicate_share", "repetition_share"), "Same answers, same texts, repetition"),
-        Chart(("response_length",)),
+        Chart(("response_length",), by_factors=True),
         Chart(("truncated_share",)),
     ),
     "Where the entropy goes": (
@@ -69,13 +74,13 @@ SECTIONS = {  # heading -> its charts of series
         Chart(("temperature",)),
     ),
     "Update": (
-        Chart(("kl", "log_ratio_abs")),
+        Chart(("kl", "log_ratio_abs"), by_factors=True),
         Chart(("grad_norm",), log=True),
         Chart(("clip_share_low", "clip_share_high")),
-        Chart(("sampler_mismatch_k3",)),
+        Chart(("sampler_mismatch_k3",), by_factors=True),
         Chart(("loss",)),
-        Chart(("lr",)),
-        Chart(("perf/step_s", "perf/rollout_s", "perf/update_s"), "Time of a step"),
+        Chart(("lr",), by_factors=True),
+        Chart(("perf/step_s", "perf/rollout_s", "perf/update_s"), "Time of a step", by_factors=True),
     ),
 }
 CHARTS = tuple(chart for charts in SECTIONS.values() for chart in charts)
@@ -97,7 +102,7 @@ def page() -> None:
         shared.status_badge(entry)
         st.caption(markdown("{}", shared.describe(entry)), width="stretch")
         with st.popover("View", icon=":material/tune:"):
-            view = _view()
+            view = _view(entry)
         with st.popover("Download", icon=":material/download:"):
             downloads.run(entry)
     shared.title("Run", entry.name)
@@ -169,10 +174,10 @@ class Live:
                 steps, values = data.followed(self.name).series(key)
                 first = int(np.searchsorted(steps, since, side="right"))
                 if first < len(steps):
-                    found[self.drawing.live(key)] = compact(steps[first:]), compact(values[first:])
+                    found[self.drawing.live(key)] = compact(self.drawing.x(steps[first:])), compact(values[first:])
         if self.drawing.live(f"{FAN}/mean") in names:
             fan = quantiles(data.new_columns(self.name, "entropy", since, COLUMNS))
-            steps = compact(fan["step"])
+            steps = compact(self.drawing.x(fan["step"]))
             found |= {
                 self.drawing.live(f"{FAN}/{key}"): (steps, values)
                 for key, values in distributions.bounded_fan(fan, log=self.drawing.view.log).items()
@@ -183,18 +188,24 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How curves are drawn: a logarithmic axis of entropy, and over how many steps they are smoothed (0: not)."""
+    """How curves are drawn: over what, on a log axis where that makes sense, smoothed over so many steps (0: not)."""
 
+    over: str
     log: bool
     smoothing: int
 
 
-def _view() -> View:
-    axis = shared.choose(st.segmented_control, "Entropy axis", "axis", ("linear", "log"), "linear", required=True)
-    over = shared.choose(st.segmented_control, "Smoothing", "smooth", tuple(SMOOTHING), "none", required=True)
+def _view(entry: RunEntry) -> View:
+    recorded = data.followed(entry.name).keys
+    over = shared.choose_axis("Curves over", [what for what, (key, _) in data.SPENT_SERIES.items() if key in recorded])
+    axis = shared.choose(st.segmented_control, "Value axis", "axis", ("linear", "log"), "linear", required=True)
+    smooth = shared.choose(st.segmented_control, "Smoothing", "smooth", tuple(SMOOTHING), "none", required=True)
     shared.choose(st.segmented_control, "Updates", "updates", ("live", shared.PAUSED), "live", required=True)
-    st.caption("A smoothed curve is an exponential mean over that many steps; the values themselves stay pale behind.")
-    return View(axis == "log", SMOOTHING[over])
+    st.caption(
+        "A log axis is for what changes by factors: entropy, KL, gradient norm, times. "
+        "A smoothed curve is an exponential mean over that many steps; the values themselves stay pale behind."
+    )
+    return View(over, axis == "log", SMOOTHING[smooth])
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +256,22 @@ class Drawing:
         return self.colour, self.theme.second, self.theme.wheel[1]
 
     def over_steps(self, fig: go.Figure) -> go.Figure:
-        """A figure over steps, with the actions of the run."""
-        return add_actions(fig, self.alerts.actions, self.theme)
+        """A figure over steps with the actions of the run, moved to what the reader wants it over."""
+        add_actions(fig, self.alerts.actions, self.theme)
+        return fig if self.view.over == STEP else stand_over(fig, self.view.over, self.x)
+
+    def x(self, steps: np.ndarray) -> np.ndarray:
+        """Where steps stand on the x axis."""
+        return steps if self.view.over == STEP else data.spent(self.name, self.view.over, steps)
+
+    def step_at(self, x: float) -> int:
+        """The step at a place of the x axis."""
+        return round(x) if self.view.over == STEP else data.step_at(self.name, self.view.over, x)
+
+    @property
+    def group(self) -> str:
+        """The group of charts that zoom together."""
+        return "steps" if self.view.over == STEP else self.view.over
 
     def live(self, what: str) -> str:
         """The name under which newer points of a curve come."""
@@ -296,13 +321,14 @@ def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: 
     drawing.shown.append(section)
     if heading not in (shared.FIRST, OTHERS):
         shared.small_heading(heading)
-    keyed = {f"{key}-{drawing.name}": chart for key, chart in section.charts.items()}
+    names = {key: f"{key}-{drawing.name}-{drawing.view.over}" for key in section.charts}  # another axis, another chart
+    keyed = {names[key]: chart for key, chart in section.charts.items()}
     with st.container(key=f"unseen-{heading.replace(' ', '-')}"):
         send_old_points(keyed, key=f"old-{heading}-{drawing.name}")
     with shared.grid(heading.replace(" ", "-")):
         for key, chart in section.charts.items():
-            group = "steps" if key in section.over_steps else ""
-            shared.chart(chart, f"{key}-{drawing.name}", group=group, run=drawing.name, section=heading)
+            group = drawing.group if key in section.over_steps else ""
+            shared.chart(chart, names[key], group=group, run=drawing.name, section=heading, step_at=drawing.step_at)
     if section.quiet:
         st.caption(markdown("Not drawn: {}.", section.quiet))
 
@@ -335,7 +361,8 @@ def _entropy(drawing: Drawing) -> go.Figure | None:
     found = outlook(data.window(drawing.name, ("entropy",)))
     if found is not None:
         planned = setting(drawing.entry.info, "config.steps", int)
-        ahead = float(planned or np.inf) if drawing.entry.status == "running" else 0.0
+        follows = drawing.entry.status == "running" and drawing.view.over == STEP  # nobody knows what steps will cost
+        ahead = float(planned or np.inf) if follows else 0.0
         add_outlook(fig, theme, found, float(steps[-1]), ahead)
     return fig
 
@@ -406,7 +433,8 @@ def _series_chart(drawing: Drawing, chart: Chart, keys: Sequence[str]) -> go.Fig
         for line in drawing.line(key, colour, name=names[key], points=key.startswith(("eval/", "probe_")))
     ]
     title, alerts = chart.title or _joined(keys), drawing.alerts.on(*keys)
-    return lines(drawing.theme, keys[0], drawn, title=title, alerts=alerts, log=chart.log, height=HEIGHT)
+    log = chart.log or (chart.by_factors and drawing.view.log)
+    return lines(drawing.theme, keys[0], drawn, title=title, alerts=alerts, log=log, height=HEIGHT)
 
 
 def _law(drawing: Drawing) -> go.Figure | None:

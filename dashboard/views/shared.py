@@ -15,6 +15,7 @@ from streamlit.delta_generator import DeltaGenerator
 from dashboard import data
 from dashboard.components.chart import Packed, Pick, live_chart, packed
 from dashboard.escape import html, markdown
+from dashboard.figures.spent import SPENT, STEP
 from dashboard.figures.theme import DARK, LIGHT, Theme
 from monitor.errors import nearest
 from monitor.store.runs import busy_with
@@ -30,6 +31,7 @@ STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
 }
 ENDED = ("finished", "stopped", "crashed", "failed")
 PAUSED = "paused"  # of the URL's parameter "updates": the page stays as it is while its run goes on
+SETTLE_S = 3.0  # until then the browser has heard of a change of its URL
 FIRST = "first"  # the section of a page that is on the screen when it opens
 PAGES: dict[str, Any] = {}  # url_path -> st.Page, filled by app.main
 
@@ -45,9 +47,19 @@ def link(page: str, text: str, parameters: dict[str, str], icon: str | None = No
 
 
 def choose(
-    widget: Callable[..., Any], text: str, name: str, options: Sequence[Any], default: Any, **settings: Any
+    widget: Callable[..., Any],
+    text: str,
+    name: str,
+    options: Sequence[Any],
+    default: Any,
+    *,
+    ends: Sequence[str] = (),
+    **settings: Any,
 ) -> Any:
-    """A picker bound to the URL parameter `name`, so that a shared link shows the same choice."""
+    """A picker bound to the URL parameter `name`, so that a shared link shows the same choice.
+
+    ends: other parameters that mean nothing after another choice, and leave the URL.
+    """
     key = f"pick_{name}"
     known = {str(option): option for option in options}
     current = known.get(st.query_params.get(name, ""), default)
@@ -57,10 +69,38 @@ def choose(
     def remember() -> None:
         value = st.session_state[key]
         if value is not None:
-            st.query_params[name] = str(value)
+            put_parameter(name, str(value))
+            for other in ends:
+                put_parameter(other, "")
 
     widget(text, options, key=key, on_change=remember, **settings)
     return current
+
+
+def put_parameter(name: str, value: str) -> None:
+    """Puts what the reader chose into the URL, "" takes it out, and holds on to it: `keep_choices`."""
+    st.session_state.setdefault("choices", {})[name] = (value, time.monotonic())
+    _put(name, value)
+
+
+def _put(name: str, value: str) -> None:
+    if value:
+        st.query_params[name] = value
+    else:
+        st.query_params.pop(name, None)
+
+
+def keep_choices(page: str) -> None:
+    """Puts the reader's choices of the last SETTLE_S on this page back into the URL, if they are not in it.
+
+    The browser sends its URL with every request. One that left it before it heard of a choice has the URL from before,
+    and a page made from that would take the choice back.
+    """
+    if st.session_state.get("page") != page:
+        st.session_state["page"], st.session_state["choices"] = page, {}
+    for name, (value, when) in st.session_state.get("choices", {}).items():
+        if time.monotonic() - when < SETTLE_S and st.query_params.get(name, "") != value:
+            _put(name, value)
 
 
 def set_parameter(name: str, value: str) -> None:
@@ -70,6 +110,12 @@ def set_parameter(name: str, value: str) -> None:
     """
     if st.query_params.get(name) != value:
         st.query_params[name] = value
+
+
+def choose_axis(text: str, among: Sequence[str] = tuple(SPENT)) -> str:
+    """What curves stand over: STEP or one of `among`. A zoom of the former axis ends with it."""
+    options = (STEP, *among)
+    return str(choose(st.segmented_control, text, "over", options, STEP, required=True, ends=("x",)))
 
 
 def pick_run(**settings: Any) -> RunEntry | None:
@@ -135,29 +181,38 @@ def number(value: float, unit: str = "") -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def chart(fig: go.Figure | Packed, key: str, *, group: str = "steps", run: str = "", section: str = "") -> None:
-    """Draws a figure. The zoom of charts over steps stands in the URL.
+def chart(
+    fig: go.Figure | Packed,
+    key: str,
+    *,
+    group: str = "steps",
+    run: str = "",
+    section: str = "",
+    step_at: Callable[[float], int] = round,
+) -> None:
+    """Draws a figure. The zoom of charts of a `group` stands in the URL.
 
-    With `run`, a click on a step or on a cell of a histogram opens a menu: read its tokens, or pin its distribution. A
-    chart of a `section` of the
-    page reports which sections are on the screen: `is_visible`.
+    With `run`, a click on a step or on a cell of a histogram opens a menu: read its tokens, or pin its distribution.
+    step_at: the step at a place of x. A chart of a `section` of the page reports which sections are on the screen:
+    `is_visible`.
     """
     sent = fig if isinstance(fig, Packed) else packed(fig)
-    zoom = st.query_params.get("x", "") if group == "steps" else ""
     shown = st.session_state.get("visible_sections", "")
     picked = live_chart(
-        sent, key=key, group=group, menu=bool(run) and (group == "steps" or bool(sent.cells)), zoom=zoom,
-        section=section, shown=shown, on_pick=_keep_zoom if group == "steps" else lambda pick: None,
+        sent, key=key, group=group, menu=bool(run) and bool(group or sent.cells),
+        zoom=st.query_params.get("x", "") if group else "", section=section, shown=shown,
+        on_pick=_keep_zoom if group else lambda pick: None,
     )  # fmt: skip
     if picked is None:
         return
     if picked.what == "tokens":
-        st.switch_page(PAGES["tokens"], query_params={"run": run, "step": picked.value})
+        st.switch_page(PAGES["tokens"], query_params={"run": run, "step": str(step_at(float(picked.value)))})
     elif picked.what == "cell":
-        step, _, cell = picked.value.partition(":")
-        st.switch_page(PAGES["tokens"], query_params={"run": run, "step": step, "cell": cell})
+        x, _, cell = picked.value.partition(":")
+        step = step_at(float(x)) if group else int(x)  # without a group it is of a figure of steps that it names
+        st.switch_page(PAGES["tokens"], query_params={"run": run, "step": str(step), "cell": cell})
     elif picked.what == "pin":
-        st.query_params["pin"] = f"{run}@{picked.value}"
+        st.query_params["pin"] = f"{run}@{step_at(float(picked.value))}"
         st.rerun()
     elif picked.what == "visible" and picked.value != shown:
         st.session_state["visible_sections"] = picked.value
@@ -166,10 +221,8 @@ def chart(fig: go.Figure | Packed, key: str, *, group: str = "steps", run: str =
 
 def _keep_zoom(pick: Pick) -> None:
     """Puts the zoom into the URL before the page is made, so that all of its charts are told the same."""
-    if pick.what == "zoom" and pick.value:
-        st.query_params["x"] = pick.value
-    elif pick.what == "zoom":
-        st.query_params.pop("x", None)
+    if pick.what == "zoom":
+        put_parameter("x", pick.value)
 
 
 class Follows(Protocol):

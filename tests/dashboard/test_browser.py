@@ -245,6 +245,24 @@ def test_the_zoom_stands_in_the_address_and_fits_the_height(browser, url: str) -
         until(page, lambda: plot(page, REWARD, SHOWN)[0] == menu_step and "x=25-" in page.url)
 
 
+def test_curves_over_hours_keep_zoom_and_menu(browser, url: str) -> None:
+    hour = 0.4 / 3600  # of one step
+    with opened(browser, f"{url}/run?run=ict-s0&over=hours") as page:
+        until(page, lambda: plot(page, REWARD, "p.data.length"))
+        assert plot(page, REWARD, "Array.from(p._fullData[0].x).pop()") == pytest.approx(40 * hour)
+        zoomed = drag(page, "Mean entropy")
+        until(page, lambda: plot(page, REWARD, SHOWN) == zoomed)
+        until(page, lambda: re.search(r"[?&]x=0\.00\d+-0\.00\d+(&|$)", page.url))
+        click_step(page, REWARD, 17 * hour)
+        menu = page.get_by_role("menu", name=re.compile("0.00189 hours of training"))
+        menu.get_by_role("menuitem", name="Pin its distribution").click(timeout=PATIENCE_S * 1000)
+        until(page, lambda: "pin=ict-s0%4017" in page.url)
+        page.get_by_role("button", name="View").click()
+        page.get_by_role("radio", name="step", exact=True).click()
+        until(page, lambda: plot(page, REWARD, SHOWN)[1] > 40)
+        until(page, lambda: "x=" not in page.url.replace("axis=", "") and "over=step" in page.url)
+
+
 def test_the_sentence_leads_to_its_evidence(browser, url: str) -> None:
     with opened(browser, f"{url}/run?run=uniform-s0") as page:
         until(page, lambda: plot(page, REWARD, "p.data.length"))

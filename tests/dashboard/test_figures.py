@@ -23,6 +23,7 @@ from dashboard.figures.lines import (
     smoothed,
 )
 from dashboard.figures.marks import add_actions, add_outlook
+from dashboard.figures.spent import SPENT, stand_over
 from dashboard.figures.theme import DARK, LIGHT, arm_colours, number_format
 from monitor.alerts.outlook import Outlook
 from monitor.metrics import METRICS, inner_edges, n_cells
@@ -213,6 +214,29 @@ def test_a_smoothed_line_is_an_exponential_mean_before_its_pale_values() -> None
 )
 def test_what_never_moves_is_flat(values: list[float], flat: bool) -> None:
     assert is_flat(np.array([*values, np.nan])) == flat
+
+
+def test_a_figure_moves_to_what_was_spent_with_its_marks() -> None:
+    line = Line("a", STEPS, STEPS * 0.1, LIGHT.accent)
+    fig = lines(LIGHT, "entropy", [line], alerts=alerts(resolved=8))
+    stand_over(fig, "tokens", lambda steps: 50.0 * steps)  # 50 tokens a step
+    np.testing.assert_allclose(fig.data[0].x, 50 * STEPS)
+    fires = next(trace for trace in fig.data if trace.name == "alert fires")
+    assert list(fires.x) == [200.0] and list(fires.text) == ["4"]  # a mark goes on telling its step
+    assert fires.hovertemplate.startswith("<b>fires at step %{text}</b>")
+    upright = [shape for shape in fig.layout.shapes if shape.type == "line"]
+    assert [(shape.x0, shape.x1) for shape in upright] == [(200.0, 200.0), (300.0, 300.0)]  # fired at 4, worse at 6
+    assert fig.layout.xaxis.title.text == SPENT["tokens"]
+    # from 50 to 500 tokens, with a hundredth of that as room
+    assert fig.layout.xaxis.autorangeoptions.to_plotly_json() == {"clipmin": 50.0, "clipmax": 504.5}
+
+
+def test_a_map_moves_to_what_was_spent_before_and_after_its_columns() -> None:
+    fig = distributions.histogram_map(LIGHT, matrix("nats96"), "entropy")
+    assert list(fig.data[0].x[:2]) == [0.5, 1.5]
+    stand_over(fig, "hours", lambda steps: 0.25 * steps)
+    np.testing.assert_allclose(fig.data[0].x, 0.25 * np.arange(11))  # the first column from nothing to step 1
+    assert "hours of training" in fig.data[0].hovertemplate and "step" not in fig.data[0].hovertemplate
 
 
 def test_the_cone_leads_to_the_floor_and_ends_with_the_plan() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import time
 from dataclasses import replace
 from functools import partialmethod
 from html import unescape
@@ -18,6 +19,7 @@ import simulated
 from streamlit.testing.v1 import AppTest
 
 from dashboard import data
+from dashboard.figures.spent import SPENT
 from dashboard.shown_arms import Arm, default_arms, doubts, figures_table
 from dashboard.views import glance, shared
 from dashboard.views import run as run_view
@@ -372,6 +374,28 @@ def test_a_page_follows_further_steps_by_their_points_alone(monkeypatch, tmp_pat
         assert points["live/entropy quantiles/p50"][0].tolist() == [11, 12, 13]
         record(14)  # its alert fires
         assert follows.is_due(is_new=True)
+
+
+def test_a_request_with_the_url_from_before_does_not_take_a_choice_back(monkeypatch, store: Path) -> None:
+    app = open_page(monkeypatch, store, "run", run="ict-s0")
+    before = dict(app.query_params)
+    assert "live" in before["updates"] and "x" not in before
+    app.session_state["choices"] = {"updates": ("paused", time.monotonic()), "x": ("10-20", time.monotonic())}
+    app.run()  # AppTest, like a browser that has not heard of the choices, sends the URL from before
+    assert "paused" in app.query_params["updates"] and "10-20" in app.query_params["x"]
+    app.query_params["updates"] = "live"
+    app.session_state["choices"] = {"updates": ("paused", time.monotonic() - shared.SETTLE_S)}
+    app.run()  # later the URL is right: the reader went back, or edited it
+    assert "live" in app.query_params["updates"]
+
+
+def test_a_place_of_the_axis_leads_to_its_step(monkeypatch, store: Path) -> None:
+    open_page(monkeypatch, store, "run", run="ict-s0", over="hours")
+    at = data.spent("ict-s0", "hours", np.array([0, 1, 17, 40]))
+    np.testing.assert_allclose(at, np.array([0, 1, 17, 40]) * 0.4 / 3600)  # every step took 0.4 s
+    assert [data.step_at("ict-s0", "hours", float(np.float32(x))) for x in at] == [1, 1, 17, 40]
+    assert data.step_at("ict-s0", "hours", 9.0) == 40
+    assert data.SPENT_SERIES.keys() == SPENT.keys()
 
 
 def test_a_page_is_made_anew_now_and_then(monkeypatch, store: Path) -> None:
