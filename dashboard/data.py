@@ -221,7 +221,14 @@ def urgent(name: str) -> object:
     """What changes where something else than further steps came: a run, a status, an alert or an event of this run."""
     runs, entry = tail().runs, run(name)
     others = tuple((one.name, one.status, one.info_state) for one in runs.values())
-    return others, entry and (entry.stamps[1:3], entry.basis)
+    return others, history(name), entry and entry.stamps[1:3]
+
+
+def history(name: str) -> tuple[int, int]:
+    """What changes where the steps that a run had may be others now: rows were taken back, or a new attempt began."""
+    entry = run(name)
+    attempts = [int(beat.get("attempt", 0)) for beat in entry.heartbeats] if entry else []
+    return (entry.basis if entry else 0), max(attempts, default=0)
 
 
 def window(name: str, keys: Sequence[str]) -> Window:

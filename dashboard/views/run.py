@@ -311,8 +311,8 @@ def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: 
 
     chosen: what the reader has chosen to see in it.
     """
-    alerts = (n_rows(drawing.alerts.alerts), n_rows(drawing.alerts.actions))
-    asked = (drawing.theme.name, drawing.view, shared.pinned_step(drawing.name), alerts, tuple(chosen))
+    rows = (n_rows(drawing.alerts.alerts), n_rows(drawing.alerts.actions), data.history(drawing.name))
+    asked = (drawing.theme.name, drawing.view, shared.pinned_step(drawing.name), rows, tuple(chosen))
     section = data.remembered(
         drawing.name, heading, asked, build, lag_s=SEEN_S if shared.is_visible(heading) else UNSEEN_S
     )
