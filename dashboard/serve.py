@@ -6,7 +6,6 @@ main script is a two-line file in a temporary folder, beside the scripts that th
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -46,26 +45,14 @@ def _die_with_parent(folder: Path) -> None:
     threading.Thread(target=wait, daemon=True, name="parent-watch").start()
 
 
-def _read_ahead() -> None:
-    """Reads the store while the first browser still loads Streamlit, so that its page need not wait for that."""
-    from dashboard import data
-
-    with contextlib.suppress(Exception):  # the page tells what is wrong with the store
-        data.poll()
-        data.overview_rows()
-
-
 def main(argv: list[str]) -> None:
     """Serves until it is interrupted or terminated, or its launcher has ended."""
     from streamlit.web import cli
-
-    from dashboard import app  # noqa: F401  the first page would import it
 
     host, port = argv
     with tempfile.TemporaryDirectory(prefix="rlvr-dashboard-") as folder:
         script = make_app_folder(Path(folder))
         _die_with_parent(Path(folder))
-        threading.Thread(target=_read_ahead, daemon=True, name="read-ahead").start()
         cli.main(["run", str(script), *flags(host, int(port))], standalone_mode=False)
 
 
