@@ -44,7 +44,7 @@ def _resolved(store: str) -> Path:
 
 @st.cache_resource(show_spinner=False)
 def _tail(store: str) -> Tail:
-    return Tail(store)
+    return Tail(store, histograms=False)
 
 
 def tail() -> Tail:
@@ -206,11 +206,13 @@ def step_at(name: str, what: str, at: float) -> int:
 
 def counts_of(name: str, metric: str, split: str = "all") -> Frame:
     """step, counts [S, cells], n, sum, min, max, edges_id of every step of a run."""
+    tail().want_histograms(name)
     return followed(name).counts(tail().cursor(), metric, split)
 
 
 def new_columns(name: str, metric: str, after: int, most: int) -> Frame:
     """`counts_of` the steps later than `after`, in columns about as wide as those of all steps in at most `most`."""
+    tail().want_histograms(name)
     question = f"{distributions.HISTOGRAMS} AND step > ? ORDER BY step"
     rows = distributions.summed(frames.frame(tail().cursor(), question, [name, metric, "all", after]))
     width = max(1, math.ceil(newest_step(name) / most))
@@ -277,10 +279,13 @@ def remembered(name: str, question: str, arguments: tuple, ask: Callable[[], T],
 def joint(name: str, newest: int) -> np.ndarray:
     """Joint counts of entropy and deviation over the last `newest` steps."""
     since = followed(name).newest_step - newest
+    tail().want_histograms(name)
     return distributions.joint_counts(tail().cursor(), name, "entropy*deviation", after=since)
 
 
 def difference(baseline: Sequence[str], other: Sequence[str], metric: str = "entropy") -> Frame:
+    for name in (*baseline, *other):
+        tail().want_histograms(name)
     return _ask(differences.difference_matrix, (*baseline, *other), tuple(baseline), tuple(other), metric)
 
 

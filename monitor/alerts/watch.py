@@ -56,7 +56,7 @@ class Watcher:
     """Follows the store at `store`; `poll()` returns what has changed since the last one."""
 
     def __init__(self, store: Path, rules: Sequence[Rule] = DEFAULT_RULES) -> None:
-        self._tail = Tail(store, min_interval_s=0.0)
+        self._tail = Tail(store, min_interval_s=0.0, histograms=False)
         self._rules = rules
         self._runs: dict[str, _Watched] = {}
 

@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from monitor.store.schema import (
 )
 from monitor.store.segments import QUARANTINED, crc32_of, escape_glob
 
+NO_LIMIT: Mapping[str, Collection[str]] = {}
 _MTIME_GRAIN_S = 0.1  # a folder touched this recently may change again without a new mtime
 
 
@@ -93,11 +94,14 @@ class Listing:
     def close(self) -> None:
         self._con.close()
 
-    def refresh(self, tables: Collection[str] = tuple(TABLES)) -> list[str]:
+    def refresh(
+        self, tables: Collection[str] = tuple(TABLES), only: Mapping[str, Collection[str]] = NO_LIMIT
+    ) -> list[str]:
         """Look for new and vanished segments of the tables, check the new ones, and return the names of all runs.
 
-        `steps` is listed first: the other rows of every step listed there are on disk already. Raises StoreError if the
-        runs cannot be listed.
+        only: {table: the runs whose segments of it are wanted}; of other tables those of all runs are. `steps` is
+        listed first: the other rows of every step listed there are on disk already. Raises StoreError if the runs
+        cannot be listed.
         """
         with self._lock:
             runs = run_names(self.store)
@@ -107,7 +111,11 @@ class Listing:
                     continue
                 for key in [key for key in self._folders if key[0] == table and key[1] not in generations]:
                     self._moved(self._folders.pop(key))
-                folders = [self._list(table, run, generation) for run, generation in generations.items()]
+                folders = [
+                    self._list(table, run, generation)
+                    for run, generation in generations.items()
+                    if run in only.get(table, generations)
+                ]
                 self._check([(folder, name) for folder in folders for name in folder.pending])
             return runs
 

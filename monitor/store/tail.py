@@ -19,7 +19,7 @@ import duckdb
 
 from monitor.errors import StoreError
 from monitor.store.catalog import COMMITS
-from monitor.store.listing import Listing, Segment, segment_groups
+from monitor.store.listing import NO_LIMIT, Listing, Segment, segment_groups
 from monitor.store.runs import STATUS_ORDER, heartbeat_files, later_version, rank_status, read_heartbeats, read_info
 from monitor.store.schema import INNER, TABLES, SegmentName
 from monitor.store.segments import QUARANTINED, escape_glob
@@ -52,14 +52,18 @@ class RunEntry:
 class Tail:
     """Follows the store at `store`. `poll()` ingests what is new and returns `version`.
 
+    histograms: whether to take in those of all runs, which are most of the bytes; False: of those alone that
+    `want_histograms` names.
+
     Safe to share: polls are serialised, and each thread queries through its own `cursor()`.
     """
 
-    def __init__(self, store: Path | str, min_interval_s: float = 0.2) -> None:
+    def __init__(self, store: Path | str, min_interval_s: float = 0.2, *, histograms: bool = True) -> None:
         self.store = Path(store)
         self.runs: dict[str, RunEntry] = {}
         self.version = 0
         self._min_interval_s = min_interval_s
+        self._only = NO_LIMIT if histograms else {"histograms": set[str]()}
         self._polled = float("-inf")
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -93,7 +97,7 @@ class Tail:
             now = time.time() if now is None else now
             names: list[str] = []
             with contextlib.suppress(StoreError):  # there may be no store yet
-                names = self._listing.refresh(SMALL_TABLES)
+                names = self._listing.refresh(SMALL_TABLES, self._only)
             self._ingest_all_new(names)
             for gone in set(self.runs) - set(names):
                 self._forget_rows(gone)
@@ -106,6 +110,18 @@ class Tail:
                     entry.version = self.version
             self._polled = time.monotonic()
             return self.version
+
+    def want_histograms(self, run: str) -> None:
+        """Take in the histograms of a run, now and at every poll."""
+        if run in self._only.get("histograms", (run,)):
+            return
+        with self._lock:
+            self._only = {"histograms": {*self._only["histograms"], run}}
+            entry = self.runs.get(run)
+            if entry is not None:
+                with contextlib.suppress(StoreError):  # the store has gone: the next poll tells
+                    self._listing.refresh(("histograms",), {"histograms": (run,)})
+                self._ingest(entry)
 
     def run_version(self, *runs: str) -> tuple[int, ...]:
         """The versions of the named runs: a cache key that stays the same while their data does."""

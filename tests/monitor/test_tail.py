@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from store_data import record_run, samples, step_record, tokens
 
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
+from monitor.store.compact import compact_run
 from monitor.store.listing import Segment
 from monitor.store.schema import TABLES, table_dir
 from monitor.store.tail import RunEntry, Tail
@@ -237,3 +239,36 @@ def test_threads_poll_and_query_side_by_side(tmp_path: Path) -> None:
     poll(tail)
     assert not failures
     assert len(rewards(tail)) == 60
+
+
+def test_histograms_of_those_runs_alone_that_were_asked_for(tmp_path):
+    """What is asked for late is there at once, follows the run, and is what a tail of everything has."""
+    for name in ("a", "b"):
+        record_run(tmp_path, name, range(1, 4))
+    tail, whole = Tail(tmp_path, 0.0, histograms=False), Tail(tmp_path, 0.0)
+
+    def count(of: Tail) -> list[tuple]:
+        sql = "SELECT run, step, metric, split, counts FROM histograms ORDER BY ALL"
+        return of.cursor().execute(sql).fetchall()
+
+    poll(tail)
+    poll(whole)
+    assert count(tail) == [] and rewards(tail) == rewards(whole) != {}
+    everything = count(whole)
+    tail.want_histograms("b")
+    assert count(tail) == [row for row in everything if row[0] == "b"] != []
+    version = poll(tail)
+    with Recorder(tmp_path, RunInfo("b"), resume=True, flush_s=0.0) as recorder:
+        recorder.record(step_record(4), tokens(4), samples(4))
+    assert poll(tail) > version
+    poll(whole)
+    assert count(tail) == [row for row in count(whole) if row[0] == "b"] and len(count(tail)) > len(everything) / 2
+    compact_run(tmp_path, "b", grace_s=0.0)
+    poll(tail)
+    assert count(tail) == [row for row in count(whole) if row[0] == "b"] and tail.runs["b"].basis == 0
+    for name in ("a", "nowhere"):
+        tail.want_histograms(name)
+    poll(tail)
+    assert count(tail) == count(whole)
+    whole.want_histograms("a")  # it has them
+    assert count(tail) == count(whole)

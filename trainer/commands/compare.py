@@ -157,7 +157,7 @@ def _conclude(
 ) -> None:
     """Computes, stores and prints the paired table of the runs that finished, or that an alert stopped."""
     runs = {arm.text: {seed: job.run for (text, seed), job in grid.items() if text == arm.text} for arm in arms}
-    tail = Tail(store)
+    tail = Tail(store, histograms=False)
     tail.poll()
     recorded = set(latest_scalars(tail.cursor(), [job.run for job in grid.values()])["run"])
     good = recorded - set(failed)

@@ -127,7 +127,7 @@ def _trainer(store: Path, name: str, arm: str, options: Options) -> Iterator[sub
 
 def _follow(store: Path, runs: dict[str, subprocess.Popen[str]], console: Console) -> list[str]:
     """Shows progress read from the store until every process has ended; returns the runs whose process failed."""
-    tail, told = Tail(store), set[tuple[Any, ...]]()
+    tail, told = Tail(store, histograms=False), set[tuple[Any, ...]]()
     with run_bars(console) as bars:
         tasks = {run: bars.add_task(run, total=None, now="starting") for run in runs}
         while True:
@@ -166,7 +166,7 @@ def _tell_alerts(tail: Tail, runs: list[str], told: set[tuple[Any, ...]], consol
 
 def _result(store: Path, runs: Mapping[str, str], seed: int) -> tuple[Table, Text]:
     """The paired result, at the last step and at equal pass@1, and in words. runs: {arm: run}."""
-    tail = Tail(store)
+    tail = Tail(store, histograms=False)
     tail.poll()
     con, names = tail.cursor(), list(runs.values())
     figures = final_figures(con, names, [series for series, _ in FIGURES.values()], LEVEL)
@@ -213,7 +213,7 @@ def _first(warnings: Mapping[tuple[str, int], int]) -> str:
 
 
 def _all_finished(store: Path, name: str) -> bool:
-    tail = Tail(store)
+    tail = Tail(store, histograms=False)
     tail.poll()
     runs = [tail.runs.get(f"{name}-{arm}") for arm in ARMS]
     tail.close()

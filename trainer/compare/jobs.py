@@ -110,7 +110,7 @@ def run_jobs(store: Path, jobs: Sequence[Job], at_once: int, cuda: Sequence[str]
     active: list[_Active] = []
     failed: list[str] = []
     total, began = len(waiting), time.monotonic()
-    tail = Tail(store)
+    tail = Tail(store, histograms=False)
     with run_bars(console, disable=not console.is_terminal) as bars:
         overall = bars.add_task("all runs", total=sum(job.config.steps for job in jobs), now="")
         tasks: dict[str, Any] = {}
