@@ -67,7 +67,7 @@ def page() -> None:
     theme = shared.theme()
     colours = arm_colours([arm.name for arm in arms], theme)
     with tools:
-        axis = shared.choose_axis("Curves over")
+        axis = shared.choose_axis()
     with shared.grid("curves"):
         _curves(arms, colours, theme, axis)
     with shared.grid("difference"):

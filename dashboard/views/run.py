@@ -197,7 +197,7 @@ class View:
 
 def _view(entry: RunEntry) -> View:
     recorded = data.followed(entry.name).keys
-    over = shared.choose_axis("Curves over", [what for what, (key, _) in data.SPENT_SERIES.items() if key in recorded])
+    over = shared.choose_axis([what for what, (key, _) in data.SPENT_SERIES.items() if key in recorded])
     axis = shared.choose(st.segmented_control, "Value axis", "axis", ("linear", "log"), "linear", required=True)
     smooth = shared.choose(st.segmented_control, "Smoothing", "smooth", tuple(SMOOTHING), "none", required=True)
     shared.choose(st.segmented_control, "Updates", "updates", ("live", shared.PAUSED), "live", required=True)

@@ -112,10 +112,10 @@ def set_parameter(name: str, value: str) -> None:
         st.query_params[name] = value
 
 
-def choose_axis(text: str, among: Sequence[str] = tuple(SPENT)) -> str:
+def choose_axis(among: Sequence[str] = tuple(SPENT)) -> str:
     """What curves stand over: STEP or one of `among`. A zoom of the former axis ends with it."""
     options = (STEP, *among)
-    return str(choose(st.segmented_control, text, "over", options, STEP, required=True, ends=("x",)))
+    return str(choose(st.segmented_control, "Curves over", "over", options, STEP, required=True, ends=("x",)))
 
 
 def pick_run(**settings: Any) -> RunEntry | None:
