@@ -22,10 +22,10 @@ STYLE = """<style>
 .stMainBlockContainer { padding: 4.2rem 2.5rem 3rem; max-width: 1760px; }
 [class*="st-key-grid"] { display: grid; gap: .75rem 1.25rem;
                          grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); }
-.st-key-verdict-links { row-gap: 0; }
+[class*="st-key-verdict-links"] { row-gap: .6rem !important; }
 [class*="st-key-unseen-"] { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 [data-testid="stMetricValue"] { font-size: 1.45rem; }
-[data-testid="stPageLink"] p { font-size: 1rem; white-space: normal; overflow-wrap: anywhere; }
+[data-testid="stPageLink"] p { font-size: 1rem; line-height: 1.35; white-space: normal; overflow-wrap: anywhere; }
 @media (max-width: 640px) { .stMainBlockContainer { padding-left: 0.9rem; padding-right: 0.9rem; } }
 </style>"""
 READABLE = """<style>
