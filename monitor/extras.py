@@ -13,6 +13,7 @@ EXTRAS = {  # extra: modules it brings, the telling one first; a test holds this
         "torch", "transformers", "accelerate", "datasets", "gguf", "math_verify", "pebble", "peft",
         "reasoning_gym", "safetensors",
     ),
+    "cloud": ("obstore",),
     "notify": ("apprise",),
     "wandb": ("wandb",),
     "trl": ("trl",),

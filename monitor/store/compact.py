@@ -21,7 +21,7 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -379,10 +379,7 @@ def _merge_run(
 ) -> bool:
     """Build and swap in the next generation; False if there is nothing to do. Leaves nothing where it fails."""
     folder = run_dir(root, run)
-    current = generation_of(folder)
-    if current is None:
-        raise StoreError(f"Run {run!r} has no data: run `rlvr store check`.")
-    _remove_unfinished(folder, current)
+    _remove_unfinished(folder)
     due = {table: _due(found[table], live=live) for table in TABLES}
     if steps is not None:
         due["tokens"] = [
@@ -393,16 +390,31 @@ def _merge_run(
     sizes = [path.stat().st_size for groups in due.values() for group in groups for _, path in group]
     if not sizes or (live and free_bytes(folder) < _ROOM * sum(sizes) + (64 << 20)):
         return False
+    pruned = pruned_rows(folder)
+    gone = {table: {path.name for group in due[table] for _, path in group} for table in TABLES}
+    swap_generation(root, run, gone, lambda building, inner: _build(con, building, inner, due, steps, pruned))
+    return True
+
+
+def swap_generation(root: Path, run: str, gone: dict[str, set[str]], fill: Callable[[Path, str], None]) -> None:
+    """Put a generation without the files `gone` of each table, and with those that `fill` adds, in the current one's place.
+
+    `fill` gets the folder of the generation and the name of the folder inside of each table, and makes both. Only a
+    holder of the compaction's lock may call it. Raises StoreError if a recorder is in the way, and whatever `fill`
+    raises; the run is then as it was.
+    """
+    folder = run_dir(root, run)
+    current = _remove_unfinished(folder)
     number = max([-1, *(number for number, _ in _generations(folder))]) + 1
     number += current == "data"  # which gets a lower one
     new = folder / f"data.g{number}"
     building = new.with_name(f"{new.name}.tmp")
+    inner = inner_name(new.name)
     try:
-        _build(con, building, inner_name(new.name), due, steps, pruned_rows(folder))
-        gone = {table: {path.name for group in due[table] for _, path in group} for table in TABLES}
-        _carry_over(root, run, building, inner_name(new.name), gone)
+        fill(building, inner)
+        _carry_over(root, run, building, inner, gone)
         with take_data(folder):  # from here on no segment appears
-            _carry_over(root, run, building, inner_name(new.name), gone)
+            _carry_over(root, run, building, inner, gone)
             _swap(folder, current, building, new)
     except BlockingIOError as error:
         shutil.rmtree(building, ignore_errors=True)
@@ -412,15 +424,18 @@ def _merge_run(
             for left in (building, new):
                 shutil.rmtree(left, ignore_errors=True)
         raise
-    return True
 
 
-def _remove_unfinished(folder: Path, current: str) -> None:
-    """What passes left that were killed before their swap."""
+def _remove_unfinished(folder: Path) -> str:
+    """Remove what passes left that were killed before their swap; returns the current generation. Raises StoreError."""
+    current = generation_of(folder)
+    if current is None:
+        raise StoreError(f"Run {folder.name!r} has no data: run `rlvr store check`.")
     for number, path in _generations(folder):
         newer = current != "data" and number > _number(current, default=number)
         if (newer or path.suffix == ".tmp") and _is_ours(path):
             shutil.rmtree(path)
+    return current
 
 
 def _build(

@@ -57,6 +57,7 @@ _BEAT_TYPES: dict[str, type] = {
     "queue": int,
     "errors": int,
     "judged": bool,
+    "pulled": bool,
 }
 _INFO_TYPES: dict[str, type] = {
     "schema_version": int,
@@ -158,6 +159,12 @@ def heartbeat_name(rank: int, attempt: int) -> str:
     return f"heartbeat-r{rank:03d}-a{attempt:03d}.json"
 
 
+def heartbeat_of(name: str) -> tuple[int, int] | None:
+    """(rank, attempt) of the heartbeat with this file name, attempt 0 where it is not told; None for another file."""
+    match = _BEAT_NAME.fullmatch(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
+
+
 def heartbeat_files(folder: Path) -> list[tuple[int, int, Path]]:
     """(rank, attempt, path) of every heartbeat of a run, sorted; attempt 0 where the name does not say it."""
     try:
@@ -200,6 +207,8 @@ def read_heartbeats(store: Path, run: str) -> list[dict[str, Any]]:
 
 
 def _alive(folder: Path, beat: Mapping[str, Any]) -> bool | None:
+    if beat.get("pulled"):  # from an object store: its writer may be anywhere
+        return None
     held = is_held(rank_lock(folder, beat["rank"]))
     if held:
         return True
