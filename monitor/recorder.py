@@ -39,6 +39,7 @@ from monitor.errors import StoreError
 from monitor.metrics import MOST_OTHERS, NAME_LENGTH, can_be_named, is_known
 from monitor.records import Alert, RunInfo, SampleTable, StepRecord, TokenTable
 from monitor.store.batch import Item
+from monitor.store.mirror import Mirror
 from monitor.store.pipeline import Pipeline
 from monitor.store.writer import RunWriter
 
@@ -85,6 +86,8 @@ class Recorder:
     max_gb: no raw tokens are recorded once this rank's segments hold this many GB, except around alerts.
     tokens_every: raw tokens are recorded of every n-th step, and of the steps around alerts.
     flush_s: shortest time between two writes, seconds, so that tiny steps do not make thousands of files.
+    mirror: URL of an object store, s3://BUCKET/PREFIX say, to which a thread copies what is durable here (see "Beyond
+        one disk" in docs/store.md). While it cannot be reached only the copies wait; `close` tries for a minute.
 
     Raises StoreError if the store or the run cannot be opened. Afterwards nothing raises into training.
 
@@ -108,6 +111,7 @@ class Recorder:
         max_gb: float | None = None,
         tokens_every: int = 1,
         flush_s: float = 0.2,
+        mirror: str | None = None,
     ) -> None:
         for name, value, ok in (
             ("queue_steps", queue_steps, queue_steps >= 1),
@@ -137,12 +141,14 @@ class Recorder:
             )
             since = f", resumed after step {writer.last_step()}" if resume else ""
             self._pipe.note("attempt", f"Attempt {writer.attempt}{since}.", None)
+            copies = Mirror(writer.store, mirror, run.name, rank, self.event) if mirror else None
             self._pipe.start()
         except BaseException as error:
             writer.abandon()
             if isinstance(error, OSError | RuntimeError):
                 raise StoreError(f"Cannot start recording run {run.name!r} in {str(store)!r}: {error}.") from error
             raise
+        self._mirror = copies if copies and self._guarded("mirror_error", copies.start) else None
         self._sinks = [sink for sink in sinks if self._guarded("sink_error", partial(sink.start, run))]
         self._pipe.sinks = self._sinks  # those that could start; no step has been recorded yet
         atexit.register(self.close, "stopped")
@@ -205,6 +211,8 @@ class Recorder:
         if written is None:
             _log.error("The recorder did not finish writing within %.0f s; waiting steps may be lost.", _CLOSE_S)
         status = written or "failed"
+        if self._mirror is not None:
+            self._guarded("mirror_error", self._mirror.close)
         for sink in self._sinks:
             self._guarded("sink_error", partial(sink.close, status))
 

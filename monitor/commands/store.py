@@ -1,4 +1,4 @@
-"""`rlvr store check|compact|prune|merge`."""
+"""`rlvr store check|compact|prune|merge`; push and pull are in monitor/commands/mirror.py."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from monitor.commands.mirror import pull, push
 from monitor.commands.output import DEFAULT_STORE, print_json, print_table, size
 from monitor.commands.parsing import StoreFolder, call
 from monitor.errors import StoreError
@@ -20,21 +21,25 @@ from monitor.store.compact import Compaction, compact_run, drop_replaced, kept_s
 from monitor.store.export import merge as merge_store
 from monitor.store.runs import RunState, get_run, list_runs, require_store
 
-COMMANDS = """usage: rlvr store check|compact|prune|merge [STORE] [OPTIONS]
+COMMANDS = """usage: rlvr store check|compact|prune|merge|push|pull [STORE] [OPTIONS]
 
 Look after a store; `rlvr store COMMAND --help` explains a command.
 
   check    report leftovers and damage; exit 1 only for damaged data
   compact  merge the small files of runs
   prune    drop raw tokens of most steps of ended runs, keep those around alerts and everything else
-  merge    copy the runs of another store, or a run that was exported, into a store"""
+  merge    copy the runs of another store, or a run that was exported, into a store
+  push     copy runs to an object store (s3://, gs://, az://), once or as they are recorded
+  pull     copy runs from there into a store, once or as they come"""
 _GRACE_S = 5.0  # how long replaced files of ended runs stay for queries under way
 _Runs = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 def main(argv: list[str]) -> int:
     """`rlvr store`."""
-    commands: dict[str, Callable[..., int]] = {"check": check, "compact": compact, "prune": prune, "merge": merge}
+    commands: dict[str, Callable[..., int]] = {
+        "check": check, "compact": compact, "prune": prune, "merge": merge, "push": push, "pull": pull,
+    }  # fmt: skip
     name = argv[0] if argv else ""
     if name in commands:
         return call(commands[name], argv[1:], f"store {name}")

@@ -10,6 +10,8 @@ from pathlib import Path
 import duckdb
 
 from monitor.store.compact import TOGETHER, compact_closed, drop_replaced
+from monitor.store.runs import heartbeat_files
+from monitor.store.schema import run_dir
 from monitor.store.segments import memory_connection
 
 _PAUSE_S = 1.0  # the shortest time between two passes
@@ -22,11 +24,12 @@ class Compactor:
 
     The writer goes on meanwhile; it waits only for the swap, some milliseconds. DuckDB merges with one thread and
     without the interpreter's lock. The thread has no lower priority, for then the trainer might wait for that lock
-    while the system lets other processes go first. fault: takes errors, which stop a pass and nothing else.
+    while the system lets other processes go first. The lowest rank that records into the folder merges for all ranks.
+    fault: takes errors, which stop a pass and nothing else.
     """
 
-    def __init__(self, store: Path, run: str, fault: Fault) -> None:
-        self._store, self._run, self._fault = store, run, fault
+    def __init__(self, store: Path, run: str, rank: int, fault: Fault) -> None:
+        self._store, self._run, self._rank, self._fault = store, run, rank, fault
         self._written = 0
         self._due = threading.Event()
         self._stopped = threading.Event()
@@ -37,6 +40,9 @@ class Compactor:
         """A segment of steps was written. Returns at once."""
         self._written += 1
         if self._written < TOGETHER:
+            return
+        if min((rank for rank, *_ in heartbeat_files(run_dir(self._store, self._run))), default=0) < self._rank:
+            self._written = 0
             return
         self._due.set()
         if self._thread is None:

@@ -397,10 +397,10 @@ def _merge_run(
 
 
 def swap_generation(root: Path, run: str, gone: dict[str, set[str]], fill: Callable[[Path, str], None]) -> None:
-    """Put a generation without the files `gone` of each table, and with those that `fill` adds, in the current one's place.
+    """Swap in a generation that has the current one's files without `gone`, by table, and with those that `fill` adds.
 
     `fill` gets the folder of the generation and the name of the folder inside of each table, and makes both. Only a
-    holder of the compaction's lock may call it. Raises StoreError if a recorder is in the way, and whatever `fill`
+    holder of the compaction's lock may call this. Raises StoreError if a recorder is in the way, and whatever `fill`
     raises; the run is then as it was.
     """
     folder = run_dir(root, run)

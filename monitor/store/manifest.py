@@ -1,11 +1,11 @@
-"""The manifest of a mirror: which segments of one rank of a run count. Written by one PUT, it is the mirror's commit mark.
+"""The manifest: which segments of one rank of a run count in an object store. One PUT writes it, as the commit mark.
 
     URL/runs/RUN/manifest-r000.json     this file, one for each rank
     URL/runs/RUN/TABLE/SEGMENT          the segments, under the names that they have in a store
     URL/runs/RUN/run.json, heartbeat-*.json, alerts.json
 
-A merge never mixes ranks, so each rank's segments have one writer, whichever machines the ranks are on. An object that no
-manifest names does not count: it is on its way, or it was replaced and is deleted later.
+A merge never mixes ranks, so each rank's segments have one writer, whichever machines the ranks are on. An object that
+no manifest names does not count: it is on its way, or it was replaced and is deleted later.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Pipeline:
         self._concluded = False  # the last verdict has been noted
         self._started = time.time()
         self._heart = Heart(self._try_beat)
-        self._compactor = Compactor(writer.store, writer.info.name, self.fault) if writer.rank == 0 else None
+        self._compactor = Compactor(writer.store, writer.info.name, writer.rank, self.fault)
         self._thread = threading.Thread(target=self._run, name="rlvr-recorder", daemon=True)
 
     @property
@@ -409,7 +409,7 @@ class Pipeline:
                     self.fault(f"bad_{table}", error, batch.first_step)
                     self._drop(batch, table, f"they cannot be written ({error})")
         self._room.wrote(self._writer.bytes - bytes_before)
-        if self._compactor is not None and batch.n_steps and not self._room.full:
+        if batch.n_steps and not self._room.full:
             self._compactor.wrote()
         self._commit(batch)
         return True
@@ -528,8 +528,7 @@ class Pipeline:
         if self.lost_steps:
             _log.error("%d steps could not be written and are lost: %s.", self.lost_steps, self._lost_why)
             self._status = "failed"
-        if self._compactor is not None:
-            self._compactor.stop()
+        self._compactor.stop()
         self._heart.stop(self._status or "stopped")
         self._writer.close()
 

@@ -2,8 +2,8 @@
 
 A segment is fetched beside the run's data, its CRC is checked, and it is renamed into place in the order in which a
 recorder writes, steps last. Where a manifest names other segments for the same rows, after a merge, the next generation
-is built and swapped in (monitor/store/compact.py). So no reader of the folder sees half a file, or a row twice or not at
-all. An object that is damaged or gone is left out and named; what it was to replace stays.
+is built and swapped in (monitor/store/compact.py). So no reader of the folder sees half a file, or a row twice or not
+at all. An object that is damaged or gone is left out and named; what it was to replace stays.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Group = tuple[str, int, int]  # table, attempt, rank
 
 @dataclass(slots=True)
 class Pulled:
-    """What one look did. replaced: runs with files that others took the place of. refused: what was left out, and why."""
+    """What one look did. replaced: runs whose generation was swapped. refused: what was left out, and why."""
 
     runs: list[str] = field(default_factory=list)
     segments: int = 0
@@ -59,7 +59,9 @@ class Puller:
     cannot be written.
     """
 
-    def __init__(self, url: str, store: str | Path, *, runs: Collection[str] | None = None, lanes: int = _LANES) -> None:
+    def __init__(
+        self, url: str, store: str | Path, *, runs: Collection[str] | None = None, lanes: int = _LANES
+    ) -> None:
         self.remote = Remote(url)
         self._store = Path(store).expanduser().absolute()
         self._runs, self._lanes = runs, lanes
@@ -252,7 +254,7 @@ class Puller:
     def _fetch(
         self, run: str, manifests: dict[int, Manifest], todo: dict[Key, int], told: Callable[[int, int], None] | None
     ) -> dict[Key, str]:
-        """Fetch segments into the staging folder; {those that are damaged: what is wrong}. Raises RemoteError, _Moved."""
+        """Fetch segments into the staging folder; {those that are damaged: why}. Raises RemoteError and _Moved."""
         staged = run_dir(self._store, run) / _STAGED
         for table in {table for table, _ in todo}:
             (staged / table).mkdir(parents=True, exist_ok=True)
@@ -317,7 +319,7 @@ class Puller:
 
 
 def _held(damaged: Collection[Key], extra: set[Key], missing: set[Key]) -> tuple[set[Key], set[Key]]:
-    """(segments that stay because what replaces them is damaged, those that wait because the first ones hold their rows)."""
+    """(segments that stay because what replaces them is damaged, those that wait because these hold their rows)."""
     kept: set[Key] = set()
     waits: set[Key] = set()
     for group in {_group(key) for key in damaged}:

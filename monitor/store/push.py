@@ -1,7 +1,7 @@
 """Pushing: what is durable in a store is copied to an object store, segments first, then the manifest that names them.
 
 The local folder stays the truth. Nothing in it is changed, and whatever fails is done again at the next look. An object
-that no manifest names any more is deleted after `GRACE_S`, so that a reader with the manifest before can still fetch it.
+that no manifest names any more is deleted after `GRACE_S`: until then a reader with the manifest before can fetch it.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class Pusher:
         """Objects of a rank that a push, killed before its manifest, has left: {which: now}. Raises RemoteError."""
         there = [(table, name) for table in TABLES for name in self.remote.folder(f"runs/{manifest.run}/{table}")[0]]
         named = manifest.segments.keys() | manifest.dropped.keys()
-        strays = [key for key in there if key not in named and (parsed := SegmentName.parse(key[1])) is not None]
-        return {key: time.time() for key in strays if SegmentName.parse(key[1]).rank == manifest.rank}  # type: ignore[union-attr]
+        own = [key for key in there if (name := SegmentName.parse(key[1])) and name.rank == manifest.rank]
+        return {key: time.time() for key in own if key not in named}
 
     def _push_rank(
         self,
@@ -269,7 +269,7 @@ def each(work: Callable[[Any], Any], items: list[Any], lanes: int) -> list[Any]:
 
 
 def _segments(store: Path, run: str) -> dict[int, dict[Key, Path]]:
-    """{rank: {(table, name): path}}. `steps` is listed first: what belongs to the steps listed there is on disk then."""
+    """{rank: {(table, name): path}}. `steps` is listed first: all else of the steps listed there is on disk then."""
     found: dict[int, dict[Key, Path]] = {}
     for table in reversed(WRITE_ORDER):
         for name, path in list_segments(store, run, table):
@@ -285,9 +285,7 @@ def _beats(folder: Path) -> dict[int, list[_Beat]]:
         if beat is not None:
             writer = f"{beat.get('host')} {beat.get('pid')} {beat.get('started')}"
             data = json.dumps(beat).encode()
-            found.setdefault(rank, []).append(
-                _Beat(path.name, beat["attempt"], writer, str(beat.get("status")), data)
-            )
+            found.setdefault(rank, []).append(_Beat(path.name, beat["attempt"], writer, str(beat.get("status")), data))
     return found
 
 
@@ -298,6 +296,4 @@ def _texts(folder: Path) -> dict[str, bytes]:
 
 
 def _pruned(folder: Path, rank: int) -> dict[str, int]:
-    return {
-        f"a{attempt:03d}-r{of:03d}": rows for (_, attempt, of), rows in pruned_rows(folder).items() if of == rank
-    }
+    return {f"a{attempt:03d}-r{of:03d}": rows for (_, attempt, of), rows in pruned_rows(folder).items() if of == rank}

@@ -1,4 +1,4 @@
-"""A prefix of an object store: what the mirror asks of S3, Google Cloud Storage or Azure, in errors that say what to do.
+"""The objects under a URL of S3, Google Cloud Storage or Azure, with errors that say what to do.
 
 An object appears whole or not at all, by one PUT, and is read with its version, so that a manifest is replaced only by
 whoever knows what it replaces. Each request is tried again for some seconds. What then still fails is the caller's to
@@ -43,7 +43,7 @@ class RemoteDamaged(StoreError):
 class Remote:
     """The objects under a URL. Credentials and the endpoint come from the environment, as docs/store.md says.
 
-    Raises StoreError for what is no such URL, and MissingPackageError without obstore. Nothing is asked of the server yet.
+    Raises StoreError for what is no such URL, and MissingPackageError without obstore. No server is asked yet.
     """
 
     def __init__(self, url: str) -> None:
