@@ -16,7 +16,7 @@ from monitor.errors import MonitorError
 from monitor.store.pull import Puller
 from monitor.store.push import Pusher
 from monitor.store.remote import RemoteError
-from monitor.store.runs import require_store
+from monitor.store.runs import get_run, require_store
 
 _GRACE_S = 5.0  # how long replaced files stay for queries under way after a single pull
 _LONGEST_S = 30.0  # between two tries while the object store does not answer
@@ -40,6 +40,8 @@ def push(
         every: seconds between two looks while following
         json: one JSON object
     """
+    for name in run:
+        get_run(store, name)
     pusher = Pusher(require_store(store), url, runs=run or None)
     outcome = _follow(pusher, every, "push") if follow else _once(pusher, "push")
     return _print(outcome, f"Pushed to {url}", json)

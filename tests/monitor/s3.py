@@ -29,7 +29,7 @@ BUCKET = "bucket"
 
 
 def moto_command() -> str:
-    """moto_server: $RLVR_MOTO_SERVER, the one on the path, or that of `.venv-moto`, which is made. Skips without any."""
+    """moto_server: $RLVR_MOTO_SERVER, one on the path, or that of `.venv-moto`, which is made. Skips without any."""
     given = os.environ.get("RLVR_MOTO_SERVER") or shutil.which("moto_server")
     if given:
         return given
@@ -75,8 +75,8 @@ def moto(log: Path) -> Iterator[int]:
 class Proxy:
     """Passes requests on to a server. `up` and `down` open and close its port.
 
-    fail: gets (number of the request from 1, method, path) and says what goes wrong: "" nothing, "500", "403", "cut" the
-    answer's body ends early, "lost" the request is done but the connection then breaks, or "slow" one second late.
+    fail: gets (number of the request from 1, method, path) and says what goes wrong: "" nothing, "500", "403", "cut"
+    the body of the answer ends early, "lost" it is done but the connection then breaks, or "slow" a second late.
     """
 
     def __init__(self, port: int) -> None:
@@ -128,7 +128,11 @@ class Proxy:
         if wrong == "slow":
             time.sleep(1.0)
         if wrong in ("500", "403"):
-            status, headers, answer = int(wrong), {"content-type": "application/xml"}, b"<Error><Code>Test</Code></Error>"
+            status, headers, answer = (
+                int(wrong),
+                {"content-type": "application/xml"},
+                b"<Error><Code>Test</Code></Error>",
+            )
         else:
             status, headers, answer = _ask(
                 self.server_port, request.command, request.path, dict(request.headers.items()), body
