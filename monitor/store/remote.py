@@ -8,6 +8,7 @@ repeat: every one of these requests may be repeated.
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -20,6 +21,7 @@ from monitor.extras import require_extras
 SCHEMES = ("s3://", "gs://", "az://", "file://")
 _RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _TIMEOUT_S = 30  # of one request, which carries at most `_CHUNK` bytes
+_QUICK_S = 5.0  # a request that fails that soon is made again, beyond what the client does
 _CHUNK = 5 << 20  # objects are read and written in parts of that size
 _TOLD = 300  # characters of an error of the client
 
@@ -157,13 +159,20 @@ class Remote:
             raise RemoteDamaged(f"{self.url}/{path} has {there} bytes, its manifest says {size}.")
 
     def _call(self, path: str, function: Any, *args: Any, **options: Any) -> Any:
-        self.requests += 1
-        try:
-            return function(*args, **options)
-        except FileNotFoundError as error:  # obstore's NotFoundError is one
-            raise RemoteMissing(f"{self.url}/{path}: {_first_line(error)}") from error
-        except (self._error, OSError, ValueError) as error:
-            raise _told(self.url, path, error) from error
+        pauses = [0.1, 0.4]
+        quick = time.monotonic() + _QUICK_S
+        while True:
+            self.requests += 1
+            try:
+                return function(*args, **options)
+            except FileNotFoundError as error:  # obstore's NotFoundError is one
+                raise RemoteMissing(f"{self.url}/{path}: {_first_line(error)}") from error
+            except (self._error, OSError, ValueError) as error:
+                told = _told(self.url, path, error)
+                # the client does not ask again where the body of an answer breaks off
+                if type(error).__name__ != "GenericError" or not pauses or time.monotonic() > quick:
+                    raise told from error
+                time.sleep(pauses.pop(0))
 
 
 def _client() -> dict[str, Any]:

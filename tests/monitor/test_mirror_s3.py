@@ -81,7 +81,7 @@ def test_a_manifest_whose_answer_is_lost_is_known_again(proxy, url, tmp_path):
     answered = []
 
     def fail(number, method, path):
-        if method == "PUT" and "manifest" in path:
+        if method == "PUT" and "manifest-r" in path:
             answered.append(path)
             return "lost" if len(answered) == 1 else ""
         return ""

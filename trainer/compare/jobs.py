@@ -27,7 +27,7 @@ from trainer.config import ConfigError, TrainConfig
 from trainer.runtime.children import end_all, run_bars, start_trainer
 
 # settings that say where a run is stored and what it computes on: they may differ between the runs of a comparison
-INCIDENTAL = ("run", "store", "save", "wandb", "threads", "comparison")
+INCIDENTAL = ("run", "store", "mirror", "save", "wandb", "threads", "comparison")
 POLL_S = 0.5
 
 

@@ -252,6 +252,10 @@ class TrainConfig(_Group):
     steps: int = Field(200, ge=1, description="training steps")
     seed: int = Field(0, ge=0, description="seed of prompts and sampling; on one CPU a run is bit-reproducible")
     store: str = Field("runs", description="folder of the store")
+    mirror: str | None = Field(
+        None, description="also copy the run to this URL as it is recorded: s3://BUCKET/PREFIX, gs://, az:// "
+        '("Beyond one disk" in docs/store.md)'
+    )  # fmt: skip
     run: str | None = Field(None, description="name of the run; none: made from the weighting and the seed")
     comparison: str = Field("", description="runs with equal comparison and seed are paired on the Compare page")
     wandb: Literal["off", "offline", "online"] = Field("off", description="mirror scalars and alerts to wandb")

@@ -78,6 +78,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
             on_alert=partial(_print_alert, console, set()),
             max_gb=config.record.max_gb,
             tokens_every=config.record.tokens_every,
+            mirror=config.mirror,
         )
 
     recorder = _rank_0_first(ranks, open_recorder)
