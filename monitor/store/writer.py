@@ -238,7 +238,7 @@ class RunWriter:
             )
         beats = self._beats()
         for beat in beats:  # the lock is ours: the writer is gone, unless it is out of the lock's sight
-            elsewhere = beat.get("host", socket.gethostname()) != socket.gethostname()
+            elsewhere = beat.get("pulled") or beat.get("host", socket.gethostname()) != socket.gethostname()
             seen = beat | {"alive": None} if elsewhere else beat
             if (elsewhere or not self._lock.works) and rank_status(seen, time.time()) in ("running", "stalled"):
                 raise StoreError(

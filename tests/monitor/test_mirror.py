@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import time
 
@@ -23,6 +25,8 @@ from monitor.store.remote import Remote, RemoteError
 from monitor.store.runs import get_run
 from monitor.store.schema import TABLES
 from monitor.store.segments import list_segments
+
+pytest.importorskip("obstore")
 
 
 @pytest.fixture
@@ -426,3 +430,34 @@ def test_an_object_store_that_fails_is_asked_again(place, monkeypatch):
     pusher.look()
     Puller(url, copy).look()
     assert rows(copy) == rows(source)
+
+
+@pytest.mark.parametrize("step", [1, 4, 9, 20])
+def test_a_pull_that_is_killed_shows_nothing_half_and_goes_on(place, monkeypatch, step):
+    source, url, _, copy = place
+    for merged in (False, True):  # the first pull appends, the second swaps a generation
+        if merged:
+            compact_run(source, "a", grace_s=0.0)
+        Pusher(source, url).look()
+        before = rows(copy) if merged else None
+        left = [step]
+
+        def dying(call, left=left):
+            def wrapped(*args, **options):
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                return call(*args, **options)
+
+            return wrapped
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            for name in ("rename", "link", "replace"):
+                patch.setattr(os, name, dying(getattr(os, name)))
+            Puller(url, copy, lanes=1).look()
+        with open_store(copy) as opened:
+            got = len(opened.sql("SELECT DISTINCT step FROM tokens").rows), len(opened.sql("FROM steps"))
+        assert got[1] == 5 * got[0]  # no step shows without its tokens, nor tokens without their step
+        assert before is None or rows(copy) == before
+        Puller(url, copy, lanes=1).look()
+        assert rows(copy) == rows(source)

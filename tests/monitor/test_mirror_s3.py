@@ -27,7 +27,7 @@ from monitor.store.reader import open_store
 from monitor.store.remote import RemoteError
 from monitor.store.runs import get_run
 
-pytestmark = pytest.mark.network
+pytestmark = pytest.mark.network  # for moto, where it is not there
 
 
 @pytest.fixture(scope="module")
