@@ -14,12 +14,11 @@ from monitor.commands.live import stop_signals
 from monitor.commands.output import DEFAULT_STORE, print_json, size
 from monitor.errors import MonitorError
 from monitor.store.pull import Puller
-from monitor.store.push import Pusher
+from monitor.store.push import Pusher, pause_s
 from monitor.store.remote import RemoteError
 from monitor.store.runs import get_run, require_store
 
 _GRACE_S = 5.0  # how long replaced files stay for queries under way after a single pull
-_LONGEST_S = 30.0  # between two tries while the object store does not answer
 _Runs = tyro.conf.UseAppendAction[tuple[str, ...]]
 _Url = Annotated[str, tyro.conf.arg(metavar="URL")]
 _Folder = Annotated[str, tyro.conf.arg(metavar="STORE")]
@@ -118,7 +117,7 @@ def _follow(mirror: Pusher | Puller, every: float, name: str) -> dict[str, Any]:
                 failed += 1
             if last:
                 break
-            stop.wait(every if not failed else min(_LONGEST_S, every * 2.0**failed))
+            stop.wait(pause_s(every, failed))
     total["refused"] = sorted(known)
     if failed:
         total["refused"].append("The object store did not answer: run the command again to go on.")

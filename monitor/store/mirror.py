@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from monitor.store.push import Pusher
+from monitor.store.push import Pusher, pause_s
 
 _log = logging.getLogger("rlvr.monitor")
 _LOOK_S = 1.0  # between two looks, so that steps of a second or less share a manifest
-_LONGEST_S = 30.0  # between two tries while it fails
 _LAST_S = 60.0  # how long a closing recorder goes on trying
 Note = Callable[[str, str], None]
 
@@ -57,11 +56,10 @@ class Mirror:
             self._look()
             if last and (not self._failed or time.monotonic() >= self._deadline):
                 return
-            pause = _LOOK_S * min(_LONGEST_S, 2.0**self._failed) if self._failed else _LOOK_S
             if last:
-                time.sleep(min(1.0, pause))
+                time.sleep(_LOOK_S)
             else:
-                self._closing.wait(pause)
+                self._closing.wait(pause_s(_LOOK_S, self._failed))
 
     def _look(self) -> None:
         try:

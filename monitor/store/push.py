@@ -24,9 +24,11 @@ from monitor.store.schema import TABLES, WRITE_ORDER, SegmentName, run_dir
 from monitor.store.segments import crc32_of, list_segments
 
 GRACE_S = 600.0  # how long replaced objects stay for readers that have the manifest before
+LONGEST_S = 30.0  # between two looks while the object store does not answer
 PULLED = "pulled.json"  # in the folder of a run that was pulled: where from, and how far
 TEXTS = ("run.json", "alerts.json")  # beside the heartbeats
 _BEAT_S = 5.0  # the shortest time between two heartbeats of a rank that has nothing new to tell
+_SETTLED_S = 3.0  # a run whose files are that old has had its last heartbeat, whatever grain their times have
 _REFUSED_S = 60.0  # how long a rank that was refused is left alone
 _LANES = 8  # requests at once
 
@@ -86,6 +88,7 @@ class Pusher:
         self._ranks: dict[tuple[str, int], _Rank] = {}
         self._texts: dict[str, int] = {}  # CRC of the small files as they were last put, by path
         self._damaged: dict[Path, str] = {}
+        self._seen: dict[str, list[int]] = {}
 
     def look(self, told: Callable[[int, int], None] | None = None) -> Pushed:
         """Copy what is new. Raises RemoteError; what was not copied then is copied by the next look.
@@ -94,13 +97,35 @@ class Pusher:
         """
         done = Pushed()
         for run in run_names(self._store) if self._runs is None else self._runs:
-            for _ in range(3):  # files may be merged away while they are read
+            marks = self._marks(run)
+            if self._is_quiet(run, marks):
+                continue
+            refused = len(done.refused)
+            for last in (False, False, True):
                 try:
                     self._push_run(run, done, told)
                     break
-                except FileNotFoundError:
-                    continue
+                except FileNotFoundError:  # merged away while it was read
+                    if last:
+                        done.refused.append(f"Run {run!r} changes too fast to be read: push it again.")
+                except RemoteChanged:  # by another push of this folder, or by another recorder: read it again
+                    if last:
+                        raise
+            if len(done.refused) == refused:
+                self._seen[run] = marks
         return done
+
+    def _marks(self, run: str) -> list[int]:
+        """Times of a run's folder and heartbeats, one of which changes with everything that is recorded."""
+        folder = run_dir(self._store, run)
+        paths = [folder, *(path for *_, path in heartbeat_files(folder))]
+        return [path.stat().st_mtime_ns for path in paths if path.exists()]
+
+    def _is_quiet(self, run: str, marks: list[int]) -> bool:
+        """Whether nothing has changed in a run since it was last copied whole, and no object is to be deleted."""
+        settled = time.time() - max(marks, default=0) / 1e9 > _SETTLED_S
+        waits = any(of == run and state.manifest.dropped for (of, _), state in self._ranks.items())
+        return settled and not waits and self._seen.get(run) == marks
 
     def _push_run(self, run: str, done: Pushed, told: Callable[[int, int], None] | None) -> None:
         folder = run_dir(self._store, run)
@@ -152,7 +177,7 @@ class Pusher:
     def _require_own(self, there: Manifest, writers: dict[int, str]) -> None:
         """Every attempt that the object store holds must be one of this folder. Raises StoreError."""
         for attempt, writer in there.writers.items():
-            if writers.get(attempt) not in (writer, ""):
+            if attempt not in writers or (writers[attempt] and writer and writers[attempt] != writer):
                 raise StoreError(
                     f"Run {there.run!r}, rank {there.rank}: {self.remote.url} holds one of that name with an attempt "
                     f"{attempt} that was recorded elsewhere (host, process, start: {writer}). Give another URL."
@@ -184,6 +209,7 @@ class Pusher:
             done.refused += [self._damaged[found[key]] for key in sorted(refused)]
             segments, gone = succeed(before.segments, {k: n for k, n in whole.items() if k not in refused}, pruned)
         now = time.time()
+        writers = {attempt: writer or before.writers.get(attempt, "") for attempt, writer in writers.items()}
         dropped = {key: ts for key, ts in before.dropped.items() if key not in segments} | dict.fromkeys(gone, now)
         due = [key for key, ts in dropped.items() if now - ts > self._grace_s]
         self.remote.delete([f"runs/{before.run}/{table}/{name}" for table, name in due])
@@ -254,6 +280,11 @@ def pulled_attempt(folder: Path, rank: int) -> int:
     attempts = (read_json(folder / PULLED) or {}).get("attempts")
     found = attempts.get(str(rank)) if isinstance(attempts, dict) else None
     return found if isinstance(found, int) else 0
+
+
+def pause_s(every_s: float, failed: int) -> float:
+    """Seconds to the next look: longer, up to `LONGEST_S`, the more looks have failed one after the other."""
+    return max(every_s, min(LONGEST_S, every_s * 2.0 ** min(failed, 16))) if failed else every_s
 
 
 def each(work: Callable[[Any], Any], items: list[Any], lanes: int) -> list[Any]:

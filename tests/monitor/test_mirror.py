@@ -19,7 +19,7 @@ from monitor.store.check import check_store
 from monitor.store.compact import compact_run
 from monitor.store.manifest import Manifest, succeed
 from monitor.store.pull import Puller
-from monitor.store.push import Pusher
+from monitor.store.push import Pusher, pause_s
 from monitor.store.reader import open_store
 from monitor.store.remote import Remote, RemoteError
 from monitor.store.runs import get_run
@@ -319,6 +319,11 @@ def test_which_segments_count():
     gone = key("tokens", 1, 1)
     assert succeed({gone: 5}, {}, {"a001-r000": 200}) == ({}, {gone: 5})
     assert succeed({gone: 5}, {}, {"a001-r001": 200}) == ({gone: 5}, {})
+
+
+def test_pauses_grow_to_half_a_minute():
+    assert [pause_s(1.0, failed) for failed in (0, 1, 2, 4, 5, 5_000)] == [1.0, 2.0, 4.0, 16.0, 30.0, 30.0]
+    assert pause_s(45.0, 3) == 45.0
 
 
 def test_a_manifest_is_read_as_it_was_written_and_nothing_else_is():
