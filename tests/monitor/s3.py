@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 import venv
@@ -22,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from monitor.store.locks import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 _MOTO = ("moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5")
@@ -35,13 +36,14 @@ def moto_command() -> str:
         return given
     folder = ROOT / ".venv-moto"
     command = folder / "bin" / "moto_server"
-    if not command.exists():
-        venv.create(folder, with_pip=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        done = subprocess.run([*pip, *_MOTO], capture_output=True, text=True)
-        if done.returncode:
-            shutil.rmtree(folder)
-            pytest.skip(f"no package index has moto: {done.stderr.strip().splitlines()[-1:]}")
+    with FileLock(ROOT / ".venv-moto.lock", wait_s=600, patient=True):  # several test processes may come here
+        if not command.exists():
+            venv.create(folder, with_pip=True)
+            pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+            done = subprocess.run([*pip, *_MOTO], capture_output=True, text=True)
+            if done.returncode:
+                shutil.rmtree(folder)
+                pytest.skip(f"no package index has moto: {done.stderr.strip().splitlines()[-1:]}")
     return str(command)
 
 
@@ -172,7 +174,3 @@ def environment(port: int) -> dict[str, str]:
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
     }
-
-
-if __name__ == "__main__":
-    print(moto_command(), file=sys.stdout)
