@@ -23,6 +23,7 @@ _RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _TIMEOUT_S = 30  # of one request, which carries at most `_CHUNK` bytes
 _QUICK_S = 5.0  # a request that fails that soon is made again, beyond what the client does
 _CHUNK = 5 << 20  # objects are read and written in parts of that size
+_METADATA = ("http://169.254.", "http://metadata.google")  # asked where the environment has no credentials
 _TOLD = 300  # characters of an error of the client
 
 
@@ -191,6 +192,8 @@ def _told(url: str, path: str, error: Exception) -> RemoteError:
     if kind in ("PreconditionError", "AlreadyExistsError"):
         return RemoteChanged(f"{url}/{path} is another one by now.")
     text = _first_line(error)
+    if any(host in text for host in _METADATA):
+        return RemoteError(f"{url}: no credentials. Set them in the environment, as docs/store.md says ({text}).")
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or "status: 403" in text or "status: 401" in text:
         return RemoteError(f"{url} refuses: check the credentials in the environment and what they allow ({text}).")
     return RemoteError(f"{url} cannot be reached: {text}.")

@@ -200,6 +200,23 @@ def test_a_reader_with_a_manifest_of_before_fetches_or_begins_anew(place):
     assert rows(copy) == rows(source) and names(copy) == names(source)
 
 
+def test_a_run_may_be_merged_while_it_is_pushed(place, monkeypatch):
+    source, url, objects, copy = place
+    pusher = Pusher(source, url)
+    put = pusher._put_segments
+
+    def merged_meanwhile(*args):
+        if len(names(source)) > 1:
+            compact_run(source, "a", grace_s=0.0)  # the files that were listed are gone
+        return put(*args)
+
+    monkeypatch.setattr(pusher, "_put_segments", merged_meanwhile)
+    assert pusher.look().refused == []
+    assert list(manifest(objects)["segments"]["steps"]) == names(source) and len(names(source)) == 1
+    Puller(url, copy).look()
+    assert rows(copy) == rows(source)
+
+
 def test_nothing_counts_before_its_manifest(place, monkeypatch):
     source, url, objects, copy = place
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from s3 import BUCKET, Proxy, environment, moto
 from store_data import record_run, samples, step_record, tokens
@@ -24,6 +26,7 @@ from monitor.store.manifest import Manifest
 from monitor.store.pull import Puller
 from monitor.store.push import Pusher
 from monitor.store.reader import open_store
+from monitor.store.remote import Remote, RemoteDamaged, _told
 from monitor.store.runs import get_run
 
 pytestmark = pytest.mark.network  # for moto, where it is not there
@@ -110,6 +113,27 @@ def test_what_the_server_refuses_is_told_in_one_line(proxy, url, tmp_path, capsy
     assert main(["store", "push", str(tmp_path / "source"), url]) == 0
     assert main(["store", "pull", url, str(tmp_path / "copy")]) == 0
     assert rows(tmp_path / "copy") == rows(tmp_path / "source") == before
+
+
+def test_a_large_segment_goes_in_parts(proxy, url, tmp_path):
+    data = np.random.default_rng(0).bytes((12 << 20) + 1)
+    (tmp_path / "large").write_bytes(data)
+    remote = Remote(url)
+    remote.put("large", tmp_path / "large")
+    assert proxy.counts["PUT"] == 3  # parts of 5 MB, between the requests that begin and complete them
+    proxy.fail = lambda number, method, path: "cut" if method == "GET" and number % 2 else ""
+    remote.fetch("large", len(data), zlib.crc32(data), tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+    with pytest.raises(RemoteDamaged, match=f"has {len(data)} bytes, its manifest says {len(data) + 1}"):
+        remote.fetch("large", len(data) + 1, 0, tmp_path / "longer")
+    with pytest.raises(RemoteDamaged, match=f"has CRC-32 {zlib.crc32(data):08x}, its name says 00000001"):
+        remote.fetch("large", len(data), 1, tmp_path / "other")
+    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "other").exists()
+
+
+def test_missing_credentials_are_told(url):
+    asked = OSError("Error performing PUT http://169.254.169.254/latest/api/token: error sending request")
+    assert "no credentials. Set them in the environment" in str(_told(url, "runs", asked))
 
 
 def test_of_two_recorders_of_one_name_one_wins(proxy, url, tmp_path):
