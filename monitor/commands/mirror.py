@@ -141,7 +141,7 @@ def _print(outcome: dict[str, Any], what: str, as_json: bool) -> int:
     if as_json:
         print_json({name: outcome[name] for name in ("runs", "segments", "bytes", "refused")})
     else:
-        runs = ", ".join(outcome["runs"]) or "nothing new"
+        runs = ", ".join(outcome["runs"]) or ("nothing" if refused else "nothing new")
         print(f"{what}: {runs} ({outcome['segments']} segments, {size(outcome['bytes'])}).")
         for text in refused:
             print(text)
