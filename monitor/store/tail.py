@@ -119,9 +119,11 @@ class Tail:
             self._only = {"histograms": {*self._only["histograms"], run}}
             entry = self.runs.get(run)
             if entry is not None:
+                left_out = len(self._listing.unreadable())
                 with contextlib.suppress(StoreError):  # the store has gone: the next poll tells
                     self._listing.refresh(("histograms",), {"histograms": (run,)})
                 self._ingest(entry)
+                self.version += len(self._listing.unreadable()) != left_out  # so that pages tell of them
 
     def run_version(self, *runs: str) -> tuple[int, ...]:
         """The versions of the named runs: a cache key that stays the same while their data does."""

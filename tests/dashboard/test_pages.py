@@ -113,10 +113,21 @@ def test_a_run_whose_steps_and_description_cannot_be_read(monkeypatch, store: Pa
 @pytest.mark.parametrize("page", PAGES)
 def test_torn_segments_are_reported_and_the_rest_shown(monkeypatch, store: Path, tmp_path: Path, page: str) -> None:
     shutil.copytree(store, tmp_path / "torn", symlinks=True)
-    segment = next((tmp_path / "torn/runs/ict-s0/data/histograms/g0").glob("*.parquet"))
+    segment = next((tmp_path / "torn/runs/ict-s0/data/alerts/g0").glob("*.parquet"))
     segment.write_bytes(segment.read_bytes()[:100])
     app = open_page(monkeypatch, tmp_path / "torn", page)
     assert "1 file could not be read" in told(app.warning[0]) and segment.name in told(app.warning[0])
+
+
+def test_torn_histograms_are_reported_once_a_page_reads_them(monkeypatch, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "torn", symlinks=True)
+    segment = next((tmp_path / "torn/runs/ict-s0/data/histograms/g0").glob("*.parquet"))
+    segment.write_bytes(segment.read_bytes()[:100])
+    assert not open_page(monkeypatch, tmp_path / "torn", "overview").warning
+    before = data.poll()
+    app = open_page(monkeypatch, tmp_path / "torn", "run", run="ict-s0")
+    assert data.poll() > before  # so the page draws itself again
+    assert "1 file could not be read" in told(app.run().warning[0]) and segment.name in told(app.warning[0])
 
 
 @pytest.mark.parametrize("page", PAGES)
