@@ -7,6 +7,7 @@ import streamlit as st
 from dashboard import data
 from dashboard.escape import markdown
 from dashboard.figures.theme import DARK
+from dashboard.login import is_allowed
 from dashboard.views import alerts, compare, method, overview, run, shared, sql, tokens
 
 PAGES = (
@@ -40,6 +41,8 @@ def main() -> None:
     """The script that Streamlit runs for every session and every redraw."""
     run_name = st.query_params.get("run", "")
     st.set_page_config(page_title=f"{run_name} · rlvr monitor".removeprefix(" · "), page_icon="📈", layout="wide")
+    if not is_allowed():
+        return
     for path, title, icon, page in PAGES:
         shared.PAGES[path] = st.Page(page, title=title, icon=icon, url_path=path, default=path == "overview")
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")

@@ -69,15 +69,15 @@ def check_alerts(path: str) -> str:
 
 
 def start(
-    store: str | Path, host: str = "127.0.0.1", port: int = 0, alerts: str = ""
+    store: str | Path, host: str = "127.0.0.1", port: int = 0, alerts: str = "", names: Sequence[str] = ()
 ) -> tuple[subprocess.Popen[bytes], str]:
-    """Starts the server and waits until it answers; returns (process, URL).
+    """Starts the server and waits until it answers; returns (process, URL). names: see `dashboard.settings.flags`.
 
     The server ends when this process does, however that happens. Raises LaunchError if the server cannot start.
     """
     path, alerts, port = check_store(store), check_alerts(alerts), check_port(host, port)
     process = subprocess.Popen(
-        [*PYTHON, "-m", "dashboard.serve", host, str(port)],
+        [*PYTHON, "-m", "dashboard.serve", host, str(port), *names],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         env=child_environment() | {STORE_VARIABLE: str(path), ALERTS_VARIABLE: alerts},
         start_new_session=True,  # Ctrl-C reaches only the launcher, which forwards it once
@@ -131,6 +131,7 @@ class Options:
     store: tyro.conf.Positional[StoreFolder] = "runs"  # folder of the store
     host: str = "127.0.0.1"  # address to listen on; 127.0.0.1: this machine only
     port: int = 0  # 0 chooses a free port
+    name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # a name under which browsers reach it, if not by the host
     no_browser: bool = False  # only print the address
     alerts: str = ""  # alerts file whose routes the Alerts page shows and tests; none: no routes
 
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     process: subprocess.Popen[bytes] | None = None
     try:
-        process, url = start(options.store, options.host, options.port, options.alerts)
+        process, url = start(options.store, options.host, options.port, options.alerts, options.name)
         print(f"Dashboard: {url}", flush=True)
         if not options.no_browser and _has_display():
             webbrowser.open(url)

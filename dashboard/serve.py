@@ -1,4 +1,4 @@
-"""The dashboard's server process: `python -m dashboard.serve HOST PORT`, started by dashboard.launch.
+"""The dashboard's server process: `python -m dashboard.serve HOST PORT [NAME...]`, started by dashboard.launch.
 
 Streamlit serves static files only from the folder of its main script, and an installed package may be read-only. So the
 main script is a two-line file in a temporary folder, beside the scripts that the charts load.
@@ -49,11 +49,11 @@ def main(argv: list[str]) -> None:
     """Serves until it is interrupted or terminated, or its launcher has ended."""
     from streamlit.web import cli
 
-    host, port = argv
+    host, port, *names = argv
     with tempfile.TemporaryDirectory(prefix="rlvr-dashboard-") as folder:
         script = make_app_folder(Path(folder))
         _die_with_parent(Path(folder))
-        cli.main(["run", str(script), *flags(host, int(port))], standalone_mode=False)
+        cli.main(["run", str(script), *flags(host, int(port), names)], standalone_mode=False)
 
 
 if __name__ == "__main__":

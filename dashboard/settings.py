@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 OPTIONS: dict[str, str | int | list[str]] = {
     "server.headless": True,
     "server.enableStaticServing": True,
@@ -25,9 +27,13 @@ OPTIONS: dict[str, str | int | list[str]] = {
 }
 
 
-def flags(host: str, port: int) -> list[str]:
-    """Command-line flags, which override every config.toml that Streamlit may find."""
-    hosts = sorted({host, "127.0.0.1", "localhost"})
+def flags(host: str, port: int, names: Sequence[str] = ()) -> list[str]:
+    """Command-line flags, which override every config.toml that Streamlit may find.
+
+    names: under which browsers reach the server, where that is not `host`. Under other names the server does not answer
+    them, because a foreign page could have such a name lead here.
+    """
+    hosts = sorted({host, "127.0.0.1", "localhost", *names})
     chosen = OPTIONS | {"server.address": host, "server.port": str(port)}
     parts = [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in chosen.items()]
     return parts + [f"--server.allowedHosts={name}" for name in hosts]

@@ -14,6 +14,7 @@ EXTRAS = {  # extra: modules it brings, the telling one first; a test holds this
         "reasoning_gym", "safetensors",
     ),
     "cloud": ("obstore",),
+    "login": ("authlib", "httpx"),
     "notify": ("apprise",),
     "wandb": ("wandb",),
     "trl": ("trl",),

@@ -64,12 +64,28 @@ def test_the_server_ends_with_its_launcher(tmp_path: Path, how: signal.Signals) 
 def test_static_plotly_and_foreign_hosts(url: str) -> None:
     with urllib.request.urlopen(f"{url}/app/static/plotly.min.js", timeout=5) as answer:
         assert "javascript" in answer.headers["Content-Type"] and int(answer.headers["Content-Length"]) > 10**6
-    port = int(url.rsplit(":", 1)[1])
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
-        raw.sendall(b"GET /_stcore/stream HTTP/1.1\r\nHost: evil.example\r\nUpgrade: websocket\r\n"
-                    b"Connection: Upgrade\r\n"
-                    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")  # fmt: skip
-        assert b"101" not in raw.recv(200).split(b"\r\n")[0]
+    assert not answers_as("evil.example", url)
+
+
+def answers_as(host: str, url: str) -> bool:
+    """Whether the server opens a WebSocket to a browser that knows it by this name."""
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=5) as raw:
+        lines = [
+            "GET /_stcore/stream HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", "", "",
+        ]  # fmt: skip
+        raw.sendall("\r\n".join(lines).encode())
+        return b"101" in raw.recv(200).split(b"\r\n")[0]
+
+
+def test_the_server_answers_under_the_names_that_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    process, url = launch.start(tmp_path / "store", names=("node7", "monitor.example.org"))
+    try:
+        told = {host: answers_as(host, url) for host in ("node7", "monitor.example.org", "localhost", "node8")}
+    finally:
+        launch.stop(process)
+    assert told == {"node7": True, "monitor.example.org": True, "localhost": True, "node8": False}
 
 
 def test_wrong_use_exits_with_2(tmp_path: Path, capsys) -> None:
