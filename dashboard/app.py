@@ -7,7 +7,7 @@ import streamlit as st
 from dashboard import data
 from dashboard.escape import markdown
 from dashboard.figures.theme import DARK
-from dashboard.login import is_allowed
+from dashboard.login import is_allowed, offer_logout
 from dashboard.views import alerts, compare, method, overview, run, shared, sql, tokens
 
 PAGES = (
@@ -56,6 +56,7 @@ def main() -> None:
     if _ready():
         _quarantine_banner()
         chosen.run()
+    offer_logout()
     _watch(drawn, st.session_state.get("follows"))
 
 

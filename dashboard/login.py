@@ -43,6 +43,14 @@ def is_allowed() -> bool:
     return False
 
 
+def offer_logout() -> None:
+    """Below a page, where a login is set up: who is logged in, and the way out."""
+    if "auth" in _secrets():
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="right"):
+            st.caption(markdown("{}", str(st.user.to_dict().get("email"))), width="content")
+            st.button("Log out", on_click=st.logout, icon=":material/logout:")
+
+
 def is_among(who: dict[str, Any], allowed: Sequence[str]) -> bool:
     """Whether an account is one of those allowed, by an address that its provider has not left unverified.
 

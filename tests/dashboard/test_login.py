@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from oidc import CLIENT, provider
-from test_browser import PATIENCE_S, opened
+from test_browser import PATIENCE_S, opened, until
 
 from dashboard.launch import check_port, start, stop
 from dashboard.login import is_among
@@ -45,6 +45,10 @@ def test_nothing_is_shown_before_a_login_and_only_those_allowed_get_in(
                 page.wait_for_selector(".rlvr-runs tbody tr", timeout=PATIENCE_S * 1000)
                 page.goto(address)
                 page.wait_for_selector(".rlvr-chart .main-svg", timeout=PATIENCE_S * 1000)
+                page.wait_for_timeout(1500)  # a click while a page is being made may be lost
+                until(page, lambda: not page.locator("[data-testid=stStatusWidget]").count())
+                page.get_by_role("button", name="Log out").click()
+                page.get_by_role("button", name="Log in").wait_for(timeout=PATIENCE_S * 1000)
         finally:
             stop(process)
 
