@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from dashboard import data
+from dashboard.components.history import keep_back_working
 from dashboard.escape import markdown
 from dashboard.figures.theme import DARK
 from dashboard.login import is_allowed, offer_logout
@@ -48,6 +49,7 @@ def main() -> None:
     chosen = st.navigation([shared.PAGES[path] for path, *_ in PAGES], position="top")
     shared.keep_choices(chosen.url_path)
     st.html(STYLE)
+    keep_back_working()
     st.html(READABLE)
     if shared.theme() is DARK:
         st.html(ON_ACCENT)

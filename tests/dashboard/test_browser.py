@@ -91,6 +91,22 @@ def scroll_through(page) -> None:
         page.wait_for_timeout(30)
 
 
+@pytest.mark.parametrize("name", ["Compare", "Run", "Tokens"])
+def test_back_leads_to_the_page_before(browser, url: str, name: str) -> None:
+    """A page writes what it shows into its address. That must be no entry of the history of its own."""
+    with opened(browser, url) as page:
+        page.wait_for_selector(".rlvr-runs tbody tr", timeout=PATIENCE_S * 1000)
+        page.get_by_role("link", name=name, exact=True).first.click()
+        page.wait_for_selector(".rlvr-tokens" if name == "Tokens" else ".rlvr-chart", timeout=PATIENCE_S * 1000)
+        until(page, lambda: "=" in page.evaluate("location.search"))
+        page.wait_for_timeout(1500)
+        until(page, lambda: not page.locator("[data-testid=stStatusWidget]").count())
+        page.go_back()
+        page.wait_for_selector(".rlvr-runs tbody tr", timeout=PATIENCE_S * 1000)
+        page.wait_for_timeout(1000)
+        assert page.evaluate("location.pathname") == "/"
+
+
 def test_completions_are_text(browser, url: str) -> None:
     with opened(browser, f"{url}/tokens?run=ict-s0&step=5&group=0") as page:
         page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
