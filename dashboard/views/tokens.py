@@ -94,7 +94,7 @@ def _find_box() -> str:
 
     def remember() -> None:
         st.query_params.pop("cell", None)
-        st.query_params["find"] = st.session_state["find_text"]
+        shared.put_parameter("find", st.session_state["find_text"])
 
     return st.text_input(
         "Find in all rollouts of this step", key="find_text", on_change=remember, placeholder="text, then Enter",
@@ -189,7 +189,7 @@ def _in_context(rows: Frame, i: int | None, position: int, value: float | None =
 
 def _clear() -> None:
     for name in ("find", "cell"):
-        st.query_params.pop(name, None)
+        shared.put_parameter(name, "")
 
 
 def _open(rows: Frame, place: Place) -> None:
