@@ -17,7 +17,7 @@ FORMATS = {"tokens": ".3~s", "hours": ".3~g"}
 
 def spent_axis(what: str) -> dict[str, Any]:
     """The x axis of a figure over `what`, a key of SPENT."""
-    return {"title": {"text": SPENT[what]}, "tickformat": FORMATS[what], "hoverformat": f"{FORMATS[what]}"}
+    return {"title": {"text": SPENT[what]}, "tickformat": FORMATS[what], "hoverformat": FORMATS[what]}
 
 
 def stand_over(fig: go.Figure, what: str, spent: Callable[[np.ndarray], np.ndarray]) -> go.Figure:
