@@ -15,7 +15,7 @@ Made by `python -m docs.make_integrations`.
 | TRL 1.16, `GRPOTrainer` | [`attach`](#trl), one line | all that ours records, exact; its loss is weighted if asked |
 | TRL 1.16, `RLOOTrainer` | `attach` | the same; no weighting |
 | any that logs to W&B | [`rlvr tap`](#code-that-logs-to-wb), or one changed import | its scalars, tables of rollouts |
-| verl 0.9.1 | [its logger `rlvr`](#verl) | its scalars, and each token but for H2 and deviation |
+| verl 0.9.1 | [its logger `rlvr`](#verl) | its scalars, each token without H2 and deviation; some weightings |
 | a loop of your own | [own_loop.md](own_loop.md) | the same |
 | verl 0.9.1 | [`rlvr import`](#rlvr-import): its file log, live | scalars; `--rollouts`: texts, rewards |
 | prime-rl | `rlvr import`: its file monitor, live | scalars; `--rollouts`: tokens, entropy histograms |
@@ -225,17 +225,24 @@ python -m verl.trainer.main_ppo CONFIG trainer.logger='["console","rlvr"]' \\
 ```
 
 - **Options** under `trainer.rlvr`, all optional: `store` (else RLVR_STORE, else `runs`), `run` (else the experiment's
-  name, with -2 if it is there), `resume=true` to go on with that run, `alerts` (a file, or false), `correct_at` (1.0).
+  name, with -2 if it is there), `resume=true` to go on with that run, `alerts` (a file, or false), `correct_at` (1.0),
+  `weighting` (e.g. `top_entropy:keep=0.2`).
 - **Recorded**: every scalar, by alias or under its own name; configuration, model, alerts live. Of the batch that the
   metrics are of: token ids, log-probabilities, entropies, advantages, sampler log-probabilities, scores, prompts and
   completions, so histograms of entropy and surprisal, Cov(ln p, A), mismatch, samples, and figures of groups by `uid`.
   What is measured from tokens goes before verl's own figure of the same key.
 - **Not**: deviation, H2, and what needs them (regimes, predicted entropy changes, selections): they need the logits of
-  whole groups, which verl's workers never hand out. No weighting.
+  whole groups, which verl's workers never hand out.
+- **Weightings**: of [method.md](method.md) `top_entropy`, `random`, `random_undecided`, `stapo`, `rsi`, `stare`,
+  `advantage_reweight` and `clip_cov`, for the policy losses vanilla, cispo and gpg and every `loss_agg_mode`; others
+  are refused before training, as are all in bypass mode. Each token's advantage is multiplied while the actor is
+  updated, and is as it was in metrics and records. Tests hold verl's own losses and gradients to a float64 formula.
+  Not equal to ours: verl's KL loss, entropy bonus and clip figures count every token; with several mini-batches
+  `token-mean` divides by the tokens of each, where a weight counts by its mean over the rollout batch.
 - **Where**: `RayPPOTrainer`, and the v1 `PPOTrainer` before it clears its TransferQueue; of other trainers of verl the
   scalars. In bypass mode verl has no log-probabilities of its own and no entropies.
-- Tests run verl 0.9.1's own plugin loader, Tracking, DataProto and metrics on a CPU; workers, and the TransferQueue
-  itself, were not run. What fails is an event `verl_error`, and training goes on. VERL_USE_EXTERNAL_PLUGINS=none
+- Tests run verl 0.9.1's own plugin loader, Tracking, DataProto, policy losses, metrics and TransferQueue on a CPU;
+  its workers were not run. What fails is an event `verl_error`, and training goes on. VERL_USE_EXTERNAL_PLUGINS=none
   keeps verl from loading it.
 
 """

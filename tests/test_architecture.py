@@ -27,6 +27,7 @@ ALLOWED_IN = {
         "monitor/integrations/trl/",
         "monitor/integrations/loop/",
         "monitor/integrations/verl/",
+        "monitor/integrations/weighted.py",
     ),
     "transformers": ("monitor/integrations/trl/",),
     "triton": ("monitor/signals/group_kernel.py",),  # imported by name where there is a GPU, never with the package

@@ -394,7 +394,7 @@ def require_store(store: str | Path) -> Path:
     except OSError:
         pass
     if not root.exists():
-        raise StoreError(f"No store at {str(root)!r}. Give the folder that a run was recorded into (--store).")
+        raise StoreError(f"No store at {str(root)!r}. Give the folder that a run was recorded into.")
     if not root.is_dir():
         hint = " Give its folder." if root.name == "store.duckdb" else ""
         raise StoreError(f"{str(root)!r} is a file, expected a store folder.{hint}")

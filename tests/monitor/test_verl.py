@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import rlvr_monitor
 from monitor.children import HOME
+from monitor.integrations.verl.weights import MEANS, SUMS, OneProcess, batch_weights, token_advantages
+from monitor.signals import token_signals
+from trainer.learning.attached import FROM_LOGPROBS, AttachedWeighting
 
 needs_verl = pytest.mark.skipif(
     find_spec("verl") is None,
@@ -72,6 +76,39 @@ def scalars(tmp_path: Path, step: int = 1) -> dict[str, float]:
 def test_the_entry_point_names_a_module_that_is_there():
     points = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]["entry-points"]["verl.plugins"]
     assert points == {"rlvr": "rlvr_monitor.verl"} and find_spec("rlvr_monitor.verl") is not None
+
+
+def test_advantages_of_tokens_by_hand():
+    """Responses of 3 and 1 tokens; weights 1 0 2 and 4: 4 tokens, weights 7. Advantages 2 and -1."""
+    weights, mask = torch.tensor([[1.0, 0.0, 2.0], [4.0, 0.0, 0.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    advantages = torch.tensor([[2.0, 2.0, 2.0], [-1.0, 0.0, 0.0]])
+
+    def found(mean: str, normalise: str = "selected") -> torch.Tensor:
+        return token_advantages(advantages, weights, mask, mean, normalise)
+
+    plain = torch.tensor([[2.0, 0.0, 4.0], [-4.0, 0.0, 0.0]])  # w A
+    assert found("token-mean").allclose(plain * 4 / 7)
+    assert found("seq-mean-token-mean").tolist() == [[2.0, 0.0, 4.0], [-1.0, 0.0, 0.0]]  # 3 / 3 and 1 / 4
+    assert all(torch.equal(found(mean), plain) for mean in SUMS)
+    assert all(torch.equal(found(mean, "all"), plain) for mean in MEANS)
+
+
+@pytest.mark.parametrize("kind", sorted(FROM_LOGPROBS))
+def test_weights_need_no_more_than_logprobs_entropies_and_advantages(kind):
+    """A batch that verl gives: the same weights as from whole signals, for each kind that is offered."""
+    torch.manual_seed(1)
+    logits, mask = torch.randn(4, 6, 9) * 2, torch.arange(6) < torch.tensor([[6], [4], [5], [1]])
+    token_ids, advantages = torch.randint(0, 9, (4, 6)), torch.tensor([1.0, -1.0, 0.5, -0.5])
+    whole = token_signals(logits, token_ids, mask, torch.tensor([0, 0, 1, 1]))
+    text = f"{kind}:warmup_steps=0" + (",low=-1,high=0.5" if kind == "rsi" else "")
+    tensors = {"old_log_probs": whole.logprob, "entropys": whole.entropy, "response_mask": mask.long(),
+               "advantages": advantages.unsqueeze(1) * mask}  # fmt: skip
+    found = batch_weights(tensors, AttachedWeighting(text, 3, 0, with_distributions=False), 1)
+    expected = AttachedWeighting(text, 3, 0).weights(whole, mask, advantages, 1, OneProcess)
+    assert torch.equal(found, expected) and found.sum() > 0
+    tensors["entropys"] = whole.entropy[:, :3]
+    with pytest.raises(ValueError, match=r"^no entropys of shape \[4, 6\], so the weights of step 1 are 1\.$"):
+        batch_weights(tensors, AttachedWeighting(text, 3, 0, with_distributions=False), 1)
 
 
 @needs_verl
@@ -147,7 +184,8 @@ def check_tokens(tmp_path: Path, numbers: Path) -> None:
     assert ids.tolist() == (3 * sample + position).tolist()
     assert logprob == pytest.approx(saved["old"][mask], abs=1e-6)
     assert entropy == pytest.approx(saved["entropys"][mask], abs=1e-6)
-    assert np.isnan(np.array(deviation, float)).all() and set(weight) == {1.0}
+    assert np.isnan(np.array(deviation, float)).all()
+    assert weight.tolist() == (saved["weights"][mask].tolist() if "weights" in saved else [1.0] * 9)
     assert alive.tolist() == [2, 2, 1, 2, 2, 2, 1, 1, 2]  # groups of rows 0, 1 and 2, 3
     found = scalars(tmp_path)
     assert found["entropy"] == pytest.approx(saved["entropys"][mask].mean(), abs=1e-6)
@@ -199,15 +237,12 @@ np.savez("numbers.npz", mask=mask, old=old, entropys=entropys)
     assert scalars(tmp_path)["response_length"] == 2.25 and "critic/score/max" in scalars(tmp_path)
 
 
-@needs_verl
-@pytest.mark.skipif(find_spec("transfer_queue") is None, reason="transfer_queue is not installed")
-def test_the_v1_trainers_batch_gives_its_tokens_before_its_queue_is_cleared(tmp_path):
-    script = f"""{BATCH}{TOKENIZER}
+QUEUE = """
+import ray, transfer_queue as tq
 from types import SimpleNamespace
 from tensordict import TensorDict
-import transfer_queue as tq
-import verl.trainer.ppo.v1.trainer_base as module
-from verl.utils.tracking import Tracking
+ray.init(num_cpus=32, include_dashboard=False, log_to_driver=False)  # logical ones: the queue asks for several
+tq.init()
 lengths = mask.sum(1).tolist() + [3]  # a row of padding at the end
 
 def nested(tensor):
@@ -215,28 +250,179 @@ def nested(tensor):
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 prompts = list(torch.cat([tensors["prompts"], torch.zeros(1, 2).long()]))
-held = TensorDict({{
+fields = TensorDict({
     "prompts": torch.nested.as_nested_tensor(prompts, layout=torch.jagged),
     "rm_scores": nested(scores), "entropy": nested(entropys),
-    **{{name: nested(tensors[name]) for name in
-        ("responses", "response_mask", "old_log_probs", "rollout_log_probs", "advantages")}},
+    **{name: nested(tensors[name]) for name in
+        ("responses", "response_mask", "old_log_probs", "rollout_log_probs", "advantages")},
     "uid": [*uids, "z"],
-}}, batch_size=5)
-tq.kv_batch_get = lambda keys, partition_id, select_fields: held.select(
-    *[name for name in select_fields if name in held.keys()])
+}, batch_size=5)
+batch = SimpleNamespace(keys=list("abcde"), partition_id="train", tags=[{}] * 4 + [{"is_padding": True}])
+tq.kv_batch_put(keys=batch.keys, partition_id="train", fields=fields, tags=batch.tags)
+
+def advantages_now():
+    return tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=["advantages"]
+                           )["advantages"].to_padded_tensor(0.0)
+"""
+
+
+@needs_verl
+@pytest.mark.skipif(find_spec("transfer_queue") is None, reason="transfer_queue is not installed")
+def test_the_v1_trainers_batch_gives_its_tokens_before_its_queue_is_cleared(tmp_path):
+    """verl's own TransferQueue. keep=0.4 of 9 tokens keeps the 4 of highest entropy; the padding is no token."""
+    weighting = '{"rlvr": {"weighting": "top_entropy:keep=0.4,warmup_steps=0"}}'
+    config = CONFIG.replace('"trainer": {}', f'"trainer": {weighting}')
+    script = f"""{BATCH}{TOKENIZER}{QUEUE}
+import verl.trainer.ppo.v1.trainer_base as module
+from verl.utils.tracking import Tracking
+seen = []
+module.PPOTrainer._update_actor = lambda self, batch, metrics: seen.append(advantages_now()) or batch
 module.PPOTrainer._compute_metrics = lambda self, batch, metrics, timing_raw, global_steps, epoch: metrics.update(x=1.0)
-trainer = SimpleNamespace(tokenizer=Tokenizer())
-tracking = Tracking("p", "mine", ["rlvr"], {CONFIG})
+lacking = {{name: None for name in module.PPOTrainer.__abstractmethods__}}
+trainer = object.__new__(type("Trainer", (module.PPOTrainer,), lacking))
+trainer.tokenizer, trainer.global_steps = Tokenizer(), 1
+tracking = Tracking("p", "mine", ["rlvr"], {config})
 metrics = {{"actor/grad_norm": 2.0, "actor/entropy": 99.0}}
-batch = SimpleNamespace(keys=list("abcde"), partition_id="train", tags=[{{}}] * 4 + [{{"is_padding": True}}])
-module.PPOTrainer._compute_metrics(trainer, batch, metrics, {{}}, global_steps=1, epoch=0)
+assert trainer._update_actor(batch, metrics=metrics) is batch
+plain = torch.cat([advantages, torch.zeros(1, 3)])
+assert torch.equal(advantages_now(), plain), advantages_now()  # as they were
+chosen = mask * (entropys >= torch.where(mask > 0, entropys, -1.0).flatten().sort().values[-4])
+assert chosen.sum() == 4
+assert torch.allclose(seen[0], torch.cat([advantages * chosen * 9 / 4, torch.zeros(1, 3)])), (seen, chosen)
+trainer._compute_metrics(batch, metrics, {{}}, global_steps=1, epoch=0)
 tracking.log(metrics, 1)
 tracking.finish()
-np.savez("numbers.npz", mask=mask, old=old, entropys=entropys)
+np.savez("numbers.npz", mask=mask, old=old, entropys=entropys, weights=chosen)
+ray.shutdown()
 """
     run(tmp_path, script, RLVR_STORE=str(tmp_path / "runs"))
     check_tokens(tmp_path, tmp_path / "numbers.npz")
     assert scalars(tmp_path)["x"] == 1.0
+
+
+WEIGHTED = """
+import verl.trainer.ppo.ray_trainer as module
+from verl.trainer.ppo import core_algos
+from verl.utils.tracking import Tracking
+from verl.workers.config import ActorConfig
+entropys = torch.tensor([[.1, .9, .2], [.8, .3, 0], [.4, .7, .05], [.6, 0, 0]])
+new = (old + 0.6 * torch.randn(4, 3)).double()  # ratios far beyond the clip of 0.2
+seen = {}
+
+def update(self, batch):
+    logprob = new.clone().requires_grad_()
+    config = ActorConfig(strategy="fsdp", rollout_n=2, use_dynamic_bsz=True, loss_agg_mode=MEAN)
+    loss, _ = core_algos.get_policy_loss_fn(LOSS)(old_log_prob=old.double(), log_prob=logprob,
+        advantages=batch.batch["advantages"].double(), response_mask=mask, loss_agg_mode=MEAN, config=config)
+    loss.backward()
+    seen["loss"], seen["gradient"] = loss.item(), logprob.grad
+    return batch
+
+module.RayPPOTrainer._update_actor = update
+module.RayPPOTrainer._compute_old_log_prob = lambda self, batch: (DataProto.from_single_dict(
+    {"old_log_probs": old, "entropys": entropys}), 0.0)
+trainer = object.__new__(module.RayPPOTrainer)
+trainer.global_steps, trainer.tokenizer = 1, None
+batch = DataProto.from_dict(tensors=tensors, non_tensors={"uid": uids})
+tracking = Tracking("p", "mine", ["rlvr"], {
+    "trainer": {"rlvr": {"weighting": WEIGHTING}}, "actor_rollout_ref": {"actor": {
+        "loss_agg_mode": MEAN, "policy_loss": {"loss_mode": LOSS}}}})
+trainer._compute_old_log_prob(batch)[0].batch.pop("entropys")
+trainer._update_actor(batch)
+assert torch.equal(batch.batch["advantages"], advantages)
+module.compute_data_metrics(batch=batch, use_critic=False)
+tracking.log({"critic/score/mean": 0.5}, 1)
+tracking.finish()
+"""
+# sum(w psi) / D: what each mean divides by, over weights in place of tokens
+BY_HAND = """
+w, m, A = WEIGHTS.double(), mask.double(), advantages.double()
+logprob = new.clone().requires_grad_()
+ratio = torch.exp(logprob - old.double())
+if LOSS == "vanilla":
+    psi = torch.minimum(ratio * A, ratio.clamp(0.8, 1.2) * A)
+    psi = torch.where(A < 0, torch.maximum(psi, 3.0 * A), psi)  # verl's second bound of losing tokens
+elif LOSS == "cispo":
+    psi = ratio.clamp(0.8, 1.2).detach() * A * logprob
+else:
+    psi = A * logprob
+per_row = (w * m * psi).sum(1)
+loss = -{"token-mean": per_row.sum() / (w * m).sum(),
+         "seq-mean-token-mean": (per_row / (w * m).sum(1).clamp(min=1e-8)).mean(),
+         "seq-mean-token-sum": per_row.mean(), "token-sum": per_row.sum(),
+         "seq-mean-token-sum-norm": per_row.mean() / 3}[MEAN]
+loss.backward()
+assert abs(loss.item() - seen["loss"]) < 1e-6, (loss.item(), seen["loss"])
+assert torch.allclose(logprob.grad, seen["gradient"], atol=1e-6), (logprob.grad, seen["gradient"])
+assert seen["gradient"].abs().sum() > 0.1
+np.savez("numbers.npz", mask=mask, weights=w)
+"""
+
+
+@needs_verl
+@pytest.mark.parametrize("loss", ["vanilla", "cispo", "gpg"])
+def test_weighted_advantages_give_the_weighted_loss_for_every_mean(tmp_path, loss):
+    """top_entropy keeps ceil(.4 * 9) = 4 tokens: .9, .8, .7 and .6, one of each response."""
+    means = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "token-sum", "seq-mean-token-sum-norm"]
+    chosen = "torch.tensor([[0, 1, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]])"
+    for mean in means if loss == "vanilla" else means[:2]:
+        head = f"MEAN, LOSS, WEIGHTING, WEIGHTS = {mean!r}, {loss!r}, 'top_entropy:keep=0.4,warmup_steps=0', {chosen}"
+        folder = tmp_path / mean
+        folder.mkdir()
+        run(folder, f"{BATCH}\n{head}{WEIGHTED}{BY_HAND}", RLVR_STORE=str(folder / "runs"))
+    weights = [w for (w,) in ask(folder, "SELECT weight FROM tokens WHERE step = 1 ORDER BY sample, position")]
+    assert weights == [0, 1, 0, 1, 0, 0, 1, 0, 1]
+    advantages = ask(folder, "SELECT advantage FROM samples WHERE step = 1 ORDER BY sample")
+    assert [a for (a,) in advantages] == [1.0, -1.0, 0.5, -0.5]  # the plain ones
+    assert scalars(folder)["selected_share"] == pytest.approx(4 / 9)
+    info = json.loads((folder / "runs/runs/mine/run.json").read_text())
+    assert info["weighting"] == "top_entropy" and info["config"]["weighting"]["keep"] == 0.4
+
+
+@needs_verl
+def test_a_weighting_over_all_tokens_keeps_verls_counts(tmp_path):
+    """advantage_reweight: w = .3 p + .7, normalise = "all": the sum of w psi is divided by the count of tokens."""
+    names = "'token-mean', 'vanilla', 'advantage_reweight:warmup_steps=0', 0.3 * old.exp() + 0.7"
+    head = f"MEAN, LOSS, WEIGHTING, WEIGHTS = {names}"
+    by_tokens = BY_HAND.replace("/ (w * m).sum(),", "/ m.sum(),")
+    run(tmp_path, f"{BATCH}\n{head}{WEIGHTED}{by_tokens}", RLVR_STORE=str(tmp_path / "runs"))
+
+
+@needs_verl
+def test_a_weighting_that_cannot_act_is_refused_before_training(tmp_path):
+    script = """
+from monitor.errors import MonitorError
+from trainer.config import ConfigError
+from verl.utils.tracking import Tracking
+
+def refused(weighting, actor={}, algorithm={}):
+    try:
+        Tracking("p", "e", "rlvr", {"trainer": {"rlvr": {"weighting": weighting}}, "algorithm": algorithm,
+                                    "actor_rollout_ref": {"actor": actor}})
+    except (MonitorError, ConfigError) as error:
+        return str(error)
+
+assert "'ict' is not possible here: it needs the logits of whole groups" in refused("ict")
+assert "clip_cov, random" in refused("ict_budget")
+assert "loss_mode is 'gspo'. Set it to one of vanilla" in refused("random", {"policy_loss": {"loss_mode": "gspo"}})
+assert "loss_agg_mode is 'odd'" in refused("random", {"loss_agg_mode": "odd"})
+assert "in bypass mode" in refused("random", algorithm={"rollout_correction": {"bypass_mode": True}})
+assert "unknown weighting" in refused("randm")
+"""
+    run(tmp_path, script, RLVR_STORE=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+@needs_verl
+def test_a_weighting_that_fails_leaves_the_update_as_it_was_and_says_so(tmp_path):
+    head = "MEAN, LOSS, WEIGHTING, WEIGHTS = 'token-mean', 'vanilla', 'top_entropy:warmup_steps=0', torch.ones(4, 3)"
+    broken = WEIGHTED.replace(
+        "trainer._update_actor(batch)", "trainer.rlvr_entropies = None; trainer._update_actor(batch)"
+    )
+    run(tmp_path, f"{BATCH}\n{head}{broken}{BY_HAND}", RLVR_STORE=str(tmp_path / "runs"))
+    ((text,),) = ask(tmp_path, "SELECT message FROM events WHERE kind = 'verl_error'")
+    assert "no entropys of shape [4, 3], so the weights of step 1 are 1" in text
+    assert ask(tmp_path, "SELECT DISTINCT weight FROM tokens") == [(1.0,)]
 
 
 @needs_verl

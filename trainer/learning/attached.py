@@ -17,6 +17,10 @@ IMPOSSIBLE = {
     "kl_cov": "it adds a penalty to the loss, which no weight can do",
     "attention": "it needs a forward pass with eager attention",
 }
+# kinds that read no more than the log-probability and the entropy of each token, and its response's advantage
+FROM_LOGPROBS = {
+    "uniform", "random", "random_undecided", "top_entropy", "stapo", "rsi", "stare", "advantage_reweight", "clip_cov",
+}  # fmt: skip
 
 
 class Processes(Protocol):
@@ -31,10 +35,11 @@ class AttachedWeighting:
     """A weighting as `rlvr compare` names arms, e.g. "ict:keep=0.1,warmup_steps=0"; without settings of other groups.
 
     Random choices are drawn from a generator of its own, seeded with the trainer's seed plus 7919 times the rank.
-    Raises ConfigError.
+    with_distributions: False where the trainer gives log-probabilities and entropies but no logits, so that there is
+    neither deviation nor H2. Raises ConfigError.
     """
 
-    def __init__(self, text: str, seed: int, rank: int) -> None:
+    def __init__(self, text: str, seed: int, rank: int, with_distributions: bool = True) -> None:
         arm = parse_arm(text)
         others = [option for option, _ in arm.settings if not option.startswith("weighting.")]
         if others:
@@ -43,6 +48,11 @@ class AttachedWeighting:
             raise ConfigError(
                 f"weighting {text!r} is not possible in another trainer's loss: {IMPOSSIBLE[arm.kind]}. Take another, "
                 "e.g. ict or ict_budget."
+            )
+        if not with_distributions and arm.kind not in FROM_LOGPROBS:
+            raise ConfigError(
+                f"weighting {text!r} is not possible here: it needs the logits of whole groups, which this trainer "
+                f"hands out to nobody. Take one of {', '.join(sorted(FROM_LOGPROBS))}."
             )
         self.text = text
         settings = {option.removeprefix("weighting."): value for option, value in arm.settings}

@@ -31,7 +31,8 @@ from monitor.integrations.trl.guard import Guard, guard_settings
 from monitor.integrations.trl.inside import OUTPUTS, Body, Head, unlike
 from monitor.integrations.trl.ranks import Ranks
 from monitor.integrations.trl.rollouts import Rollouts, Used
-from monitor.integrations.trl.weights import AttachError, Weighting, batch_scale, check_weighting, token_advantages
+from monitor.integrations.trl.weights import AttachError, batch_scale, check_weighting, token_advantages
+from monitor.integrations.weighted import Weighting
 from monitor.metrics import METRICS
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,27 +10,13 @@ from torch import Tensor
 from monitor.errors import MonitorError
 from monitor.integrations.trl.ranks import Ranks
 from monitor.integrations.trl.rollouts import Rollouts
-from monitor.signals import TokenSignals
+from monitor.integrations.weighted import Weighting, tokens_by_weight
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
-TINY = 1e-8  # keeps a response without selected tokens (0 / 0) at 0
 
 
 class AttachError(MonitorError):
     """A trainer, a weighting or an action that `attach` cannot use."""
-
-
-class Weighting(Protocol):
-    """What trainer.learning.attached gives."""
-
-    text: str
-    kind: str
-    warmup_steps: int
-    normalise: str
-
-    def weights(self, signals: TokenSignals, mask: Tensor, advantages: Tensor, step: int, ranks: Ranks) -> Tensor: ...
-
-    def settings(self) -> dict[str, Any]: ...
 
 
 def check_weighting(trainer: Any, text: str, is_grpo: bool) -> None:
@@ -56,7 +42,7 @@ def batch_scale(batch: Rollouts, weighting: Weighting, loss: str, ranks: Ranks) 
         return None
     assert batch.weights is not None
     tokens, weight = ranks.sum(torch.stack([batch.mask.sum().float(), batch.weights.sum()])).unbind()
-    return tokens / weight.clamp(min=TINY)
+    return tokens_by_weight(tokens, weight)
 
 
 def token_advantages(
@@ -71,9 +57,9 @@ def token_advantages(
     factor = torch.ones_like(weights[:, :1])
     if normalise == "selected":
         if loss == "grpo":
-            factor = mask.sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=TINY)
+            factor = tokens_by_weight(mask.sum(1, keepdim=True), weights.sum(1, keepdim=True))
         elif loss == "bnpo":
-            factor = factor * (mask.sum() / weights.sum().clamp(min=TINY))
+            factor = factor * tokens_by_weight(mask.sum(), weights.sum())
         elif scale is not None:
             factor = factor * scale
     return advantages.unsqueeze(1) * weights * factor

@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monitor.by_name import resolve
 from monitor.errors import MonitorError
 from monitor.integrations.judging import alert_settings, exit_status, installed, judged_recorder
 from monitor.integrations.like_wandb.names import STEPS, Names
 from monitor.integrations.like_wandb.run import free_name, safe_name
 from monitor.integrations.like_wandb.values import flat, number
 from monitor.integrations.loop.measure import Measure
+from monitor.integrations.verl.weights import check_weighting
+from monitor.integrations.weighted import Weighting
 from monitor.records import RunInfo, StepRecord
 
 PACKAGES = ("rlvr-monitor", "verl", "torch", "transformers", "vllm", "sglang", "ray")
-OPTIONS = ("store", "run", "resume", "alerts", "correct_at")
+OPTIONS = ("store", "run", "resume", "alerts", "correct_at", "weighting")
 _log = logging.getLogger("rlvr.monitor")
 
 
@@ -27,9 +30,11 @@ class Backend:
 
     store: folder of the store, else RLVR_STORE, else "runs". run: name of the run, else the experiment's, with -2
     behind it if the store has it. resume: go on with that run. alerts: path of an alerts file, or false. correct_at: a
-    rollout whose score reaches this is correct (1.0).
+    rollout whose score reaches this is correct (1.0). weighting: as `rlvr compare` names arms, e.g.
+    "top_entropy:keep=0.2".
 
-    Raises MonitorError if the run cannot be opened or an option is unknown; afterwards nothing raises into training.
+    Raises MonitorError if the run cannot be opened, an option is unknown or a weighting cannot act; afterwards nothing
+    raises into training.
     """
 
     def __init__(self, project: str, experiment: str, config: Mapping[str, Any] | None = None) -> None:
@@ -45,12 +50,26 @@ class Backend:
         correct_at = float(options.get("correct_at", 1.0))
         model = _at(config, "actor_rollout_ref", "model", "path")
         seed = _at(config, "actor_rollout_ref", "actor", "data_loader_seed") or _at(config, "data", "seed")
+        actor = _at(config, "actor_rollout_ref", "actor") or {}
+        self.loss_mean = str(actor.get("loss_agg_mode", "token-mean"))
+        self.weighting: Weighting | None = None
+        text = options.get("weighting")
+        if text is not None:
+            check_weighting(str(text), actor, config.get("algorithm") or {})
+            self.weighting = resolve("trainer.learning.attached:AttachedWeighting")(
+                str(text), seed if isinstance(seed, int) else 0, 0, with_distributions=False
+            )
         info = RunInfo(
             name=name if resume or options.get("run") else free_name(store, name),
             model=str(model or ""),
             task=str(project),
             seed=seed if isinstance(seed, int) else 0,
-            config={"verl": config},
+            weighting="uniform" if self.weighting is None else self.weighting.kind,
+            warmup_steps=0 if self.weighting is None else self.weighting.warmup_steps,
+            config={
+                "verl": config,
+                **({} if self.weighting is None else {"weighting": self.weighting.settings()}),
+            },
             environment={"packages": installed(PACKAGES), "verl": {"project": project, "experiment": experiment}},
         )
         alerts = options.get("alerts", True)
@@ -60,6 +79,7 @@ class Backend:
         self._measure: Measure | None = None
         self._batch: dict[str, Any] | None = None
         self._told: set[str] = set()
+        self._ended = False
         self.temperature = number(_at(config, "actor_rollout_ref", "rollout", "temperature")) or 1.0
         atexit.register(self._at_exit)
 
@@ -95,9 +115,11 @@ class Backend:
             self.recorder.event("verl_error", text, step)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Ends the run; a second call does nothing."""
-        atexit.unregister(self._at_exit)
-        self.recorder.close("failed" if exit_code else "finished")
+        """Ends the run; a second call does nothing, not even while Python takes its modules apart."""
+        if not self._ended:
+            self._ended = True
+            atexit.unregister(self._at_exit)
+            self.recorder.close("failed" if exit_code else "finished")
 
     def _measured(self, batch: Mapping[str, Any], step: int) -> Any:
         assert self._measure is not None
@@ -117,6 +139,7 @@ class Backend:
         return {key: value for name, value in found.items() if (key := self._names[name]) is not None}
 
     def _at_exit(self) -> None:
+        self._ended = True
         self.recorder.close(exit_status())
 
 
