@@ -381,8 +381,8 @@ def test_weighted_advantages_give_the_weighted_loss_for_every_mean(tmp_path, los
 
 @needs_verl
 def test_a_weighting_over_all_tokens_keeps_verls_counts(tmp_path):
-    """advantage_reweight: w = .3 p + .7, normalise = "all": the sum of w psi is divided by the count of tokens."""
-    names = "'token-mean', 'vanilla', 'advantage_reweight:warmup_steps=0', 0.3 * old.exp() + 0.7"
+    """advantage_reweight: w = .3 p + .7; with normalise=all the sum of w psi is divided by the count of tokens."""
+    names = "'token-mean', 'vanilla', 'advantage_reweight:warmup_steps=0,normalise=all', 0.3 * old.exp() + 0.7"
     head = f"MEAN, LOSS, WEIGHTING, WEIGHTS = {names}"
     by_tokens = BY_HAND.replace("/ (w * m).sum(),", "/ m.sum(),")
     run(tmp_path, f"{BATCH}\n{head}{WEIGHTED}{by_tokens}", RLVR_STORE=str(tmp_path / "runs"))

@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from trainer.runtime import checkpoint
 from trainer.runtime.action_state import ActionState
 from trainer.runtime.build import prepare
 from trainer.runtime.checkpoint import CheckpointError, checkpoints_of
+from trainer.train import sample_step, token_batch
 
 SMALL = (
     "--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 4 --eval.prompts 2 --eval.samples 4 "
@@ -55,12 +57,12 @@ def recorded(store: Path, run: str) -> dict[str, list[tuple]]:
     }  # fmt: skip
 
 
-def killed_after(command: list[str], store: Path, attempt: int, step: int, delay_s: float) -> bool:
+def killed_after(command: list[str], store: Path, attempt: int, step: int, delay_s: float, run: str = "cut") -> bool:
     """SIGKILL `delay_s` after `step` is durable; False if the run ended before."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         while process.poll() is None:
-            written = [name for name, _ in list_segments(store, "cut", "steps") if name.attempt == attempt]
+            written = [name for name, _ in list_segments(store, run, "steps") if name.attempt == attempt]
             if any(name.last_step >= step for name in written):
                 time.sleep(delay_s)
                 process.kill()
@@ -94,6 +96,18 @@ def test_a_run_killed_at_random_moments_goes_on_bit_identically(whole):
     assert all(torch.equal(policies[1][name], value) for name, value in policies[0].items())
     attempts = json.loads((whole / "runs" / "cut" / "run.json").read_text())["attempts"]
     assert [one["attempt"] for one in attempts] == [1, 2, 3]
+
+
+def test_a_run_with_background_checkpoints_is_cut_off_and_goes_on_bit_identically(whole):
+    """SIGKILL after a checkpoint was begun: whether that one or the one before is there, all steps agree."""
+    rlvr = [sys.executable, "-m", "monitor.cli", "train"]
+    options = [*SMALL, "--checkpoint.background", "always", "--steps", str(STEPS), "--store", str(whole)]
+    delay = random.Random(time.time_ns()).uniform(0, 0.2)
+    assert killed_after([*rlvr, *options, "--run", "behind"], whole, 1, 4, delay, run="behind"), delay
+    done = subprocess.run([*rlvr, "--resume", "behind", "--store", str(whole)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for part, expected in recorded(whole, "whole").items():
+        assert recorded(whole, "behind")[part] == expected, (part, delay)
 
 
 def test_the_newest_checkpoints_are_kept_and_steps_may_be_raised(whole, capsys):
@@ -175,6 +189,91 @@ def test_a_checkpoint_that_cannot_be_written_is_one_event_and_the_next_is_tried(
     told = rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint_error'")
     assert [step for step, _ in told] == [2] and [record.message for record in caplog.records] == [told[0][1]]
     assert re.fullmatch(r"No checkpoint at step 2 in .*: .*File too large.*\. Training goes on.*", told[0][1])
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Files of checkpoints are written once this event is set."""
+    may_write, save = threading.Event(), checkpoint._save
+
+    def slow(*args):
+        assert may_write.wait(60)
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "_save", slow)
+    return may_write
+
+
+@pytest.fixture
+def in_background(tmp_path):
+    """Parts of a run of 6 steps, and its checkpoints, written in the background each 2 steps."""
+    parts = prepare(parse_config([*SMALL, "--steps", "6", "--checkpoint.background", "always"]))
+    config, actions = parts.config.checkpoint, ActionState()
+    with Recorder(tmp_path / "store", "r") as recorder:
+        yield parts, checkpoint.Checkpoints(tmp_path / "c", parts, recorder, AlertEngine(), config, actions)
+
+
+def step_of(parts, checkpoints, step: int) -> None:
+    rollouts, scored = sample_step(parts)
+    parts.updater.update(token_batch(rollouts, scored, parts.task.correct_at, parts.config), step)
+    checkpoints.after(StepRecord(step, {}))
+
+
+def test_a_background_checkpoint_is_of_its_step_though_training_goes_on(in_background, held, tmp_path):
+    parts, checkpoints = in_background
+    for step in (1, 2):
+        step_of(parts, checkpoints, step)
+    half = checkpoints.folder / "step-00000002.tmp"
+    assert half.is_dir() and checkpoints_of(checkpoints.folder) == []
+    expected = {name: value.detach().clone() for name, value in parts.policy.trained().items()}
+    moments = {key: v.clone() for key, v in parts.updater.optimizer.state[parts.updater.trained[0]].items()}
+    generator = parts.generator.get_state().clone()
+    step_of(parts, checkpoints, 3)  # while nothing of step 2 is written yet
+    assert any(not torch.equal(expected[name], value) for name, value in parts.policy.trained().items())
+    held.set()
+    checkpoints._pending.thread.join(60)
+    checkpoints.after(StepRecord(3, {}))  # the next step finds it written
+    assert [path.name for path in checkpoints_of(checkpoints.folder)] == ["step-00000002"] and not half.exists()
+    assert checkpoint.resume(checkpoints.folder, parts, AlertEngine(), ActionState()) == 2
+    assert all(torch.equal(expected[name], value) for name, value in parts.policy.trained().items())
+    found = parts.updater.optimizer.state[parts.updater.trained[0]]
+    assert found.keys() == moments.keys() and all(torch.equal(found[key], moments[key]) for key in moments)
+    assert torch.equal(parts.generator.get_state(), generator)
+
+
+def test_the_next_background_checkpoint_and_the_last_one_wait_for_the_one_before(in_background, held):
+    parts, checkpoints = in_background
+    step_of(parts, checkpoints, 2)
+    threading.Timer(0.5, held.set).start()
+    step_of(parts, checkpoints, 4)
+    assert [path.name for path in checkpoints_of(checkpoints.folder)] == ["step-00000002"]
+    step_of(parts, checkpoints, 6)  # the last step's is there when `after` returns
+    assert [path.name for path in checkpoints_of(checkpoints.folder)] == ["step-00000004", "step-00000006"]
+    assert list(checkpoints.folder.glob("*.tmp")) == []
+
+
+def test_a_background_checkpoint_that_fails_is_an_event_and_no_good_one_to_go_back_to(in_background, tmp_path):
+    parts, checkpoints = in_background
+    step_of(parts, checkpoints, 2)
+    checkpoints.finish()
+    with file_size_limit(SMALL_FILES):
+        step_of(parts, checkpoints, 4)
+        checkpoints._pending.thread.join(60)
+    assert checkpoints.actions.good == 4
+    checkpoints.finish()
+    assert checkpoints.actions.good == 2
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000002"]
+    checkpoints.recorder.flush(10)
+    ((step, message),) = rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint_error'")
+    assert step == 4 and "File too large" in message
+
+
+def test_an_error_of_the_writing_thread_is_told_and_publishes_nothing(in_background, monkeypatch, caplog):
+    parts, checkpoints = in_background
+    monkeypatch.setattr(checkpoint, "_save", lambda *_: 1 / 0)
+    step_of(parts, checkpoints, 2)
+    checkpoints.finish()
+    assert list(checkpoints.folder.iterdir()) == [] and "ZeroDivisionError: division by zero" in caplog.text
 
 
 def test_a_policy_that_cannot_be_written_fails_the_run_and_keeps_the_older_one(tmp_path, monkeypatch, capsys):

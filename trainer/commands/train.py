@@ -216,6 +216,8 @@ def main(argv: list[str]) -> int:
     if config.rollout.backend == "auto":
         console.print(_what_auto_means(parts))
     status, code = _guarded_run(parts, run, console)
+    if status != "failed" or parts.ranks.world == 1:  # ranks that failed do not meet any more
+        run.checkpoints.finish()
     if status != "failed" and not _saved(parts, run, console, status):
         status, code = "failed", 1
     run.recorder.close(status)

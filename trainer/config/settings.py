@@ -190,6 +190,10 @@ class EvalConfig(_Group):
 class CheckpointConfig(_Group):
     every: int = Field(50, ge=0, description="steps between checkpoints; one also follows the last step; 0: never")
     keep: int = Field(2, ge=1, description="how many of the newest checkpoints are kept")
+    background: Literal["auto", "always", "never"] = Field(
+        "auto", description="write a checkpoint while training goes on, from a copy of weights and optimizer in the "
+        "host's memory; auto: on a GPU, which needs that copy anyway"
+    )  # fmt: skip
 
 
 class RecordConfig(_Group):

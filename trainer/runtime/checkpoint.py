@@ -19,8 +19,9 @@ import json
 import logging
 import os
 import shutil
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -72,8 +73,10 @@ def checkpoints_of(folder: Path) -> list[Path]:
 class Checkpoints:
     """Writes a run's checkpoints every `config.every` steps and at the last one, and keeps the newest `config.keep`.
 
-    The last one at which no alert was pending or firing is kept too. All ranks call `after`. Rank 0 writes, the others
-    add their generators. engine: the alert engine of rank 0. actions: what the run's actions have done.
+    The last one at which no alert was pending or firing is kept too. All ranks call `after` and `finish`. Rank 0
+    writes, the others add their generators. In the background (`config.background`) a step waits only until its state
+    is copied to the host's memory; the checkpoint is there some steps later, and one is written at a time. engine: the
+    alert engine of rank 0. actions: what the run's actions have done.
     """
 
     def __init__(
@@ -88,21 +91,40 @@ class Checkpoints:
         self.folder, self.parts, self.recorder, self.engine, self.config = folder, parts, recorder, engine, config
         self.actions = actions
         self._newest = -1
+        self._pending: _Writing | None = None
+        on_gpu = parts.policy.device.type == "cuda"
+        self._background = config.background == "always" or (config.background == "auto" and on_gpu)
 
     def after(self, record: StepRecord) -> None:
         """Saves if a checkpoint is due after this step and there is none yet."""
-        every, step = self.config.every, record.step
-        due = every and step and (step % every == 0 or step == self.parts.config.steps)
-        if due and step != self._newest:
+        every, step, last = self.config.every, record.step, self.parts.config.steps
+        if self._pending is not None and not self.parts.ranks.any(self._pending.thread.is_alive()):
+            self.finish()
+        due = every and step and (step % every == 0 or step == last)
+        if not due or step == self._newest:
+            return
+        if self._background and step < last:
+            self._tried(step, lambda: self._start(step))
+        else:
             self.now(step)
 
     def now(self, step: int) -> bool:
         """Saves a checkpoint. If the disk refuses, that is an event, False is returned and training goes on."""
+        return self._tried(step, lambda: self.save(step))
+
+    def finish(self) -> None:
+        """Waits for a checkpoint that is being written, and publishes it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.thread.join()
+            self._tried(pending.step, lambda: self._published(pending))
+
+    def _tried(self, step: int, save: Callable[[], object]) -> bool:
         late = not self.recorder.flush(_WAIT_S)
         try:
             if self.parts.ranks.any(late):
                 raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
-            self.save(step)
+            save()
             self._newest = step
             return True
         except OSError as error:
@@ -116,6 +138,7 @@ class Checkpoints:
 
         Raises OSError on all ranks if one of them cannot read it.
         """
+        self.finish()
         path, saved, reason = self.folder / f"step-{step:08d}", None, "another rank cannot read it"
         try:
             saved = _Saved.read(path, self.parts)
@@ -127,23 +150,44 @@ class Checkpoints:
 
     def save(self, step: int) -> Path:
         """Writes the checkpoint of `step`. Raises OSError, and then leaves no partial one under its final name."""
+        self.finish()
+        writing = self._begun(step)
+        writing.run()
+        return self._published(writing)
+
+    def _start(self, step: int) -> None:
+        self.finish()
+        self._pending = self._begun(step)
+        self._pending.thread.start()
+
+    def _begun(self, step: int) -> _Writing:
+        """The state of `step`, copied, and an empty folder for it. Raises OSError."""
         before = self.actions.good
         self.actions.good = before if self.actions.amiss else step
-        final = self.folder / f"step-{step:08d}"
-        half = final.with_name(f"{final.name}.tmp")
-        ranks, error = self.parts.ranks, None
-        trained, optimizer = _gathered(self.parts)
+        half, ranks = self.folder / f"step-{step:08d}.tmp", self.parts.ranks
+        trained, optimizer = _gathered(self.parts, copied=self._background)
+        files, state = {f"rng-r{ranks.rank:03d}": _rng_states(self.parts)}, None
         if ranks.rank == 0:
-            error = attempt(lambda: _write(half, step, self.parts, self.engine, self.actions, trained, optimizer))
-        if not ranks.any(error is not None):
-            rng = half / f"rng-r{ranks.rank:03d}.safetensors"
-            error = attempt(lambda: _save(_rng_states(self.parts), rng))
+            moments = {f"{of}/{key}": value for of, held in optimizer["state"].items() for key, value in held.items()}
+            files |= {"parameters": trained, "optimizer": {name: value.contiguous() for name, value in moments.items()}}
+            state = _state(step, self.parts, self.engine, self.actions, optimizer["param_groups"])
+        error = attempt(lambda: _emptied(half)) if ranks.rank == 0 else None
+        if ranks.any(error is not None):
+            self.actions.good = before
+            raise error or OSError("rank 0 could not make the folder")
+        return _Writing(step, half, files, state, before)
+
+    def _published(self, writing: _Writing) -> Path:
+        """Gives what all ranks have written its final name. Raises OSError."""
+        ranks, error, half = self.parts.ranks, writing.error, writing.folder
+        final = half.with_name(half.name.removesuffix(".tmp"))
         failed = ranks.any(error is not None)
         if ranks.rank == 0 and not failed:
             error = attempt(lambda: self._publish(half, final))
         if ranks.any(error is not None) or failed:
             shutil.rmtree(half, ignore_errors=True)
-            self.actions.good = before
+            if self.actions.good == writing.step:
+                self.actions.good = writing.good_before
             raise error or OSError("another rank could not write its part")
         return final
 
@@ -183,27 +227,68 @@ def resume(folder: Path, parts: Parts, engine: AlertEngine, actions: ActionState
     return 0
 
 
-def _gathered(parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Trained parameters and optimizer state, whole, on the CPU. All ranks must call this where they are sharded."""
-    trained = {name: whole(p.detach()).cpu().contiguous() for name, p in parts.policy.trained().items()}
-    if not parts.updater.optimizer.state:  # before the first update; asking torch for it would make a step of zeros
-        return trained, {"state": {}, "param_groups": []}
-    optimizer = get_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, options=_OPTIONS)
-    return trained, cast(dict[str, Any], optimizer)
+class _Writing:
+    """What a rank writes of one checkpoint, by `run` or by its thread. error: why it could not, once that has ended."""
+
+    def __init__(
+        self,
+        step: int,
+        folder: Path,
+        files: dict[str, dict[str, Tensor]],
+        state: dict[str, Any] | None,
+        good_before: int | None,
+    ) -> None:
+        self.step, self.folder, self._files, self._state, self.good_before = step, folder, files, state, good_before
+        self.error: OSError | None = None
+        self.thread = threading.Thread(target=self.run, name="checkpoint", daemon=True)
+
+    def run(self) -> None:
+        try:
+            self.error = attempt(self._write)
+        except Exception as error:  # in a thread nobody else would see it
+            self.error = OSError(f"{type(error).__name__}: {error}")
+        self._files = {}  # their memory
+
+    def _write(self) -> None:
+        for name, tensors in self._files.items():
+            _save(tensors, self.folder / f"{name}.safetensors")
+        if self._state is not None:
+            with (self.folder / "state.json").open("w", encoding="utf-8") as file:
+                json.dump(self._state, file)
+                file.flush()
+                os.fsync(file.fileno())
 
 
-def _write(
-    folder: Path,
-    step: int,
-    parts: Parts,
-    engine: AlertEngine,
-    actions: ActionState,
-    trained: dict[str, Tensor],
-    optimizer: dict[str, Any],
-) -> None:
+def _emptied(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    moments = {f"{name}/{key}": value for name, state in optimizer["state"].items() for key, value in state.items()}
+
+
+def _gathered(parts: Parts, copied: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Trained parameters and optimizer state, whole, on the CPU. All ranks must call this where they are sharded.
+
+    copied: not the tensors that training changes, as they would be on a CPU.
+    """
+
+    def host(tensor: Tensor) -> Tensor:
+        found = tensor.cpu().contiguous()
+        return found.clone() if copied and found.data_ptr() == tensor.data_ptr() else found
+
+    trained = {name: host(whole(p.detach())) for name, p in parts.policy.trained().items()}
+    if not parts.updater.optimizer.state:  # before the first update; asking torch for it would make a step of zeros
+        return trained, {"state": {}, "param_groups": []}
+    optimizer = cast(
+        dict[str, Any], get_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, options=_OPTIONS)
+    )
+    if copied and parts.policy.device.type == "cpu":
+        optimizer["state"] = {
+            name: {key: value.clone() for key, value in held.items()} for name, held in optimizer["state"].items()
+        }
+    return trained, optimizer
+
+
+def _state(step: int, parts: Parts, engine: AlertEngine, actions: ActionState, groups: list[Any]) -> dict[str, Any]:
+    """state.json, a copy of all that it is made of."""
     state = {
         "format": _FORMAT,
         "step": step,
@@ -212,14 +297,9 @@ def _write(
         "actions": actions.state_dict(),
         "control": parts.updater.control.state_dict(),
         "ranks": parts.ranks.world,
-        "param_groups": optimizer["param_groups"],
+        "param_groups": groups,
     }
-    _save(trained, folder / "parameters.safetensors")
-    _save({name: value.contiguous() for name, value in moments.items()}, folder / "optimizer.safetensors")
-    with (folder / "state.json").open("w", encoding="utf-8") as file:
-        json.dump(state | {"crc32": _crc32_of(state)}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    return cast(dict[str, Any], json.loads(json.dumps(state | {"crc32": _crc32_of(state)})))
 
 
 def _crc32_of(state: Mapping[str, Any]) -> int:
