@@ -113,6 +113,10 @@ TABLES = {
         "shape": "shape", "checkpointed layers": "checkpointed layers", "rollouts": "rollouts",
         "two passes, s": "two_passes_s", "one pass, s": "one_pass_s", "ratio": "ratio",
     }),
+    "checkpoint": Table("checkpoint.csv", "bench_checkpoint.py", {
+        "model": "model", "MiB": "mib", "written by": "written_by", "the step waits, s": "pause_s",
+        "durable after, s": "durable_s", "ratio of waits": "pause_share",
+    }),
     "gpu-updates": Table("gpu_updates.csv", "gpu.py", UPDATES),
     "gpu-step": Table("gpu_step.csv", "bench_step.py", STEP),
     "gpu-rollout": Table("gpu_rollout.csv", "bench_rollout.py", ROLLOUT),

@@ -119,10 +119,13 @@ def merged_are_those_of_the_concatenated_tokens(ranks):
 def test_a_sharded_run_records_every_rank_and_resumes(tmp_path, crowded_folder):
     store = tmp_path / "store"
     options = ("--threads 1 --rollout.prompts 4 --rollout.group-size 4 --eval.every 2 --eval.prompts 3 "
-               "--eval.samples 4 --weighting.warmup-steps 1 --checkpoint.every 2 --shard").split()  # fmt: skip
+               "--eval.samples 4 --weighting.warmup-steps 1 --checkpoint.every 1 --checkpoint.background always "
+               "--shard").split()  # fmt: skip
     train = ["--no-python", "--", str(Path(sys.executable).with_name("rlvr")), "train"]
     done = torchrun(*train, *options, "--steps", "2", "--store", str(store), "--run", "two", cwd=crowded_folder)
     assert done.returncode == 0, done.stderr[-3000:]
+    made = [path.name for path in (store / "checkpoints" / "two").iterdir()]
+    assert sorted(made) == ["step-00000001", "step-00000002"]  # the first was written while step 2 was trained
     done = torchrun(*train, "--resume", "two", "--steps", "3", "--store", str(store), cwd=crowded_folder)
     assert done.returncode == 0 and "goes on at step 3" in done.stderr, done.stderr[-3000:]
     with open_store(store) as opened:

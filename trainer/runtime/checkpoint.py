@@ -281,9 +281,8 @@ def _gathered(parts: Parts, copied: bool) -> tuple[dict[str, Tensor], dict[str, 
         dict[str, Any], get_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, options=_OPTIONS)
     )
     if copied and parts.policy.device.type == "cpu":
-        optimizer["state"] = {
-            name: {key: value.clone() for key, value in held.items()} for name, held in optimizer["state"].items()
-        }
+        held = optimizer.get("state", {})  # rank 0 alone has it where it is sharded
+        optimizer["state"] = {name: {key: value.clone() for key, value in of.items()} for name, of in held.items()}
     return trained, optimizer
 
 
