@@ -19,7 +19,8 @@ Made by `python -m docs.make_integrations`.
 | a loop of your own | [own_loop.md](own_loop.md) | the same |
 | verl 0.9.1 | [`rlvr import`](#rlvr-import): its file log, live | scalars; `--rollouts`: texts, rewards |
 | prime-rl | `rlvr import`: its file monitor, live | scalars; `--rollouts`: tokens, entropy histograms |
-| OpenRLHF 0.11.2, slime, miles | `rlvr import`: TensorBoard or W&B files, live | scalars |
+| slime, miles | `rlvr import`: TensorBoard or W&B files, live | scalars; `--rollouts`: their dumps, tokens |
+| OpenRLHF 0.11.2 | `rlvr import`: TensorBoard or W&B files, live | scalars |
 | TRL without `attach`, transformers | `rlvr import`: checkpoints | scalars, as fresh as the last save |
 | any with CSV, JSON lines, Parquet, TensorBoard, W&B | `rlvr import`, live | scalars; `--rollouts` of your own |
 
@@ -90,7 +91,14 @@ prime-rl, with its file monitor on (newer versions write `outputs/monitors/file/
 rlvr import outputs/metrics.jsonl --run prime --rollouts outputs/token_exports --follow
 ```
 
-OpenRLHF, and whatever else writes TensorBoard files, as slime and miles can:
+slime and miles, both with `--use-tensorboard` and `--dump-details`, and with `--use-rollout-entropy` for entropies:
+
+```sh
+TENSORBOARD_DIR=logs python train.py ARGUMENTS --use-tensorboard --dump-details details --use-rollout-entropy &
+rlvr import logs --run slime --rollouts details --follow
+```
+
+OpenRLHF, and whatever else writes TensorBoard files:
 
 ```sh
 python -m openrlhf.cli.train_ppo_ray CONFIG --logger.tensorboard_dir logs &
@@ -135,7 +143,17 @@ rlvr import outputs --run trl
   values, `text`); or `step_N/rank_R.jsonl` of prime-rl's token export. What is absent stays absent. Rollouts of one
   group, uid or prompt are a group. A followed step waits up to 5 s for its rollouts. The reader of verl's dumps is
   tested on what verl's own code wrote; prime-rl's form was read in its source and not run. Not read: the traces of
-  prime-rl's newer file monitor, and the dumps of slime and miles, which are pickles, and a pickle can run code.
+  prime-rl's newer file monitor.
+- **Dumps of slime and miles**: FOLDER is that of `--dump-details`, or of `--save-debug-rollout-data` and
+  `--save-debug-train-data` whose files are called `{rollout_id}.pt`, a word and `_` before it or not. Needs torch. The
+  files are pickles, and a pickle can run code: torch reads them with `weights_only=True`, which makes numbers, texts,
+  lists, tensors and arrays and refuses all else; a file that asks for more is named, and nothing of it is run. Of a
+  rollout: texts, reward (one of several parts only as the trainer chose it, in slime's newer dumps), truncation, group,
+  and of the tokens that its loss mask selects the sampler's log-probabilities. The trainer's dump replaces these by its
+  own, and adds entropies and an advantage that all tokens share; it is joined by position or `index`, so not where
+  several samples have one index. Left out: evaluations, which do not tell of which data set they are, and parts of
+  context-parallel groups in older dumps. A followed step waits up to 10 minutes for `train_data`, once that folder is
+  there. All of these forms were read in the source of both; tests make such files, but neither trainer was run.
 
 ## Files of other trainers and trackers
 

@@ -252,6 +252,7 @@ def test_the_lines_for_other_trainers_import_their_files(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "monitor"))
     from test_files_formats import write_events
+    from test_import_dumps import SAMPLES, save_rollouts
     from test_import_rollouts import sequence
 
     files = ROOT / "tests" / "monitor" / "files"
@@ -263,6 +264,7 @@ def test_the_lines_for_other_trainers_import_their_files(tmp_path, monkeypatch):
     Path("outputs/token_exports/step_1/STABLE").touch()
     Path("outputs/metrics.jsonl").write_text('{"step": 1, "time": 1.7e9, "entropy/mean": 0.5}\n')
     write_events(Path("logs"), range(3), 0.5)
+    save_rollouts(Path("details/rollout_data/1.pt"), SAMPLES)
     settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
     with wandb.init(mode="offline", dir=str(tmp_path), project="p", settings=settings) as run:
         for step in range(3):
@@ -274,9 +276,9 @@ def test_the_lines_for_other_trainers_import_their_files(tmp_path, monkeypatch):
         assert main(arguments) == 0, arguments
     with open_store("runs") as store:
         found = dict(store.sql("SELECT run, count(*) FROM steps WHERE name = 'entropy' GROUP BY run").rows)
-        assert found == {"verl": 2, "prime": 1, "openrlhf": 3, "tracked": 3, "trl": 4}
+        assert found == {"verl": 2, "prime": 1, "slime": 3, "openrlhf": 3, "tracked": 3, "trl": 4}
         assert store.sql("SELECT run, count(*) FROM samples GROUP BY run ORDER BY run").rows == [
-            ("prime", 1), ("verl", 8),
+            ("prime", 1), ("slime", 4), ("verl", 8),
         ]  # fmt: skip
 
 

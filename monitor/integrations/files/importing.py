@@ -27,7 +27,7 @@ from monitor.store.runs import read_info
 from monitor.store.schema import run_dir
 
 ROLLOUTS_S = 5.0
-PATIENCE_S = 600.0  # without new rows, after which no step waits for series that lag behind
+PATIENCE_S = 600.0  # without new rows, after which no step waits for series that lag behind, or for a later dump
 _QUEUE = 16_384  # steps that may wait for the disk
 _ROLLOUTS_QUEUE = 64  # with rollouts, which a recorder that falls behind would leave out
 
@@ -38,7 +38,8 @@ class Importer:
     chosen: {key or "step": column} that go before what is found. live: the source is still being written: a missing
     one is waited for, and each look records what is new but the last step, whose rows may not all be there. say: gets
     what there is to tell, in sentences. on_alert: gets each transition.
-    rollouts: folder with the rollouts of each step; while live, a step waits up to ROLLOUTS_S seconds for its own.
+    rollouts: folder with the rollouts of each step; while live, a step waits up to ROLLOUTS_S seconds for its own, and
+    up to PATIENCE_S for what the trainer dumps of them later.
 
     Raises MonitorError for a source that cannot be read, and StoreError for a run that is not an import of it.
     """
@@ -221,8 +222,10 @@ class Importer:
         return count
 
     def _is_ready(self, step: Step, since: float) -> bool:
-        late = time.monotonic() - since > ROLLOUTS_S
-        return self._rollouts is None or late or self._rollouts.is_complete(step.step)
+        if self._rollouts is None or self._rollouts.is_complete(step.step):
+            return True
+        most = PATIENCE_S if self._rollouts.waits_for_training(step.step) else ROLLOUTS_S
+        return time.monotonic() - since > most
 
     def _rollouts_of(self, step: int) -> StepRollouts | None:
         if self._rollouts is None:

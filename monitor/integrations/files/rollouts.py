@@ -3,6 +3,8 @@
     N.jsonl, N.parquet          a row for each rollout, as verl's trainer.rollout_data_dir has them, or for each token
     step_N/rank_R.jsonl         a row for each sequence with lists of its tokens' values, as prime-rl's
                                 enable_token_export writes them; complete once step_N/STABLE is there
+    N.pt, rollout_data/N.pt     the dumps of slime and miles, see dumps.py; train_data/ beside adds what the trainer
+                                has computed
 
 What a row does not tell stays absent: its column is NULL in the store.
 """
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from monitor.errors import MonitorError
+from monitor.integrations.files.dumps import TRAINING, dump_files, dump_rows
 from monitor.metrics import METRICS, inner_edges, n_cells
 from monitor.records import Histogram, SampleTable, TokenTable
 
@@ -53,21 +56,27 @@ class Rollouts:
     def is_complete(self, step: int) -> bool:
         """Whether the files of a step are there and will not change any more."""
         files = self._files(step)
-        if not files:
+        if not files or self.waits_for_training(step):
             return False
-        if files[0].parent != self.folder:
+        if files[0].parent.name == f"step_{step}":
             return (files[0].parent / _STABLE).exists()
-        return time.time() - files[0].stat().st_mtime >= _QUIET_S
+        return time.time() - max(path.stat().st_mtime for path in files) >= _QUIET_S
+
+    def waits_for_training(self, step: int) -> bool:
+        """Whether a step's rollouts are there, and what the trainer dumps of them, once it has scored them, is not."""
+        parents = {path.parent.name for path in self._files(step)}
+        return bool(parents) and TRAINING not in parents and (self.folder / TRAINING).is_dir()
 
     def read(self, step: int) -> StepRollouts | None:
         """The rollouts of a step, None if there are none. Raises MonitorError for files of another form."""
-        rows: list[dict[str, Any]] = []
         files = self._files(step)
-        for path in files:
-            rows += _rows(path)
-        if not rows:
-            return None
         try:
+            if files and files[0].suffix == ".pt":
+                dumped = dump_rows(files)
+                return _tables(dumped) if dumped else None
+            rows = [row for path in files for row in _rows(path)]
+            if not rows:
+                return None
             samples = _sequences(rows) if "loss_mask" in rows[0] else _by_token(rows) if "position" in rows[0] else rows
             return _tables(samples)
         except (KeyError, TypeError, ValueError) as error:
@@ -75,7 +84,8 @@ class Rollouts:
 
     def _files(self, step: int) -> list[Path]:
         whole = [path for end in ("jsonl", "parquet") if (path := self.folder / f"{step}.{end}").is_file()]
-        return whole[:1] or sorted((self.folder / f"step_{step}").glob("rank_*.jsonl"))
+        exported = sorted((self.folder / f"step_{step}").glob("rank_*.jsonl"))
+        return whole[:1] or exported or dump_files(self.folder, step)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
