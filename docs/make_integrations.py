@@ -17,6 +17,7 @@ Made by `python -m docs.make_integrations`.
 | any that logs to W&B | [`rlvr tap`](#code-that-logs-to-wb), or one changed import | its scalars, tables of rollouts |
 | verl 0.9.1 | [its logger `rlvr`](#verl) | its scalars, each token without H2 and deviation; some weightings |
 | a loop of your own | [own_loop.md](own_loop.md) | the same |
+| slime, miles | [their log functions](#slime-and-miles) | rollouts: rewards, texts, the sampler's tokens; evaluations |
 | verl 0.9.1 | [`rlvr import`](#rlvr-import): its file log, live | scalars; `--rollouts`: texts, rewards |
 | prime-rl | `rlvr import`: its file monitor, live | scalars; `--rollouts`: tokens, entropy histograms |
 | slime, miles | `rlvr import`: TensorBoard or W&B files, live | scalars; `--rollouts`: their dumps, tokens |
@@ -262,6 +263,37 @@ python -m verl.trainer.main_ppo CONFIG trainer.logger='["console","rlvr"]' \\
 - Tests run verl 0.9.1's own plugin loader, Tracking, DataProto, policy losses, metrics and TransferQueue on a CPU;
   its workers were not run. What fails is an event `verl_error`, and training goes on. VERL_USE_EXTERNAL_PLUGINS=none
   keeps verl from loading it.
+
+## slime and miles
+
+```sh
+python train.py ARGUMENTS --custom-config-path rlvr.yaml \\
+  --custom-rollout-log-function-path rlvr_monitor.slime.log_rollout_data \\
+  --custom-eval-rollout-log-function-path rlvr_monitor.slime.log_eval_rollout_data
+```
+
+with `rlvr.yaml`, in which all lines are optional:
+
+```yaml
+rlvr_store: /data/runs    # else RLVR_STORE, else runs; a relative one is looked for where Ray started the process
+rlvr_run: mine            # else wandb_group, else slime; with -2 if it is there
+rlvr_alerts: alerts.toml  # else the default rules; false: none
+rlvr_correct_at: 1.0      # a rollout whose reward reaches this is correct
+```
+
+- **Recorded**: of each rollout step rewards, groups, lengths, truncation, repetition, texts, the extra metrics under
+  their own names, and of the tokens that the loss mask selects the sampler's log-probabilities, where every rollout has
+  them; of evaluations pass@1 at `rlvr_correct_at`, pass@k where each prompt has k rollouts, length and truncation.
+  Alerts live. Steps are numbered as in the trainer's own log. The trainer's arguments are the run's configuration.
+- **Not**: what the trainer computes afterwards, as entropy, loss and gradient norm, which these functions do not get:
+  follow its TensorBoard files and dumps by [`rlvr import`](#rlvr-import), as another run, or use `rlvr tap`.
+- **Cost**: the functions are called between sampling and training. A million response tokens took 2.1 s on one core.
+- **Run**: a training that goes on from a checkpoint goes on with the run of its name. The last rollout step, or the
+  last evaluation, ends the run, as Ray ends the process without a word.
+- **What fails** never ends training: it is an event `slime_error`, and of that step the scalars alone are recorded.
+  Where the run cannot be opened, a warning says so. Both functions return False: the trainer's own log goes on.
+- Their signature, and that True would switch the own log off, were read in the source of both; tests call them as that
+  does. Neither trainer was run.
 
 """
 

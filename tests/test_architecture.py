@@ -31,7 +31,7 @@ ALLOWED_IN = {
         "monitor/integrations/verl/",
         "monitor/integrations/weighted.py",
     ),
-    "transformers": ("monitor/integrations/trl/",),
+    "transformers": ("monitor/integrations/slime/", "monitor/integrations/trl/"),
     "triton": ("monitor/signals/group_kernel.py",),  # imported by name where there is a GPU, never with the package
     "wandb": ("monitor/integrations/",),
     "tensorboard": ("monitor/integrations/",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -341,3 +342,14 @@ def test_the_options_for_verl_are_those_of_its_logger():
     assert set(re.findall(r"trainer\.rlvr\.(\w+)=", shell)) <= set(OPTIONS)
     section = (ROOT / "docs/integrations.md").read_text().split("\n## verl\n")[1].split("\n## ")[0]
     assert all(f"`{name}" in section for name in OPTIONS)
+
+
+def test_the_options_for_slime_are_those_of_its_log_functions():
+    from monitor.integrations.slime.hook import OPTIONS
+
+    (shell,) = [block for block in blocks("docs/integrations.md", "sh") if "rlvr_monitor.slime" in block]
+    for path in re.findall(r"-path (rlvr_monitor\.\S+)", shell):
+        module, _, name = path.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name))
+    (settings,) = blocks("docs/integrations.md", "yaml")
+    assert tuple(re.findall(r"^(\w+):", settings, re.MULTILINE)) == OPTIONS
