@@ -85,11 +85,11 @@ VERL_FILE_LOGGER_PATH=verl.jsonl python -m verl.trainer.main_ppo CONFIG \
 rlvr import verl.jsonl --run verl --rollouts rollouts --follow
 ```
 
-prime-rl, with its file monitor on (newer versions write `outputs/monitors/file/metrics.jsonl`) and
-`trainer.enable_token_export = true`:
+prime-rl, with its file monitor on and `trainer.enable_token_export = true`; newer versions write traces in its place:
 
 ```sh
 rlvr import outputs/metrics.jsonl --run prime --rollouts outputs/token_exports --follow
+rlvr import outputs/monitors/file/metrics.jsonl --run newer --rollouts outputs/monitors/file/traces --follow
 ```
 
 slime and miles, both with `--use-tensorboard` and `--dump-details`, and with `--use-rollout-entropy` for entropies:
@@ -143,8 +143,12 @@ rlvr import outputs --run trl
   `entropy`, `deviation`, `weight`, `token_texts`) or for each token (`sample`, `position`, the same names as single
   values, `text`); or `step_N/rank_R.jsonl` of prime-rl's token export. What is absent stays absent. Rollouts of one
   group, uid or prompt are a group. A followed step waits up to 5 s for its rollouts. The reader of verl's dumps is
-  tested on what verl's own code wrote; prime-rl's form was read in its source and not run. Not read: the traces of
-  prime-rl's newer file monitor.
+  tested on what verl's own code wrote; prime-rl's forms were read in its source and not run.
+- **Traces of prime-rl's file monitor**: a step's rollouts are the traces that its batch took (`ship`), one for each
+  branch; those that no batch took, and agents that are not trained, are left out. Messages, weighted reward, group,
+  advantage, truncation, and of the tokens that the policy sampled the sampler's log-probabilities; where the trainer has
+  told its own, of all of a branch's tokens, these and the entropies. Compressed chunks are read too. A followed step
+  waits for its batch, and up to 10 minutes for the trainer if that told of other batches.
 - **Dumps of slime and miles**: FOLDER is that of `--dump-details`, or of `--save-debug-rollout-data` and
   `--save-debug-train-data` whose files are called `{rollout_id}.pt`, a word and `_` before it or not. Needs torch. The
   files are pickles, and a pickle can run code: torch reads them with `weights_only=True`, which makes numbers, texts,

@@ -255,6 +255,7 @@ def test_the_lines_for_other_trainers_import_their_files(tmp_path, monkeypatch):
     from test_files_formats import write_events
     from test_import_dumps import SAMPLES, save_rollouts
     from test_import_rollouts import sequence
+    from test_import_traces import metrics, write
 
     files = ROOT / "tests" / "monitor" / "files"
     monkeypatch.chdir(tmp_path)
@@ -264,6 +265,8 @@ def test_the_lines_for_other_trainers_import_their_files(tmp_path, monkeypatch):
     Path("outputs/token_exports/step_1/rank_0.jsonl").write_text(json.dumps(sequence([1], [2], 1.0, [0.5])))
     Path("outputs/token_exports/step_1/STABLE").touch()
     Path("outputs/metrics.jsonl").write_text('{"step": 1, "time": 1.7e9, "entropy/mean": 0.5}\n')
+    write(Path("outputs/monitors/file/traces"))
+    metrics(Path("outputs/monitors/file/metrics.jsonl"), range(1, 3))
     write_events(Path("logs"), range(3), 0.5)
     save_rollouts(Path("details/rollout_data/1.pt"), SAMPLES)
     settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
@@ -277,9 +280,9 @@ def test_the_lines_for_other_trainers_import_their_files(tmp_path, monkeypatch):
         assert main(arguments) == 0, arguments
     with open_store("runs") as store:
         found = dict(store.sql("SELECT run, count(*) FROM steps WHERE name = 'entropy' GROUP BY run").rows)
-        assert found == {"verl": 2, "prime": 1, "slime": 3, "openrlhf": 3, "tracked": 3, "trl": 4}
+        assert found == {"verl": 2, "prime": 1, "newer": 2, "slime": 3, "openrlhf": 3, "tracked": 3, "trl": 4}
         assert store.sql("SELECT run, count(*) FROM samples GROUP BY run ORDER BY run").rows == [
-            ("prime", 1), ("slime", 4), ("verl", 8),
+            ("newer", 4), ("prime", 1), ("slime", 4), ("verl", 8),
         ]  # fmt: skip
 
 

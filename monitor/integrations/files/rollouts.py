@@ -3,6 +3,7 @@
     N.jsonl, N.parquet          a row for each rollout, as verl's trainer.rollout_data_dir has them, or for each token
     step_N/rank_R.jsonl         a row for each sequence with lists of its tokens' values, as prime-rl's
                                 enable_token_export writes them; complete once step_N/STABLE is there
+    stream/, annotations/       the traces of prime-rl's newer file monitor, see traces.py
     N.pt, rollout_data/N.pt     the dumps of slime and miles, see dumps.py; train_data/ beside adds what the trainer
                                 has computed
 
@@ -22,11 +23,13 @@ import numpy as np
 
 from monitor.errors import MonitorError
 from monitor.integrations.files.dumps import TRAINING, dump_files, dump_rows
+from monitor.integrations.files.traces import Traces
 from monitor.metrics import METRICS, inner_edges, n_cells
 from monitor.records import Histogram, SampleTable, TokenTable
 
 _QUIET_S = 1.0  # a file that has not changed for as long is complete
 _STABLE = "STABLE"
+_OTHER_FORM = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # what reading files of another form raises
 _SAMPLE_NAMES = {  # a row's name for a column of `samples`, where they differ; of several the first that is there
     "prompt": ("prompt", "input"),
     "completion": ("completion", "output"),
@@ -52,9 +55,15 @@ class Rollouts:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
+        self._traces = Traces(self.folder)
 
     def is_complete(self, step: int) -> bool:
         """Whether the files of a step are there and will not change any more."""
+        if self._traces.exist:
+            try:
+                return self._traces.is_complete(step)
+            except (MonitorError, *_OTHER_FORM):
+                return True  # for `read`, which says what is wrong
         files = self._files(step)
         if not files or self.waits_for_training(step):
             return False
@@ -64,28 +73,38 @@ class Rollouts:
 
     def waits_for_training(self, step: int) -> bool:
         """Whether a step's rollouts are there, and what the trainer dumps of them, once it has scored them, is not."""
+        if self._traces.exist:
+            return self._traces.waits_for_training(step)
         parents = {path.parent.name for path in self._files(step)}
         return bool(parents) and TRAINING not in parents and (self.folder / TRAINING).is_dir()
 
     def read(self, step: int) -> StepRollouts | None:
         """The rollouts of a step, None if there are none. Raises MonitorError for files of another form."""
-        files = self._files(step)
+        files = [] if self._traces.exist else self._files(step)
         try:
-            if files and files[0].suffix == ".pt":
-                dumped = dump_rows(files)
-                return _tables(dumped) if dumped else None
-            rows = [row for path in files for row in _rows(path)]
-            if not rows:
-                return None
-            samples = _sequences(rows) if "loss_mask" in rows[0] else _by_token(rows) if "position" in rows[0] else rows
-            return _tables(samples)
-        except (KeyError, TypeError, ValueError) as error:
-            raise MonitorError(f"{str(files[0])!r} holds no rollouts of a known form: {error!r}.") from None
+            rows: Sequence[dict[str, Any]]
+            if self._traces.exist:
+                rows = self._traces.rows(step)
+            elif files and files[0].suffix == ".pt":
+                rows = dump_rows(files)
+            else:
+                rows = _rollouts([row for path in files for row in _rows(path)])
+            return _tables(rows) if rows else None
+        except _OTHER_FORM as error:
+            named = str(files[0] if files else self.folder)
+            raise MonitorError(f"{named!r} holds no rollouts of a known form: {error!r}.") from None
 
     def _files(self, step: int) -> list[Path]:
         whole = [path for end in ("jsonl", "parquet") if (path := self.folder / f"{step}.{end}").is_file()]
         exported = sorted((self.folder / f"step_{step}").glob("rank_*.jsonl"))
         return whole[:1] or exported or dump_files(self.folder, step)
+
+
+def _rollouts(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Rows of rollouts, of rows in any of the forms of lines."""
+    if not rows:
+        return rows
+    return _sequences(rows) if "loss_mask" in rows[0] else _by_token(rows) if "position" in rows[0] else rows
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
