@@ -146,9 +146,9 @@ rlvr import outputs --run trl
   tested on what verl's own code wrote; prime-rl's forms were read in its source and not run.
 - **Traces of prime-rl's file monitor**: a step's rollouts are the traces that its batch took (`ship`), one for each
   branch; those that no batch took, and agents that are not trained, are left out. Messages, weighted reward, group,
-  advantage, truncation, and of the tokens that the policy sampled the sampler's log-probabilities; where the trainer has
-  told its own, of all of a branch's tokens, these and the entropies. Compressed chunks are read too. A followed step
-  waits for its batch, and up to 10 minutes for the trainer if that told of other batches.
+  advantage, truncation, and of the tokens that the policy sampled the sampler's log-probabilities; where the trainer
+  has told its own of a whole branch, these and the entropies. Compressed chunks are read too. A followed step waits
+  for its batch, and up to 10 minutes for the trainer if that told of other batches.
 - **Dumps of slime and miles**: FOLDER is that of `--dump-details`, or of `--save-debug-rollout-data` and
   `--save-debug-train-data` whose files are called `{rollout_id}.pt`, a word and `_` before it or not. Needs torch. The
   files are pickles, and a pickle can run code: torch reads them with `weights_only=True`, which makes numbers, texts,
