@@ -3,24 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 
 from monitor.alerts.judgement import Open, Verdict, judge
 from monitor.alerts.rules import DEFAULT_RULES, Finding, Rule
-from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, START_ROWS, TREND_ROWS, Baseline, Best, Window
+from monitor.alerts.trends import mean
+from monitor.alerts.window import BASELINE_ROWS, BEST_ROWS, START_ROWS, TREND_ROWS, Baseline, Best, Series, Window
 from monitor.records import SEVERITY_RANK, Alert, AlertState, Severity
 
 EVALUATED = "eval/"  # prefix of series with a value every so many steps: all of theirs are kept
+_KINDS = 256  # kinds of rows whose rules are remembered
 
 
-def _deque(key: str) -> deque[tuple[int, float]]:
-    return deque(maxlen=None if key.startswith(EVALUATED) else TREND_ROWS)
+class _Rows:
+    """The last rows of a series, all of an evaluated one. Views of them that were handed out never change."""
+
+    def __init__(self, key: str, rows: Sequence[Sequence[Any]] = ()) -> None:
+        self._most = None if key.startswith(EVALUATED) else TREND_ROWS
+        self._begin, self._end = 0, len(rows)
+        self._steps = np.array([int(step) for step, _ in rows], np.int64)
+        self._values = np.array([float(value) for _, value in rows])
+        self.last_step = int(self._steps[-1]) if rows else None
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    @property
+    def views(self) -> Series:
+        """(steps int64 [n], values float64 [n])."""
+        return self._steps[self._begin : self._end], self._values[self._begin : self._end]
+
+    def append(self, step: int, value: float) -> None:
+        if self._end == len(self._steps):
+            self._grow()
+        self._steps[self._end], self._values[self._end], self.last_step = step, value, step
+        self._end += 1
+        if self._most is not None and len(self) > self._most:
+            self._begin += 1
+
+    def go_back(self, step: int) -> None:
+        """Leave out the rows from this step on."""
+        self._end = self._begin + int(np.searchsorted(self.views[0], step))
+        self.last_step = int(self._steps[self._end - 1]) if len(self) else None
+        self._grow()  # what is appended next must not overwrite what views show
+
+    def _grow(self) -> None:
+        (steps, values), n = self.views, len(self)
+        self._steps, self._values = np.empty(2 * n + 64, np.int64), np.empty(2 * n + 64)
+        self._steps[:n], self._values[:n] = steps, values
+        self._begin, self._end = 0, n
 
 
 @dataclass(slots=True)
@@ -54,13 +89,14 @@ class AlertEngine:
         self.series = tuple(dict.fromkeys(key for rule in self.rules for key in (*rule.needs, *rule.uses)))
         self._first_step: int | None = None
         self.last_step: int | None = None  # the newest step with a value that a rule looks at
-        self._series = {key: _deque(key) for key in self.series}
+        self._series = {key: _Rows(key) for key in self.series}
         self._first_values: dict[str, list[float]] = {}
         self._baselines: dict[str, Baseline] = {}
         self._starts: dict[str, list[float]] = {}
         self._bests: dict[str, Best] = {}
         self._nonfinite: dict[str, int] = {}
         self._states = {rule.name: _RuleState() for rule in self.rules}
+        self._rules_for: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Rule]] = {}
 
     @property
     def baseline(self) -> float:
@@ -75,7 +111,7 @@ class AlertEngine:
         series that it needs, finite unless it judges broken ones. A value of nan or inf adds nothing to its series. A
         step at or before an earlier one (a resumed run) replaces the rows from there on.
         """
-        row = {key: float(scalars[key]) for key in self.series if scalars.get(key) is not None}
+        row = {key: float(value) for key, value in scalars.items() if key in self._series and value is not None}
         if not row:
             return []
         if self._first_step is None:
@@ -88,8 +124,22 @@ class AlertEngine:
         for key, value in known.items():
             self._append(key, step, value)
         window = self.window()
-        asked = [rule for rule in self.rules if all(k in (row if rule.judges_broken else known) for k in rule.needs)]
-        return [alert for rule in asked for alert in self._advance(rule, step, rule.check(window))]
+        found: list[Alert] = []
+        for rule in self._asked(tuple(row), tuple(known)):
+            if self._states[rule.name].state == "quiet" and rule.is_clear(window):
+                continue  # `_advance` would leave it quiet
+            found += self._advance(rule, step, rule.check(window))
+        return found
+
+    def _asked(self, row: tuple[str, ...], known: tuple[str, ...]) -> list[Rule]:
+        """The rules that a row with these series, and these of them finite, is for. Rows of a run are mostly alike."""
+        if (row, known) not in self._rules_for:
+            if len(self._rules_for) >= _KINDS:
+                self._rules_for.clear()
+            self._rules_for[row, known] = [
+                rule for rule in self.rules if all(key in (row if rule.judges_broken else known) for key in rule.needs)
+            ]
+        return self._rules_for[row, known]
 
     def verdict(self, step_s: float | None = None) -> Verdict:
         """What there is to say of the run now. step_s: seconds of a step, for minutes and costs."""
@@ -116,11 +166,7 @@ class AlertEngine:
     def window(self) -> Window:
         """The run as rules see it now."""
         return Window(
-            series={
-                key: (np.array([s for s, _ in rows], np.int64), np.array([v for _, v in rows]))
-                for key, rows in self._series.items()
-                if rows
-            },
+            series={key: rows.views for key, rows in self._series.items() if len(rows)},
             baselines=self._baselines,
             bests=self._bests,
             starts={key: sum(v) / START_ROWS for key, v in self._starts.items() if len(v) == START_ROWS},
@@ -129,15 +175,16 @@ class AlertEngine:
 
     def _go_back(self, key: str, step: int) -> None:
         rows = self._series[key]
-        while rows and rows[-1][0] >= step:
-            rows.pop()
+        if rows.last_step is not None and rows.last_step < step:
+            return
+        rows.go_back(step)
         best = self._bests.get(key)
         if best is not None and max(best.high_step, best.low_step) >= step:
             del self._bests[key]
 
     def _append(self, key: str, step: int, value: float) -> None:
         rows = self._series[key]
-        rows.append((step, value))
+        rows.append(step, value)
         if key.startswith(EVALUATED):
             return
         started = self._starts.setdefault(key, [])
@@ -150,11 +197,13 @@ class AlertEngine:
             if len(begun) == BASELINE_ROWS:
                 self._baselines[key] = Baseline.of(np.array(begun))
         if len(rows) >= BEST_ROWS:
-            level = float(np.mean([v for _, v in islice(reversed(rows), BEST_ROWS)]))
-            best = self._bests.get(key, Best(level, step, level, step))
-            if level > best.high:
+            level = mean(rows.views[1][: -BEST_ROWS - 1 : -1])
+            best = self._bests.get(key)
+            if best is None:
+                best = Best(level, step, level, step)
+            elif level > best.high:
                 best = replace(best, high=level, high_step=step)
-            if level < best.low:
+            elif level < best.low:
                 best = replace(best, low=level, low_step=step)
             self._bests[key] = best
 
@@ -201,7 +250,10 @@ class AlertEngine:
             "warmup_steps": self.warmup_steps,
             "first_step": self._first_step,
             "last_step": self.last_step,
-            "series": {key: [list(row) for row in rows] for key, rows in self._series.items()},
+            "series": {
+                key: [list(row) for row in zip(*(column.tolist() for column in rows.views), strict=True)]
+                for key, rows in self._series.items()
+            },
             "first_values": {key: list(values) for key, values in self._first_values.items()},
             "starts": {key: list(values) for key, values in self._starts.items()},
             "bests": {key: asdict(best) for key, best in self._bests.items()},
@@ -213,9 +265,7 @@ class AlertEngine:
         """Continue from `state_dict()`; rules that it does not know start quiet. Raises KeyError for a foreign dict."""
         self.warmup_steps = int(state["warmup_steps"])
         self._first_step, self.last_step = state["first_step"], state["last_step"]
-        for key, rows in self._series.items():
-            rows.clear()
-            rows.extend((int(step), float(value)) for step, value in state["series"].get(key, ()))
+        self._series = {key: _Rows(key, state["series"].get(key, ())) for key in self.series}
         self._first_values = {key: list(values) for key, values in state["first_values"].items()}
         complete = {key: values for key, values in self._first_values.items() if len(values) == BASELINE_ROWS}
         self._baselines = {key: Baseline.of(np.array(values)) for key, values in complete.items()}

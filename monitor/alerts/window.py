@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from monitor.alerts.trends import MIN_TREND_ROWS, TINY_NATS, Direction, Trend, fit_trend, log_noise, median
+from monitor.alerts.trends import MIN_TREND_ROWS, TINY_NATS, Direction, Trend, fit_trend, log_noise, mean, median
 
 BASELINE_ROWS = 20  # values after warm-up whose median is the baseline
 START_ROWS = 3  # first values of a series, warm-up or not, whose mean is how the policy began
@@ -91,7 +91,7 @@ class Window:
     def mean(self, key: str, rows: int) -> float:
         """Mean of the last `rows` rows of `key`; nan without any. For shares of a few rollouts, whose medians jump."""
         values = self.last(key, rows)[1]
-        return float(values.mean()) if len(values) else math.nan
+        return mean(values) if len(values) else math.nan
 
     def baseline(self, key: str = "entropy") -> float:
         """Median of the first values of `key` after warm-up; nan until they are complete."""
@@ -120,13 +120,16 @@ class Window:
         values = self.last(key)[1]
         if len(values) < least_rows:
             return math.nan
-        steps = np.diff(values)
-        return float(max(np.sqrt(np.mean(steps**2)), 1.4826 * median(np.abs(steps))) / math.sqrt(2))
+        steps = values[1:] - values[:-1]
+        return max(math.sqrt(mean(steps * steps)), 1.4826 * median(np.abs(steps))) / math.sqrt(2)
 
     def log_slope(self, key: str = "entropy", rows: int = SLOPE_ROWS) -> Trend:
         """Trend of ln(`key`) over the last `rows` rows: 0.02 means about 2 % up per step."""
-        steps, values = self.last(key, rows)
-        return fit_trend(steps, np.log(np.maximum(values, TINY_NATS)))
+        asked = (f"ln {key}", rows)
+        if asked not in self._slopes:
+            steps, values = self.last(key, rows)
+            self._slopes[asked] = fit_trend(steps, np.log(np.maximum(values, TINY_NATS)))
+        return self._slopes[asked]
 
     def slope(self, key: str, rows: int = TREND_ROWS) -> Trend:
         """Trend of `key` over the last `rows` rows."""

@@ -116,21 +116,16 @@ def batch_of(
 
     for item in earlier:
         add_raw(item)
-    kept: list[Item] = []
-    for item in items:
+    kept, commits = _committed(items, lost)
+    for item in kept:
         step = item.record.step
-        try:
-            commit = rows.step_rows(step, item.ts, item.record.scalars)
-        except Exception as error:
-            lost(step, error)
-            continue
-        kept.append(item)
         add_raw(item)
         if item.record.histograms:
             add("histograms", step, rows.histogram_rows, step, item.record.histograms)
         if item.alerts:
             add("alerts", step, rows.alert_rows, item.ts, item.alerts)
-        parts.setdefault("steps", []).append(commit)
+    if kept:
+        parts["steps"] = commits
     if events:
         add("events", None, rows.event_rows, events)
     tables = {table: pa.concat_tables(some) for table, some in parts.items() if some}
@@ -138,3 +133,18 @@ def batch_of(
     if not kept:
         return Batch(last_step, last_step, tables, 0, token_rows)
     return Batch(kept[0].record.step, kept[-1].record.step, tables, len(kept), token_rows)
+
+
+def _committed(items: Sequence[Item], lost: Lost) -> tuple[list[Item], list[pa.Table]]:
+    """The steps that have rows in `steps`, and these; the others go to `lost`."""
+    try:
+        return list(items), [rows.step_rows([(item.record.step, item.ts, item.record.scalars) for item in items])]
+    except Exception:
+        kept, commits = [], []
+        for item in items:  # one of them is the fault
+            try:
+                commits.append(rows.step_rows([(item.record.step, item.ts, item.record.scalars)]))
+                kept.append(item)
+            except Exception as error:
+                lost(item.record.step, error)
+        return kept, commits

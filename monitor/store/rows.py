@@ -99,7 +99,13 @@ def event_rows(events: Sequence[tuple[float, int | None, str, str]]) -> pa.Table
     return _table("events", len(ts), None, columns)
 
 
-def step_rows(step: int, ts: float, scalars: Mapping[str, float]) -> pa.Table:
-    """Rows of `steps`, one for each scalar."""
-    columns = {"ts": [ts] * len(scalars), "name": list(scalars), "value": list(scalars.values())}
-    return _table("steps", len(scalars), step, columns)
+def step_rows(steps: Sequence[tuple[int, float, Mapping[str, float]]]) -> pa.Table:
+    """Rows of `steps`, one for each scalar, of all these (step, ts, scalars) at once: tables of one each cost more."""
+    lengths = [len(scalars) for _, _, scalars in steps]
+    columns: dict[str, Any] = {
+        "step": np.repeat(np.array([step for step, _, _ in steps], np.int64), lengths),
+        "ts": np.repeat(np.array([ts for _, ts, _ in steps], np.float64), lengths),
+        "name": [name for _, _, scalars in steps for name in scalars],
+        "value": np.array([value for _, _, scalars in steps for value in scalars.values()], np.float64),
+    }
+    return _table("steps", sum(lengths), None, columns)

@@ -146,6 +146,9 @@ def test_fit_trend_values() -> None:
     trend = fit_trend(np.arange(6), y)
     assert trend.slope == pytest.approx(12.5 / 17.5)
     assert trend.t == pytest.approx(12.5 / 17.5 / math.sqrt((10.8333333 - 12.5**2 / 17.5) / 4 / 17.5), rel=1e-6)
+    assert fit_trend(np.arange(6) + 10**9, y) == trend
+    gaps = np.array([0, 1, 3, 4, 9, 10])
+    assert fit_trend(gaps, y).slope == pytest.approx(np.polyfit(gaps, y, 1)[0])
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 39, 40])

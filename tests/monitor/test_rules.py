@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from monitor.alerts import DEFAULT_RULES, RULES, AlertEngine, replay
+from monitor.alerts.rules import Rule
 from monitor.alerts.rules.outcome import DiversityLost, NoLearningSignal, RewardLost
 from monitor.alerts.rules.selection import BlindSelection
 from monitor.alerts.rules.shape import Forgetting
@@ -18,6 +21,8 @@ from monitor.alerts.rules.text import Repetition, TruncationRunaway
 from monitor.alerts.rules.update import ClipSaturation, GradientSpikes, KlRunaway, NonfiniteLoss, SamplerMismatch
 from monitor.metrics import metric
 from monitor.records import Alert
+
+CORPUS = Path(__file__).parents[2] / "sample_runs" / "corpus" / "test-series.parquet"
 
 
 def noisy(values: np.ndarray, scale: float = 0.02, seed: int = 0) -> np.ndarray:
@@ -310,3 +315,52 @@ def test_held_out_problems_that_are_left_behind() -> None:
     # the gap was 0.4 - 0.4125 and must reach 0.1875: a correct share of 0.6875, the mean of ten rows from step 50 on
     assert alert.step == 50 and alert.value == 0.5
     assert firings(RULES["generalization_gap"](), correct_share=line((0, 0.4), (99, 0.6)), **columns) == []
+
+
+def hostile_rows(seed: int) -> list[tuple[int, dict[str, float]]]:
+    """A run with all series that rules look at: wandering, with values that are missing or broken, and going back."""
+    rng, step, found = np.random.default_rng(seed), 0, []
+    levels = {key: float(rng.choice([0.0, 0.05, 0.3, 0.6, 1.0])) for key in AlertEngine().series}
+    drift = {key: float(rng.choice([0.0, 0.002, -0.02, 0.05, -0.05])) for key in levels}
+    levels["entropy"], drift["entropy"] = 1.0, (0.05, -0.05)[seed % 2]
+    for index in range(160):
+        if rng.random() < 0.03:
+            step = max(0, step - int(rng.integers(0, 60)))
+        step += 1 if rng.random() < 0.9 else 3
+        row = {}
+        for key in levels:
+            levels[key] *= 1 + drift[key] * rng.random()
+            kind = rng.random()
+            if kind > 0.03 and not (key.startswith("eval/") and index % 10):
+                row[key] = math.nan if kind < 0.05 else levels[key] * (1 + 0.1 * rng.standard_normal())
+        if 100 <= index < 104:
+            row["entropy"] = math.nan
+        found.append((step, row))
+    return found
+
+
+def test_what_rules_call_clear_changes_no_alert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same transitions come out where every rule is checked at every row, on wild runs and on real ones."""
+    corpus: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    for row in pq.read_table(CORPUS).to_pylist():
+        known = {key: value for key, value in row.items() if key not in ("run", "step") and value is not None}
+        corpus.setdefault(row["run"], []).append((row["step"], known))
+    runs = [hostile_rows(seed) for seed in range(12)] + [corpus[run] for run in sorted(corpus)[::12]]
+    strict = tuple(RULES[name](for_rows=1) for name in RULES)  # any breach is a transition
+
+    def judged() -> list[str]:
+        found: list[Alert] = []
+        for rows in runs:
+            for rules in (DEFAULT_RULES, strict):
+                engine = AlertEngine(rules)
+                found += [alert for step, scalars in rows for alert in engine.observe(step, scalars)]
+        fired.update(alert.rule for alert in found if alert.state == "firing")
+        return [repr(alert) for alert in found]  # nan is not itself
+
+    fired: set[str] = set()
+    quick = judged()
+    skipping = {rule.name for rule in DEFAULT_RULES if type(rule).is_clear is not Rule.is_clear}
+    assert len(skipping) >= 13 and skipping <= fired
+    for cls in RULES.values():
+        monkeypatch.setattr(cls, "is_clear", Rule.is_clear)
+    assert quick == judged() and len(quick) > 1000

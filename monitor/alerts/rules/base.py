@@ -57,6 +57,13 @@ class Rule(BaseModel, ABC):
     cooldown_steps: int = Field(0, ge=0, description="steps after it resolved in which it fires again only if worse")
     worst: Severity = Field("critical", description="the highest severity that it announces")
 
+    def is_clear(self, window: Window) -> bool:
+        """Whether the newest row is surely no breach, told at less cost than `check`: a quiet alert then stays quiet.
+
+        False where that is not known. Nothing else depends on it.
+        """
+        return False
+
     @abstractmethod
     def check(self, window: Window) -> Finding | None:
         """What the rule says of the newest row; None where it cannot judge."""

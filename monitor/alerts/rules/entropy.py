@@ -55,6 +55,12 @@ class EntropyCollapse(Rule):
     urgent_steps: float = Field(20, ge=0, description="a floor that is nearer is critical unless reward rises")
     least_nats: float = Field(0.02, ge=0, description="a lower baseline has no entropy to lose")
 
+    def is_clear(self, window: Window) -> bool:
+        level, base = window.level(), window.baseline()
+        if not base >= self.least_nats or math.isnan(level):
+            return True
+        return level / base >= widened(max(self.share, self.early_share), window.baselines["entropy"].log_noise)
+
     def check(self, window: Window) -> Finding | None:
         level, base = window.level(), window.baseline()
         if not base >= self.least_nats or math.isnan(level):
@@ -119,6 +125,13 @@ class EntropyExplosion(Rule):
     early_release: float = Field(1.2, gt=0, description="of the baseline: recovered, while it still rises")
     least_nats: float = Field(0.05, ge=0, description="a rise by less is no explosion, whatever its ratio")
 
+    def is_clear(self, window: Window) -> bool:
+        level, base = window.level(), window.baseline()
+        if not level - base > self.least_nats or not math.isfinite(base):
+            return True
+        least = widened(min(self.share, self.early_share), window.baselines["entropy"].log_noise)
+        return level / max(base, 1e-12) <= least
+
     def check(self, window: Window) -> Finding | None:
         level, base = window.level(), window.baseline()
         if not math.isfinite(base) or math.isnan(level):
@@ -161,6 +174,9 @@ class NonfiniteEntropy(Rule):
 
     for_rows: int = Field(1, ge=1, description="rows in a row before it fires, gets worse or resolves")
     least_rows: int = Field(3, ge=1, description="rows in a row that are not finite")
+
+    def is_clear(self, window: Window) -> bool:
+        return window.nonfinite.get("entropy", 0) < self.least_rows
 
     def check(self, window: Window) -> Finding | None:
         rows = window.nonfinite.get("entropy", 0)

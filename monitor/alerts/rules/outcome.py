@@ -48,6 +48,10 @@ class RewardLost(Rule):
     critical_share: float = Field(0.50, gt=0, lt=1, description="of the best: critical")
     z_least: float = Field(5.0, gt=0, description="standard errors that the fall must exceed")
 
+    def is_clear(self, window: Window) -> bool:
+        best = window.bests.get("reward")
+        return best is None or (best.low >= 0 and window.mean("reward", self.recent_rows) > self.share * best.high)
+
     def check(self, window: Window) -> Finding | None:
         fall = window.fall("reward", self.recent_rows)
         if fall is None:
@@ -95,6 +99,9 @@ class DiversityLost(Rule):
     least_answers: float = Field(2.0, gt=0, description="a lower peak of distinct answers has nothing to lose")
     agree: float = Field(0.80, gt=0, le=1, description="of that peak: evaluations above it overrule the rollouts")
     same_share: float = Field(0.25, gt=0, lt=1, description="chance that two right rollouts of a group agree: lost")
+
+    def is_clear(self, window: Window) -> bool:
+        return not any(key in window.series for key in self.uses[:3])
 
     def check(self, window: Window) -> Finding | None:
         findings = [found for found in (self._rollouts(window), self._evaluations(window)) if found is not None]
@@ -221,6 +228,9 @@ class NoLearningSignal(Rule):
     none_rows: int = Field(15, ge=2, le=40, description="rows whose mean must reach none_left")
     z_least: float = Field(4.0, gt=0, description="standard errors that the fall of live groups must exceed")
     release: float = Field(0.60, gt=0, le=1, description="of the groups: recovered")
+
+    def is_clear(self, window: Window) -> bool:
+        return not window.mean(self.watches, self.recent_rows) >= self.share
 
     def check(self, window: Window) -> Finding | None:
         values = window.last("zero_variance_share", self.recent_rows)[1]

@@ -35,6 +35,9 @@ class BlindSelection(Rule):
     z_least: float = Field(3.0, gt=0, description="standard errors that the fall of the reward must exceed")
     rows_needed: int = Field(5, ge=1, le=40, description="rows whose median is judged")
 
+    def is_clear(self, window: Window) -> bool:
+        return not window.level("selected_decided_share", self.rows_needed) >= self.share
+
     def check(self, window: Window) -> Finding | None:
         if len(window.last("selected_share", self.rows_needed)[1]) < self.rows_needed:
             return None

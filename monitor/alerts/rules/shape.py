@@ -100,6 +100,10 @@ class Forgetting(Rule):
     z_least: float = Field(4.0, gt=0, description="standard errors that the fall must exceed")
     least_share: float = Field(0.2, ge=0, lt=1, description="a lower share at the start has nothing to lose")
 
+    def is_clear(self, window: Window) -> bool:
+        start = window.start(self.watches)
+        return not start - window.mean(self.watches, LEVEL_ROWS) >= self.loss * start
+
     def check(self, window: Window) -> Finding | None:
         start, now = window.start(self.watches), window.mean(self.watches, LEVEL_ROWS)
         error = window.jitter(self.watches, START_ROWS + LEVEL_ROWS) * math.sqrt(1 / START_ROWS + 1 / LEVEL_ROWS)

@@ -28,6 +28,10 @@ class TruncationRunaway(Rule):
     share: float = Field(0.30, gt=0, le=1, description="of the completions are cut off")
     margin: float = Field(0.20, gt=0, lt=1, description="above the baseline")
 
+    def is_clear(self, window: Window) -> bool:
+        now = window.mean("truncated_share", 8)
+        return not (now >= self.share and now >= window.baseline("truncated_share") + self.margin)
+
     def check(self, window: Window) -> Finding | None:
         now, base = window.mean("truncated_share", 8), window.baseline("truncated_share")
         if math.isnan(base):
@@ -63,6 +67,9 @@ class Repetition(Rule):
 
     share: float = Field(0.15, gt=0, lt=1, description="of the four-token runs have stood in the completion before")
     times: float = Field(3.0, ge=1, description="times the baseline")
+
+    def is_clear(self, window: Window) -> bool:
+        return not window.mean("repetition_share", 8) >= self.share
 
     def check(self, window: Window) -> Finding | None:
         now, base = window.mean("repetition_share", 8), window.baseline("repetition_share")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from monitor.alerts.rules.base import Finding, Rule
@@ -24,6 +25,9 @@ class KlRunaway(Rule):
     uses: ClassVar[tuple[str, ...]] = ("reward",)
 
     nats: float = Field(0.5, gt=0, description="mean KL to the reference")
+
+    def is_clear(self, window: Window) -> bool:
+        return not window.level("kl") >= self.nats
 
     def check(self, window: Window) -> Finding | None:
         now, reward = window.level("kl"), window.trend("reward")
@@ -112,11 +116,18 @@ class GradientSpikes(Rule):
     times: float = Field(10.0, gt=1, description="times the baseline")
     spikes: int = Field(4, ge=1, le=10, description="of the last ten rows")
 
+    def is_clear(self, window: Window) -> bool:
+        return not window.baseline("grad_norm") > 0 or self._over(window) < self.spikes
+
+    def _over(self, window: Window) -> int:
+        """How many of the last ten norms are spikes."""
+        return int(np.count_nonzero(window.last("grad_norm", 10)[1] > self.times * window.baseline("grad_norm")))
+
     def check(self, window: Window) -> Finding | None:
         base, values = window.baseline("grad_norm"), window.last("grad_norm", 10)[1]
         if not base > 0:
             return None
-        over = int((values > self.times * base).sum())
+        over = self._over(window)
         return Finding(
             breached=over >= self.spikes,
             held=over > 0,
@@ -142,6 +153,9 @@ class NonfiniteLoss(Rule):
     judges_broken: ClassVar[bool] = True
 
     for_rows: int = Field(1, ge=1, description="rows in a row before it fires, gets worse or resolves")
+
+    def is_clear(self, window: Window) -> bool:
+        return not (window.nonfinite.get("grad_norm", 0) or window.nonfinite.get("loss", 0))
 
     def check(self, window: Window) -> Finding | None:
         rows = max(window.nonfinite.get("grad_norm", 0), window.nonfinite.get("loss", 0))
