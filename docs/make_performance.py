@@ -96,6 +96,10 @@ TABLES = {
         "server_cpu_ms_per_check", "seen after, s, median": "seen_median_s", "largest": "seen_max_s",
         "load of the machine": "load",
     }),
+    "import": Table("import.csv", "bench_import.py", {
+        "code": "code", "rows": "rows", "series": "series", "CPU, s": "cpu_s", "wall, s": "wall_s",
+        "CPU of a row, us": "us_per_row", "times": "times",
+    }),
     "store": Table("store.csv", "bench_store.py", {
         "question": "question", "unit": "unit", "a file for each step": "apart", "merged while running": "merged",
         "merged at the end": "ended", "ratio": "ratio",

@@ -363,4 +363,4 @@ def test_what_rules_call_clear_changes_no_alert(monkeypatch: pytest.MonkeyPatch)
     assert len(skipping) >= 13 and skipping <= fired
     for cls in RULES.values():
         monkeypatch.setattr(cls, "is_clear", Rule.is_clear)
-    assert quick == judged() and len(quick) > 1000
+    assert quick == judged() and len(quick) > 500
