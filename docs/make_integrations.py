@@ -158,7 +158,8 @@ rlvr import outputs --run trl
   own, and adds entropies and an advantage that all tokens share; it is joined by position or `index`, so not where
   several samples have one index. Left out: evaluations, which do not tell of which data set they are, and parts of
   context-parallel groups in older dumps. A followed step waits up to 10 minutes for `train_data`, once that folder is
-  there. All of these forms were read in the source of both; tests make such files, but neither trainer was run.
+  there. N is looked for under the log's step N, which is the rollout's number where a rollout has one update. All of
+  these forms were read in the source of both; tests make such files, but neither trainer was run.
 
 ## Files of other trainers and trackers
 

@@ -109,6 +109,21 @@ ALIASES: dict[str, tuple[Alias, ...]] = {
         Alias("eval/eval_{split}_truncated_rate", "eval/{split}/truncated_share"),
         Alias("eval/eval_{split}_response_length_mean", "eval/{split}/response_length"),
     ),
+    # train/loss and train/grad_norm are called as in METRICS; entropy_loss is the mean entropy, with its own sign
+    "slime, miles": (
+        Alias("train/entropy_loss", "entropy", beside="train/pg_clipfrac"),
+        Alias("rollout/raw_reward", "reward"),  # before a group's normalisation
+        Alias("rollout/response_len/mean", "response_length"),
+        Alias("rollout/truncated_ratio", "truncated_share"),
+        Alias("train/kl_loss", "kl"),
+        Alias("train/train_rollout_logprob_abs_diff", "sampler_mismatch"),
+        Alias("train/lr-pg_0", "lr"),
+        Alias("perf/rollout_time", "perf/rollout_s"),
+        Alias("perf/step_time", "perf/step_s"),
+        Alias("eval/{split}-pass@{k}", "eval/{split}/pass@{k}"),
+        Alias("eval/{split}-truncated_ratio", "eval/{split}/truncated_share"),
+        Alias("eval/{split}/response_len/mean", "eval/{split}/response_length"),
+    ),
 }
 
 
