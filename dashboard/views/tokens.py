@@ -25,6 +25,7 @@ SORTS = {"sample": "as sampled", "high": "highest reward", "low": "lowest reward
 FILTERS = ("all", "correct", "incorrect")
 VIEWS = {"rollouts": "Rollouts", "selected": "What is selected", "lost": "What lost entropy"}
 _MARKS = {1.0: "✓", 0.0: "✗"}  # of correct rollouts and others; none where it is not known
+NOT_OF_TOKENS = ("log_ratio_abs", "predicted_entropy_change")  # the store has them of whole steps alone
 CELLS = {"entropy": "nats96", "deviation": "deviation96"}  # metric of a cell in the URL -> its histogram's cells
 
 
@@ -269,5 +270,25 @@ def _rollouts(entry: RunEntry, step: int, rows: Frame, colour_by: str, lit: Lit 
     if recorded:
         st.caption(markdown("{}", metric(colour_by).help))
     show_rollouts(sent, colour_by, shared.theme(), lit=lit, at=st.query_params.get("at", ""))
+    _not_of_tokens(entry, step)
     if not shown.all():
         st.caption(markdown("{} further rollouts of this group: choose one above to read it.", int((~shown).sum())))
+
+
+def _not_of_tokens(entry: RunEntry, step: int) -> None:
+    """Why two colours are not offered, and what the store has in their place."""
+    told = list[str]()
+    for key in NOT_OF_TOKENS:
+        steps, values = data.followed(entry.name).series(key)
+        at = np.flatnonzero(steps == step)
+        name, unit, _ = label(key)
+        value = f"{shared.number(float(values[at[0]]))} {unit}".rstrip() if len(at) else "not recorded"
+        told.append(f"{name}: {value}")
+    st.caption(
+        markdown(
+            "Log-ratio and predicted entropy change (dH) are no colours. They need what the store does not keep of a "
+            "token: its probability before the update, and the sums of p² ln p and p³ over the vocabulary. "
+            "Of the whole step {}: {}.",
+            step, "; ".join(told),
+        )
+    )  # fmt: skip

@@ -163,3 +163,18 @@ def test_steps_of_which_only_the_texts_were_kept_say_where_tokens_are(monkeypatc
     assert "only the texts were kept" in words(app)
     app = open_page(monkeypatch, tmp_path, "tokens", run="thin", step="6", cell=f"entropy:{CELL}")
     assert "Step 6 has no raw tokens; the nearest one is shown" in words(app) and app.select_slider[0].value == 3
+
+
+def test_the_page_says_which_colours_need_what_the_store_does_not_keep(monkeypatch, tmp_path: Path) -> None:
+    with Recorder(tmp_path, RunInfo(name="run")) as recorder:
+        for number in (1, 2):
+            record, tokens, samples = simulated.step(number, weighting="ict", seed=0, total=2)
+            record.scalars["log_ratio_abs"] = 0.25 * number
+            if number == 2:
+                record.scalars["predicted_entropy_change"] = -0.125
+            recorder.record(record, tokens, samples)
+    told = words(open_page(monkeypatch, tmp_path, "tokens", run="run", step="1"))
+    assert "are no colours" in told and "Of the whole step 1: Mean |log-ratio|: 0.25 nats" in told
+    assert "Predicted dH1: not recorded" in told
+    told = words(open_page(monkeypatch, tmp_path, "tokens", run="run", step="2"))
+    assert "Mean |log-ratio|: 0.5 nats; Predicted dH1: -0.125" in told
