@@ -21,6 +21,7 @@ from dashboard.shown_arms import Arm, by_seed
 from monitor.alerts.marks import Marks, read_marks
 from monitor.alerts.outlook import window_of
 from monitor.alerts.window import Window
+from monitor.metrics import metric
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
 from monitor.queries.followed import Followed
 from monitor.queries.frames import Frame
@@ -164,6 +165,26 @@ def verdicts(names: Sequence[str]) -> Frame:
 
 def actions(name: str) -> Frame:
     return _ask(alerts.actions, (name,), (name,))
+
+
+def milestones(name: str) -> Frame:
+    """step, what, message of the checkpoints, resumes and evaluations of a run, by step."""
+    found = _ask(alerts.milestones, (name,), name)
+    source = followed(name)
+    told = dict[int, list[str]]()
+    for key in source.keys:
+        if key.startswith("eval/") and key.endswith("/pass@1"):
+            label = metric(key).label
+            for step, value in zip(*source.series(key), strict=True):
+                told.setdefault(int(step), []).append(f"{label}: {value:.1%}")
+    rows = [*zip(found["step"], found["what"], found["message"], strict=True)]
+    rows += [(step, "evaluation", ", ".join(texts)) for step, texts in told.items()]
+    rows.sort(key=lambda row: (row[0], row[1]))
+    return {
+        "step": np.array([int(row[0]) for row in rows], np.int64),
+        "what": np.array([str(row[1]) for row in rows], object),
+        "message": np.array([str(row[2]) for row in rows], object),
+    }
 
 
 def events(names: Sequence[str]) -> Frame:

@@ -1,6 +1,7 @@
 """Marks on a chart. Alerts: a line and a mark where one fires or gets worse, shade while it does, a ring at its end.
 
 Actions: a dotted line and a diamond where the trainer acted on an alert or took a change back.
+Milestones: small signs at the foot of the chart, for what is neither good nor bad.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from monitor.queries.frames import Frame, n_rows
 from monitor.records import SEVERITY_RANK
 
 MARKS_AXIS = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True, "type": "linear"}
+MILESTONES = {  # what -> its sign in Plotly, the same as a character, and its height in the chart
+    "evaluation": ("line-ns-open", "|", 0.025),
+    "checkpoint": ("square-open", "□", 0.03),
+    "resume": ("triangle-right", "▶", 0.09),
+}
+MOST_MILESTONES = 60  # of one kind that a chart has room for: more of them would be a rope
 UPRIGHT = {"y0": 0.0, "y1": 1.0, "yref": "paper"}  # from the bottom to the top of the chart
 
 
@@ -66,6 +73,30 @@ def add_actions(fig: go.Figure, actions: Frame, theme: Theme) -> go.Figure:
             customdata=texts, hovertemplate="<b>action after step %{x}</b><br>%{customdata}<extra></extra>",
         )
     )  # fmt: skip
+    return fig
+
+
+def milestones_shown(milestones: Frame) -> list[str]:
+    """The kinds of milestones that a chart has room for."""
+    counts = {what: int(np.sum(milestones["what"] == what)) for what in MILESTONES}
+    return [what for what, n in counts.items() if 0 < n <= MOST_MILESTONES]
+
+
+def add_milestones(fig: go.Figure, milestones: Frame, theme: Theme) -> go.Figure:
+    """Draws milestones (step, what, message) onto `fig`, those of the kinds that it has room for."""
+    for what in milestones_shown(milestones):
+        colour, (symbol, _, height) = theme.muted, MILESTONES[what]
+        these = milestones["what"] == what
+        steps = milestones["step"][these].astype(float)
+        texts = ["<br>".join(map(plotly, textwrap.wrap(str(text), 64))) for text in milestones["message"][these]]
+        fig.layout.yaxis2 = MARKS_AXIS
+        fig.add_trace(
+            go.Scatter(
+                x=steps, y=np.full(len(steps), height), yaxis="y2", mode="markers", name=what, showlegend=False,
+                marker={"symbol": symbol, "size": 8, "color": colour, "line": {"width": 1.5, "color": colour}},
+                customdata=texts, hovertemplate=f"<b>{what} at step %{{x}}</b><br>%{{customdata}}<extra></extra>",
+            )
+        )  # fmt: skip
     return fig
 
 

@@ -16,7 +16,7 @@ from dashboard.components.chart import Packed, packed, send_new_points, send_old
 from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, entropy_against_reward, is_flat, lines, reward_and_pass, smoothed
-from dashboard.figures.marks import add_actions, add_outlook
+from dashboard.figures.marks import MILESTONES, add_actions, add_milestones, add_outlook, milestones_shown
 from dashboard.figures.spent import STEP, stand_over
 from dashboard.figures.theme import Theme, arm_colours, compact, label
 from dashboard.views import downloads, glance, shared
@@ -117,6 +117,7 @@ def page() -> None:
         entry,
         shared.theme(),
         RunAlerts(data.transitions(entry.name), data.actions(entry.name), frozenset(run.keys)),
+        data.milestones(entry.name),
         view,
     )
     window = data.window(entry.name, glance.KEYS)
@@ -124,6 +125,7 @@ def page() -> None:
     _show(drawing, shared.FIRST, partial(_first, drawing))
     glance.strip(entry, window)
     glance.alerts(entry)
+    _key_of_milestones(drawing.milestones)
     for heading in SECTIONS:
         _show(drawing, heading, partial(_section, drawing, heading))
     _show(drawing, "Distributions of tokens", partial(_distributions, drawing))
@@ -233,6 +235,7 @@ class Drawing:
     entry: RunEntry
     theme: Theme
     alerts: RunAlerts
+    milestones: Frame
     view: View
     shown: list[Section] = field(default_factory=list)  # filled while the page is made
 
@@ -256,8 +259,9 @@ class Drawing:
         return self.colour, self.theme.second, self.theme.wheel[1]
 
     def over_steps(self, fig: go.Figure) -> go.Figure:
-        """A figure over steps with the actions of the run, moved to what the reader wants it over."""
+        """A figure over steps with the run's actions and milestones, moved to what the reader wants it over."""
         add_actions(fig, self.alerts.actions, self.theme)
+        add_milestones(fig, self.milestones, self.theme)
         return fig if self.view.over == STEP else stand_over(fig, self.view.over, self.x)
 
     def x(self, steps: np.ndarray) -> np.ndarray:
@@ -331,6 +335,18 @@ def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: 
             shared.chart(chart, names[key], group=group, run=drawing.name, section=heading, step_at=drawing.step_at)
     if section.quiet:
         st.caption(markdown("Not drawn: {}.", section.quiet))
+
+
+def _key_of_milestones(milestones: Frame) -> None:
+    """What the signs at the foot of the charts mean, and which of them there are too many to draw."""
+    shown = milestones_shown(milestones)
+    told = ", ".join(f"{MILESTONES[what][1]} {what}" for what in shown)
+    counts = {what: int(np.sum(milestones["what"] == what)) for what in MILESTONES if what not in shown}
+    many = " and ".join(f"{n:,} {what}s" for what, n in counts.items() if n)
+    if told:
+        st.caption(markdown("At the foot of the charts: {}.", told))
+    if many:
+        st.caption(markdown("Not marked, because there are too many to tell apart: {}.", many))
 
 
 def _first(drawing: Drawing) -> Section:

@@ -124,6 +124,22 @@ def actions(con: duckdb.DuckDBPyConnection, runs: Sequence[str]) -> Frame:
     )
 
 
+def milestones(con: duckdb.DuckDBPyConnection, run: str) -> Frame:
+    """step, what ("checkpoint" or "resume"), message: saved checkpoints, and the first step of each later attempt."""
+    return frame(
+        con,
+        """
+        SELECT step, 'checkpoint' AS what, message FROM events
+        WHERE run = ? AND kind = 'checkpoint' AND step IS NOT NULL
+        UNION ALL
+        SELECT min(step), 'resume', format('Attempt {} begins.', attempt) FROM committed
+        WHERE run = ? AND attempt > 1 GROUP BY attempt
+        ORDER BY step, what
+        """,
+        [run, run],
+    )
+
+
 def stop_step(con: duckdb.DuckDBPyConnection | Store, run: str, attempt: int) -> int | None:
     """The step at which the action `stop` ended an attempt of a run; None if none did."""
     rows = frame(

@@ -22,7 +22,7 @@ from dashboard.figures.lines import (
     seed_band,
     smoothed,
 )
-from dashboard.figures.marks import add_actions, add_outlook
+from dashboard.figures.marks import MOST_MILESTONES, add_actions, add_milestones, add_outlook
 from dashboard.figures.spent import SPENT, stand_over
 from dashboard.figures.theme import DARK, LIGHT, arm_colours, number_format
 from monitor.alerts.outlook import Outlook
@@ -140,6 +140,37 @@ def test_an_action_is_a_dotted_line_and_a_diamond_that_tells_it() -> None:
     np.testing.assert_allclose(marks.x, [4, 4, 7])
     np.testing.assert_allclose(marks.y, [0.88, 0.79, 0.88])
     assert marks.customdata[0] == "lower_lr for &lt;b&gt;x&lt;/b&gt;: optim.lr 3 -&gt; 1."
+
+
+def milestones(*rows: tuple[int, str, str]) -> dict[str, np.ndarray]:
+    step, what, message = zip(*rows, strict=True)
+    return {"step": np.array(step), "what": np.array(what, object), "message": np.array(message, object)}
+
+
+def test_milestones_are_other_signs_than_alerts_at_the_foot_of_the_chart() -> None:
+    fig = lines(LIGHT, "entropy", [Line("a", STEPS, STEPS, LIGHT.accent)], alerts=alerts())
+    before, lines_before = len(fig.data), len(fig.layout.shapes)
+    of_alerts = {trace.marker.symbol for trace in fig.data[1:]} | {"diamond"}
+    found = milestones((0, "evaluation", "pass@1, heldout: 25.0%"), (4, "checkpoint", "Saved as <b>x</b>."),
+                       (5, "evaluation", "pass@1, heldout: 30.0%"), (6, "resume", "Attempt 2 begins."))  # fmt: skip
+    add_milestones(fig, found, LIGHT)
+    marks = {trace.name: trace for trace in fig.data[before:]}
+    assert {name: list(mark.x) for name, mark in marks.items()} == {
+        "evaluation": [0, 5], "checkpoint": [4], "resume": [6],
+    }  # fmt: skip
+    assert not of_alerts & {mark.marker.symbol for mark in marks.values()}
+    assert len({mark.marker.symbol for mark in marks.values()}) == 3
+    assert all(np.all(np.array(mark.y) < 0.1) and mark.yaxis == "y2" for mark in marks.values())
+    assert marks["checkpoint"].customdata[0] == "Saved as &lt;b&gt;x&lt;/b&gt;."
+    assert "checkpoint at step %{x}" in marks["checkpoint"].hovertemplate
+    assert len(fig.layout.shapes) == lines_before, "they have no lines: those are of alerts and actions"
+
+
+def test_milestones_that_nobody_could_tell_apart_are_not_drawn() -> None:
+    many = [(step, "evaluation", "") for step in range(MOST_MILESTONES + 1)]
+    fig = add_milestones(lines(LIGHT, "entropy", [Line("a", STEPS, STEPS, LIGHT.accent)]),
+                         milestones(*many, (7, "checkpoint", "")), LIGHT)  # fmt: skip
+    assert [trace.name for trace in fig.data[1:]] == ["checkpoint"]
 
 
 def test_the_fan_holds_quantiles_and_their_mean() -> None:

@@ -533,3 +533,24 @@ def test_rollouts_of_other_trainers_show_what_is_known_of_them(monkeypatch, tmp_
         open_page(monkeypatch, tmp_path / "s", "tokens", run="tokens", step="1", view=view)
     for page in ("overview", "run", "compare"):
         open_page(monkeypatch, tmp_path / "s", page, run="tokens")
+
+
+def test_milestones_are_checkpoints_resumes_and_evaluations(monkeypatch, tmp_path: Path) -> None:
+    def record(steps: range, resume: bool) -> None:
+        with Recorder(tmp_path, simulated.info("run", "ict", 0, 20), resume=resume) as recorder:
+            for number in steps:
+                recorder.record(*simulated.step(number, weighting="ict", seed=0, total=20))
+                if number % 8 == 0:
+                    recorder.event("checkpoint", f"Saved as step-{number}.", number)
+
+    record(range(1, 12), False)
+    record(range(9, 21), True)
+    app = open_page(monkeypatch, tmp_path, "run", run="run")
+    found = data.milestones("run")
+    at = {what: found["step"][found["what"] == what].tolist() for what in set(found["what"])}
+    assert at == {"checkpoint": [8, 16], "resume": [9], "evaluation": [10, 20]}
+    steps, values = data.followed("run").series("eval/heldout/pass@1")
+    told = found["message"][found["what"] == "evaluation"].tolist()
+    assert steps.tolist() == [10, 20] and told == [f"pass@1, heldout: {value:.1%}" for value in values]
+    assert "At the foot of the charts: | evaluation, □ checkpoint, ▶ resume." in words(app)
+    assert "Not marked" not in words(app)

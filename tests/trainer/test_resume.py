@@ -188,6 +188,9 @@ def test_a_checkpoint_that_cannot_be_written_is_one_event_and_the_next_is_tried(
     assert [path.name for path in checkpoints_of(checkpoints.folder)] == ["step-00000002", "step-00000004"]
     told = rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint_error'")
     assert [step for step, _ in told] == [2] and [record.message for record in caplog.records] == [told[0][1]]
+    assert rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint'") == [
+        (4, f"Saved as {checkpoints.folder / 'step-00000004'}.")
+    ]
     assert re.fullmatch(r"No checkpoint at step 2 in .*: .*File too large.*\. Training goes on.*", told[0][1])
 
 

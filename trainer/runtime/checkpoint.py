@@ -126,6 +126,8 @@ class Checkpoints:
                 raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
             save()
             self._newest = step
+            if self.parts.ranks.rank == 0:
+                self.recorder.event("checkpoint", f"Saved as {self.folder / f'step-{step:08d}'}.", step)
             return True
         except OSError as error:
             message = f"No checkpoint at step {step} in {self.folder}: {error}. Training goes on, the next is tried."
