@@ -8,8 +8,9 @@ severity warning or worse comes before the step of damage. Rules are judged live
 future. "ours" has every recorded series, "ours, training only" no evaluations, "ours, entropy and reward" those two.
 PEERS: the folder with rows-PART.csv of benchmarks.corpus.peers (benchmarks/results/peers).
 
-Writes benchmarks/results/detectors.csv, detectors_runs.csv (one row a run, to look a case up) and, for the development
-part, monitor/alerts/rates.json, which the verdict cites. The test part is for a rule set that is settled: docs/log.md
+Writes benchmarks/results/detectors.csv, detectors_runs.csv (one row a run, to look a case up), the columns of it that
+the dashboard shows to monitor/alerts/judged_runs.csv, and, for the development part, monitor/alerts/rates.json, which
+the verdict cites. The test part is for a rule set that is settled: docs/log.md
 says when it was looked at.
 """
 
@@ -32,6 +33,7 @@ from scipy.stats import binomtest
 from benchmarks.corpus.labels import Outcome, outcome
 from benchmarks.corpus.load import PARTS, Recorded, judged_runs, working_runs
 from benchmarks.harness import RESULTS, write_rows
+from monitor.alerts.judged_runs import COLUMNS, JUDGED_RUNS
 from monitor.alerts.judgement import RATES
 from monitor.alerts.replay import observe_all
 from monitor.alerts.rules import RULES
@@ -183,6 +185,14 @@ def run_rows(judged: Sequence[Judged], configs: Mapping[str, Any]) -> list[dict[
     ]
 
 
+def write_judged(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What the dashboard shows of the runs behind a rule's rates."""
+    with JUDGED_RUNS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder of benchmarks.corpus.make; none: sample_runs/corpus")
@@ -215,6 +225,8 @@ def main() -> None:
         print(f"{part}: {len(runs)} runs; all rules take {1e3 * np.median(costs):.2f} ms a step (median)")
     write_rows(RESULTS / "detectors.csv", rows, ("numpy", "scipy"))
     write_rows(RESULTS / "detectors_runs.csv", seen, ("numpy", "scipy"))
+    if set(options.part) == set(PARTS):
+        write_judged(seen)
 
 
 if __name__ == "__main__":

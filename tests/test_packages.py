@@ -24,7 +24,12 @@ def test_the_wheel_holds_the_four_packages_and_their_data(wheel):
     assert {name.split("/")[0] for name in names} == {"rlvr_monitor", "monitor", "trainer", "dashboard", info}
     wanted = {"rlvr_monitor/py.typed", "monitor/py.typed", "trainer/presets/demo.toml", "dashboard/report.html"}
     wanted |= {f"trainer/base_models/{name}/model.safetensors" for name in ("chain", "chain_small", "paths")}
-    wanted |= {"dashboard/components/chart.js", "monitor/alerts/rates.json", "monitor/integrations/files/series.py"}
+    wanted |= {
+        "dashboard/components/chart.js",
+        "monitor/alerts/rates.json",
+        "monitor/alerts/judged_runs.csv",
+        "monitor/integrations/files/series.py",
+    }
     wanted |= {"rlvr_monitor/wandb.py", "rlvr_monitor/verl.py"}
     wanted |= {f"monitor/integrations/tap/{name}" for name in ("wandb.py", "wandb-0.31.0.dist-info/METADATA")}
     assert wanted <= names

@@ -15,12 +15,19 @@ from dashboard.figures.marks import alert_numbers
 from dashboard.views import shared, verdict
 from monitor.alerts import RULES
 from monitor.alerts.delivery import TEST_S, send_test
+from monitor.alerts.judged_runs import JudgedRun, judged_runs
 from monitor.alerts.judgement import measured_rates
 from monitor.alerts.marks import Marks, acknowledge, mute, unmute
 from monitor.alerts.settings import Route, load_alerts
 from monitor.errors import MonitorError
 from monitor.queries.frames import n_rows
 
+WORTH = ("false alarm", "too late", "in time", "right", "counted on no side")  # of a warning, worst first
+OUTCOMES = {  # as benchmarks/corpus/labels.py names them -> as a reader is told
+    "healthy": "healthy", "stall": "no gain", "no_signal": "nothing to learn from", "unclear": "unclear",
+    "reward_lost": "lost its reward", "diversity_lost": "lost its answers",
+}  # fmt: skip
+MOST_LINKS = 12  # to runs of this store, below a list
 SHOW = {"new": "firing, not seen", "firing": "firing", "all": "all"}
 STYLE = """<style>
 .rlvr-evidence { margin: 0; padding: 0; list-style: none; font-size: .92rem; line-height: 1.45; }
@@ -143,7 +150,7 @@ def _evidence(alert: PastAlert, marks: Marks) -> None:
         when += "" if alert.end_step is None else f", resolved at step {alert.end_step}"
         st.markdown(markdown("#### {} in {}", alert.rule, alert.run))
         st.markdown(markdown("{}, {}. To do: {}", rule.says if rule else "An alert", when, rows["action"][last] or "–"))
-        st.caption(markdown("{}", rate_text(alert.rule)))
+        _judged_box(alert.rule)
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             _buttons(alert, marks)
             shared.link("run", "Open the run", {"run": alert.run}, ":material/show_chart:")
@@ -207,6 +214,80 @@ def rate_text(rule: str) -> str:
     return f"Of {rate['fired']} real runs in which this rule fired, {rate['bad']} came to harm."
 
 
+def _judged_box(rule: str) -> None:
+    """The sentence on a rule's rate, which opens the runs that it rests on."""
+    if any(rule in one.warned for one in judged_runs()):
+        with st.expander(markdown("{} Which?", rate_text(rule)), icon=":material/fact_check:", key=f"judged-{rule}"):
+            _judged(rule)
+    else:
+        st.caption(markdown("{}", rate_text(rule)))
+
+
+def _judged(rule: str) -> None:
+    """The real runs that a rule warned of, with what became of them: what its rates are counted from."""
+    every = judged_runs()
+    fired = [one for one in every if rule in one.warned]
+    if not fired:
+        st.info(markdown("{} warned of none of the {} real runs, so nothing is known of how often it is right.", rule,
+                         len(every)), icon=":material/help:")  # fmt: skip
+        return
+    fired.sort(key=lambda one: (WORTH.index(one.judged(rule)), one.run))
+    worth = [one.judged(rule) for one in fired]
+    counts = ", ".join(f"{worth.count(what)} {what}" for what in WORTH if what in worth)
+    st.markdown(markdown("{} warned of {} of {} real runs: {}.", rule, len(fired), len(every), counts))
+    st.dataframe(
+        {
+            "run": [one.run for one in fired],
+            "the warning was": worth,
+            "outcome": [OUTCOMES[one.outcome] for one in fired],
+            "warned at step": [one.warned[rule] for one in fired],
+            "damage seen at step": [one.damage_step for one in fired],
+            "settings": [_settings(one) for one in fired],
+            "part": [one.part for one in fired],
+        },
+        hide_index=True, height=min(290, 40 + 35 * len(fired)), placeholder="–",
+        column_config={
+            "run": st.column_config.TextColumn(width=70),
+            "the warning was": st.column_config.TextColumn(width=140),
+            "outcome": st.column_config.TextColumn(width=150),
+            "warned at step": st.column_config.NumberColumn(format="%d", width=110),
+            "damage seen at step": st.column_config.NumberColumn(
+                format="%d", width=140, help="The first evaluation that shows it. An alert must come before it."
+            ),
+            "settings": st.column_config.TextColumn(width=260),
+            "part": st.column_config.TextColumn(
+                width=105, help="The rules were made on the development part; the test part was kept from them."
+            ),
+        },
+    )  # fmt: skip
+    silent = [one for one in every if rule not in one.warned and one.damage_step is not None]
+    st.caption(
+        markdown(
+            "It was silent in {} other runs that lost reward or answers; other rules may have warned of them. The rate "
+            "counts the development part without unclear runs. Labels come from held-out evaluations alone. All runs "
+            "are of small policies on one built-in task.",
+            len(silent),
+        )
+    )
+    held = [one.run for one in fired if data.run(one.run) is not None]
+    if not held:
+        st.caption(
+            markdown(
+                "This store holds none of them. In a checkout of the project `python -m benchmarks.corpus.show {} "
+                "--store STORE` records one into a store, for example.",
+                fired[0].run,
+            )
+        )
+    else:
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            for name in held[:MOST_LINKS]:
+                shared.link("run", markdown("Open {}", name), {"run": name}, ":material/show_chart:")
+
+
+def _settings(one: JudgedRun) -> str:
+    return f"{one.weighting}, lr {one.lr}, {one.task}, {one.model}"
+
+
 def _rules(everything: Past) -> None:
     shared.small_heading("Rules", "measured on real runs, labelled by evaluation alone: docs/alerts.md")
     fires = [alert.rule for alert, _ in everything if alert.end_step is None]
@@ -225,8 +306,12 @@ def _rules(everything: Past) -> None:
         "right": [100 * b / n if n else None for n, b in zip(fired, bad, strict=True)],
         "needs": [", ".join(RULES[name].needs) if name in RULES else "" for name in names],
     }
-    st.dataframe(
-        table, hide_index=True, height=40 + 35 * len(names), placeholder="–",
+    chosen = st.query_params.get("judged", "")
+    st.caption("Tick a row at its left to see the real runs behind its figures.")
+    event = st.dataframe(
+        table, key="rules", hide_index=True, height=290 if chosen in RULES else 40 + 35 * len(names),
+        placeholder="–", on_select="rerun",
+        selection_mode="single-row",
         column_config={
             "rule": st.column_config.TextColumn(width=165),
             "says": st.column_config.TextColumn(width=330),
@@ -242,6 +327,14 @@ def _rules(everything: Past) -> None:
             "needs": st.column_config.TextColumn(width=200),
         },
     )  # fmt: skip
+    ticked = event.selection.rows
+    if ticked != st.session_state.get("rules_rows", []):
+        st.session_state["rules_rows"] = list(ticked)
+        shared.put_parameter("judged", names[ticked[0]] if ticked else "")
+        st.rerun()
+    if chosen in RULES:
+        with st.container(border=True, key="judged"):
+            _judged(chosen)
 
 
 def _routes() -> None:

@@ -18,6 +18,7 @@ from dashboard.alert_rows import AlertHistory
 from dashboard.launch import LaunchError, check_alerts, start, stop
 from dashboard.views import alerts as alerts_view
 from dashboard.views.alerts import rate_text
+from monitor.alerts.judged_runs import judged_runs
 from monitor.alerts.judgement import measured_rates
 from monitor.alerts.marks import acknowledge, read_marks
 from monitor.alerts.rules import RULES
@@ -171,3 +172,38 @@ def test_the_page_in_a_browser(browser, store: Path, tmp_path: Path, dark: bool)
             page.wait_for_url("**/tokens?run=uniform-s0&step=25*", timeout=PATIENCE_S * 1000)
     finally:
         stop(process)
+
+
+def test_the_runs_behind_a_rate_are_those_that_it_counts(monkeypatch, store: Path) -> None:
+    app = open_page(monkeypatch, store, "alerts", judged="entropy_collapse")
+    # 24 runs of the corpus: 13 of the development part of known outcome, as the verdict cites, 12 of them harmed
+    rows = next(table.value for table in app.dataframe if "the warning was" in table.value)
+    known = rows[(rows["part"] == "development") & (rows["the warning was"] != "counted on no side")]
+    false = known["the warning was"] == "false alarm"
+    rate = measured_rates()["entropy_collapse"]
+    assert (len(known), int((~false).sum())) == (rate["fired"], rate["bad"]) == (13, 12)
+    late = rows[rows["the warning was"] == "too late"]
+    assert len(late) and (late["warned at step"] >= late["damage seen at step"]).all()
+    early = rows[rows["the warning was"] == "in time"]
+    assert len(early) and (early["warned at step"] < early["damage seen at step"]).all()
+    assert rows["the warning was"].iloc[0] == "false alarm"
+    assert f"warned of {len(rows)} of 175 real runs: " in words(app) and "counts the development part" in words(app)
+
+
+def test_the_sentence_of_an_alert_opens_its_runs_and_a_rule_without_any_says_so(monkeypatch, store: Path) -> None:
+    app = open_page(monkeypatch, store, "alerts", run="ict-s0", rule="entropy_collapse", first="12")
+    label = "Of 13 real runs in which this rule fired, 12 came to harm. Which?"
+    assert label in [unescape(box.label) for box in app.expander]
+    app = open_page(monkeypatch, store, "alerts", judged="repetition")
+    assert "repetition warned of none of the 175 real runs" in words(app)
+    app = open_page(monkeypatch, store, "alerts", judged="no rule")
+    assert "real runs:" not in words(app)
+
+
+def test_a_run_of_the_corpus_that_the_store_holds_is_a_link(monkeypatch, tmp_path: Path) -> None:
+    name = next(one.run for one in judged_runs() if "entropy_collapse" in one.warned)
+    simulated.record_run(tmp_path, name, "uniform", steps=3)
+    app = open_page(monkeypatch, tmp_path, "alerts", judged="entropy_collapse")
+    assert [f"Open {name}"] == [
+        unescape(link.proto.label) for link in app.get("page_link") if "Open" in link.proto.label
+    ]
