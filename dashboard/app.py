@@ -54,7 +54,8 @@ def main() -> None:
     if shared.theme() is DARK:
         st.html(ON_ACCENT)
     drawn = data.poll()
-    st.session_state.pop("follows", None)
+    for of_a_page in ("follows", "until"):
+        st.session_state.pop(of_a_page, None)
     if _ready():
         _quarantine_banner()
         chosen.run()

@@ -23,7 +23,7 @@ from monitor.alerts.outlook import window_of
 from monitor.alerts.window import Window
 from monitor.metrics import metric
 from monitor.queries import alerts, differences, distributions, frames, rollouts, series
-from monitor.queries.followed import Followed
+from monitor.queries.followed import Followed, Past
 from monitor.queries.frames import Frame
 from monitor.stats.comparison import live_comparison, paired_comparison
 from monitor.store.reader import Store, open_store
@@ -151,7 +151,7 @@ def scalars(names: Sequence[str], keys: Sequence[str]) -> Frame:
 
 
 def transitions(name: str) -> Frame:
-    return alerts.alert_transitions(_ask(alerts.alert_log, (name,), (name,)))
+    return alerts.alert_transitions(_past(name, _ask(alerts.alert_log, (name,), (name,))))
 
 
 def marks(name: str) -> Marks:
@@ -159,17 +159,17 @@ def marks(name: str) -> Marks:
     return read_marks(store_path(), name)
 
 
-def verdicts(names: Sequence[str]) -> Frame:
-    return _ask(alerts.verdicts, names, tuple(names))
+def verdicts(name: str) -> Frame:
+    return _ask(alerts.verdicts, (name,), (name,), until(name))
 
 
 def actions(name: str) -> Frame:
-    return _ask(alerts.actions, (name,), (name,))
+    return _past(name, _ask(alerts.actions, (name,), (name,)))
 
 
 def milestones(name: str) -> Frame:
     """step, what, message of the checkpoints, resumes and evaluations of a run, by step."""
-    found = _ask(alerts.milestones, (name,), name)
+    found = _past(name, _ask(alerts.milestones, (name,), name))
     source = followed(name)
     told = dict[int, list[str]]()
     for key in source.keys:
@@ -187,8 +187,8 @@ def milestones(name: str) -> Frame:
     }
 
 
-def events(names: Sequence[str]) -> Frame:
-    return _ask(alerts.events, names, tuple(names))
+def events(name: str) -> Frame:
+    return _past(name, _ask(alerts.events, (name,), (name,)))
 
 
 @st.cache_resource(show_spinner=False)
@@ -196,8 +196,31 @@ def _all_followed(store: str) -> dict[str, tuple[Followed, list[int]]]:
     return {}
 
 
-def followed(name: str) -> Followed:
+def show_until(name: str, step: int | None) -> None:
+    """Lets this reader see the run as it stood after `step`: nothing later is in any answer. None: all of it."""
+    st.session_state["until"] = (name, step)
+
+
+def until(name: str) -> int | None:
+    """The last step of a run that this reader is to see; None: the newest."""
+    of, step = st.session_state.get("until", ("", None))
+    return step if of == name else None
+
+
+def _past(name: str, rows: Frame) -> Frame:
+    """The rows up to the last step that this reader is to see; those of no step are of no known time, and left out."""
+    last = until(name)
+    return rows if last is None else frames.select(rows, rows["step"] <= last)
+
+
+def followed(name: str) -> Followed | Past:
     """All scalars of a run, and its histograms when asked for; a look costs what is new since the last one."""
+    last = until(name)
+    return whole(name) if last is None else Past(whole(name), last)
+
+
+def whole(name: str) -> Followed:
+    """`followed`, whatever the reader is to see."""
     source, entry = tail(), run(name)
     found, looked = _all_followed(str(source.store)).setdefault(name, (Followed(name), []))
     if entry is not None and looked != [entry.version]:
@@ -235,7 +258,7 @@ def new_columns(name: str, metric: str, after: int, most: int) -> Frame:
     """`counts_of` the steps later than `after`, in columns about as wide as those of all steps in at most `most`."""
     tail().want_histograms(name)
     question = f"{distributions.HISTOGRAMS} AND step > ? ORDER BY step"
-    rows = distributions.summed(frames.frame(tail().cursor(), question, [name, metric, "all", after]))
+    rows = distributions.summed(_past(name, frames.frame(tail().cursor(), question, [name, metric, "all", after])))
     width = max(1, math.ceil(newest_step(name) / most))
     return distributions.pooled(rows, math.ceil(len(rows["step"]) / width))
 
@@ -244,7 +267,8 @@ def urgent(name: str) -> object:
     """What changes where something else than further steps came: a run, a status, an alert or an event of this run."""
     runs, entry = tail().runs, run(name)
     others = tuple((one.name, one.status, one.info_state) for one in runs.values())
-    return others, history(name), entry and entry.stamps[1:3]
+    shown = until(name) is not None and (frames.n_rows(transitions(name)), frames.n_rows(actions(name)))
+    return others, history(name), entry and entry.stamps[1:3], shown
 
 
 def history(name: str) -> tuple[int, int]:
@@ -294,14 +318,14 @@ def is_behind(name: str) -> bool:
 def remembered(name: str, question: str, arguments: tuple, ask: Callable[[], T], *, lag_s: float = 0.0) -> T:
     """`ask()`, remembered until the run changes; where that is often, for `lag_s` seconds."""
     version = _lagging_version(name, lag_s) if lag_s else tail().run_version(name)[0]
-    return _cached(str(store_path()), (version,), question, (name, *arguments), ask)
+    return _cached(str(store_path()), (version,), question, (name, until(name), *arguments), ask)
 
 
 def joint(name: str, newest: int) -> np.ndarray:
     """Joint counts of entropy and deviation over the last `newest` steps."""
     since = followed(name).newest_step - newest
     tail().want_histograms(name)
-    return distributions.joint_counts(tail().cursor(), name, "entropy*deviation", after=since)
+    return distributions.joint_counts(tail().cursor(), name, "entropy*deviation", after=since, until=until(name))
 
 
 def difference(baseline: Sequence[str], other: Sequence[str], metric: str = "entropy") -> Frame:
@@ -369,12 +393,17 @@ def partings(arms: Sequence[Arm]) -> list[str]:
 
 def sample_steps(name: str) -> np.ndarray:
     """Committed steps whose rollouts are stored."""
-    return _ask(_steps_with, (name,), name, "samples")
+    return _up_to(name, _ask(_steps_with, (name,), name, "samples"))
 
 
 def token_steps(name: str) -> np.ndarray:
     """Committed steps whose raw tokens are stored."""
-    return _ask(_steps_with, (name,), name, "tokens")
+    return _up_to(name, _ask(_steps_with, (name,), name, "tokens"))
+
+
+def _up_to(name: str, steps: np.ndarray) -> np.ndarray:
+    last = until(name)
+    return steps if last is None else steps[steps <= last]
 
 
 def _steps_with(con: duckdb.DuckDBPyConnection, name: str, table: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from dashboard.views import shared, verdict
 from monitor.alerts import RULES
 from monitor.alerts.judgement import FARTHEST, duration
 from monitor.alerts.outlook import Outlook, Vital, outlook, vitals
-from monitor.alerts.window import Window
+from monitor.alerts.window import BASELINE_ROWS, Window
 from monitor.queries.frames import Frame, n_rows
 from monitor.records import SEVERITY_RANK
 from monitor.stats.comparison_verdict import headline
@@ -38,10 +38,15 @@ STYLE = """<style>
 
 def show(entry: RunEntry, window: Window) -> None:
     """The verdict, where the entropy is going, and links to the tokens, the alerts and the comparison behind it."""
-    found = verdict.verdict_of(data.verdicts([entry.name]), entry.name)
+    found = verdict.verdict_of(data.verdicts(entry.name), entry.name)
     newest = data.newest_step(entry.name)
     if found is not None:
         verdict.banner(found, newest)
+    elif entry.status not in shared.ENDED and all(math.isnan(window.baseline(key)) for key in ("entropy", "reward")):
+        st.info(
+            markdown("Too early to judge: a verdict needs {} steps after warm-up, its baseline.", BASELINE_ROWS),
+            icon=":material/hourglass_empty:",
+        )
     else:
         st.info("Nothing has judged this run: it was recorded without an alert engine.", icon=":material/info:")
     ahead = outlook(window)
@@ -113,6 +118,8 @@ def _reward(window: Window) -> str:
 
 def _against(entry: RunEntry) -> None:
     """What the weightings of this run's comparison did against uniform; each sentence leads to Compare."""
+    if data.until(entry.name) is not None:
+        return  # the comparison knows how the runs ended
     for arms in partner_arms(entry, data.runs()):
         for sentence in (data.comparison_verdicts(arms) or {}).values():
             where = {key: ",".join(arm.runs) for key, arm in zip("ab", arms, strict=True)}

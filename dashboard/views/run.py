@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from dashboard.figures.lines import Line, entropy_against_reward, is_flat, lines
 from dashboard.figures.marks import MILESTONES, add_actions, add_milestones, add_outlook, milestones_shown
 from dashboard.figures.spent import STEP, stand_over
 from dashboard.figures.theme import Theme, arm_colours, compact, label
-from dashboard.views import downloads, glance, shared
+from dashboard.views import downloads, glance, replay, shared
 from monitor.alerts import RULES
 from monitor.alerts.outlook import outlook
 from monitor.metrics import is_known
@@ -96,16 +96,20 @@ SMOOTHING = {"none": 0, "5 steps": 5, "20 steps": 20, "50 steps": 50}
 
 def page() -> None:
     with st.container(horizontal=True, vertical_alignment="center", key="run-head"):
-        entry = shared.pick_run(label_visibility="collapsed", width=320)
+        entry = shared.pick_run(label_visibility="collapsed", width=320, ends=replay.PARAMETERS)
         if entry is None:
             return
         shared.status_badge(entry)
         st.caption(markdown("{}", shared.describe(entry)), width="stretch")
+        replay.offer(entry)
         with st.popover("View", icon=":material/tune:"):
             view = _view(entry)
         with st.popover("Download", icon=":material/download:"):
             downloads.run(entry)
     shared.title("Run", entry.name)
+    tape = replay.bar(entry)
+    if tape is not None and not tape.is_over:
+        entry = replace(entry, status="running")  # as it was then
     run = data.followed(entry.name)
     if not run.keys and not len(data.sample_steps(entry.name)):
         st.info(
@@ -119,6 +123,7 @@ def page() -> None:
         RunAlerts(data.transitions(entry.name), data.actions(entry.name), frozenset(run.keys)),
         data.milestones(entry.name),
         view,
+        "" if tape is None else tape.name,
     )
     window = data.window(entry.name, glance.KEYS)
     glance.show(entry, window)
@@ -131,7 +136,8 @@ def page() -> None:
     _show(drawing, "Distributions of tokens", partial(_distributions, drawing))
     _others(drawing)
     _events(entry)
-    shared.follow(Live(drawing, data.urgent(entry.name), time.monotonic()))
+    live = Live(drawing, data.urgent(entry.name), time.monotonic())
+    shared.follow(live if tape is None else replay.Played(tape, live))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +243,7 @@ class Drawing:
     alerts: RunAlerts
     milestones: Frame
     view: View
+    tape: str = ""  # of a replay: what newer points of an earlier one are not mistaken for
     shown: list[Section] = field(default_factory=list)  # filled while the page is made
 
     @property
@@ -279,7 +286,7 @@ class Drawing:
 
     def live(self, what: str) -> str:
         """The name under which newer points of a curve come."""
-        return f"{self.name}/{what}"
+        return f"{self.name}{self.tape}/{what}"
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a series, with as many points as a chart can show."""
@@ -316,7 +323,8 @@ def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: 
     chosen: what the reader has chosen to see in it.
     """
     rows = (n_rows(drawing.alerts.alerts), n_rows(drawing.alerts.actions), data.history(drawing.name))
-    asked = (drawing.theme.name, drawing.view, shared.pinned_step(drawing.name), rows, tuple(chosen))
+    pinned, status = shared.pinned_step(drawing.name), drawing.entry.status
+    asked = (drawing.theme.name, drawing.view, drawing.tape, status, pinned, rows, tuple(chosen))
     section = data.remembered(
         drawing.name, heading, asked, build, lag_s=SEEN_S if shared.is_visible(heading) else UNSEEN_S
     )
@@ -532,7 +540,7 @@ def _chosen_series(drawing: Drawing, chosen: Sequence[str]) -> Section:
 
 
 def _events(entry: RunEntry) -> None:
-    happened = data.events([entry.name])
+    happened = data.events(entry.name)
     if n_rows(happened):
         shared.small_heading("Events")
         table = {

@@ -74,13 +74,13 @@ def _episodes(log: Frame) -> Iterator[tuple[str, Episode[Any]]]:
             yield run, episode
 
 
-def verdicts(con: duckdb.DuckDBPyConnection | Store, runs: Sequence[str]) -> Frame:
+def verdicts(con: duckdb.DuckDBPyConnection | Store, runs: Sequence[str], until: int | None = None) -> Frame:
     """run, health, sentence, step (nan without one), ts: the newest word on each run that has one.
 
     It is the newest event of kind "verdict", in which a run's alert engine notes "<health>: <sentence>" as soon as it
     can judge the run, whenever an alert fires or resolves, and at the end. health is too early, healthy, info, warning
     or critical. Of a run without any (of an older version, or of another engine) it is the newest alert that fires: its
-    severity and message.
+    severity and message. until: of what was said up to this step; None: of all.
     """
     return frame(
         con,
@@ -89,12 +89,14 @@ def verdicts(con: duckdb.DuckDBPyConnection | Store, runs: Sequence[str]) -> Fra
             SELECT run, told.health, told.sentence, step, ts
             FROM (SELECT *, regexp_extract(message, '(?s)^(too early|healthy|info|warning|critical): (.+)$',
                                            ['health', 'sentence']) AS told
-                  FROM events SEMI JOIN asked USING (run) WHERE kind = 'verdict')
+                  FROM events SEMI JOIN asked USING (run) WHERE kind = 'verdict'
+                  AND (step <= ?::BIGINT) IS NOT FALSE)
             WHERE told.health <> ''
             QUALIFY row_number() OVER (PARTITION BY run ORDER BY attempt DESC, ts DESC) = 1
         ), newest AS (
             SELECT run, state, severity AS health, message AS sentence, step, ts
             FROM alerts SEMI JOIN asked USING (run) ANTI JOIN said USING (run)
+            WHERE (step <= ?::BIGINT) IS NOT FALSE
             QUALIFY row_number() OVER (PARTITION BY run, rule ORDER BY step DESC, ts DESC) = 1
         ), fires AS (
             SELECT run, health, sentence, step, ts FROM newest WHERE state = 'firing'
@@ -103,7 +105,7 @@ def verdicts(con: duckdb.DuckDBPyConnection | Store, runs: Sequence[str]) -> Fra
         SELECT run, health, sentence, CAST(step AS DOUBLE) AS step, ts
         FROM (FROM said UNION ALL FROM fires) ORDER BY run
         """,
-        [list(runs)],
+        [list(runs), until, until],
     )
 
 

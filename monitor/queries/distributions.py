@@ -96,9 +96,14 @@ def joint_counts(
     metric: str = "entropy*deviation",
     split: str = "all",
     after: int = -1,
+    until: int | None = None,
 ) -> np.ndarray:
-    """Joint counts int64 [cells(a), cells(b)] of a metric "a*b", summed over the steps later than `after`."""
-    rows = frame(con, f"{HISTOGRAMS} AND step > ?", [run, metric, split, after])
+    """Joint counts int64 [cells(a), cells(b)] of a metric "a*b", summed over the steps after < step <= `until`.
+
+    until: None for all later steps.
+    """
+    question = f"{HISTOGRAMS} AND step > ? AND (step <= ?::BIGINT) IS NOT FALSE"
+    rows = frame(con, question, [run, metric, split, after, until])
     if not n_rows(rows):
         return np.zeros((0, 0), np.int64)
     shape = tuple(n_cells(part) for part in str(rows["edges_id"][0]).split("*"))

@@ -110,6 +110,34 @@ class Followed:
             return fresh
 
 
+class Past:
+    """A run as it stood after a step: it answers like its `Followed`, and with nothing later than `until`."""
+
+    def __init__(self, whole: Followed, until: int) -> None:
+        self.whole, self.until = whole, until
+
+    @property
+    def keys(self) -> list[str]:
+        """Every key that was recorded by then, sorted."""
+        return [key for key in self.whole.keys if len(self.series(key)[0])]
+
+    @property
+    def newest_step(self) -> int:
+        """The newest step of any series by then; -1 without any."""
+        return max((int(self.series(key)[0][-1]) for key in self.keys), default=-1)
+
+    def series(self, key: str) -> Series:
+        """The series up to `until`."""
+        steps, values = self.whole.series(key)
+        end = int(np.searchsorted(steps, self.until, side="right"))
+        return steps[:end], values[:end]
+
+    def counts(self, con: duckdb.DuckDBPyConnection, metric: str, split: str) -> Frame:
+        """Counts of every step up to `until`; as `Followed.counts`."""
+        rows = self.whole.counts(con, metric, split)
+        return {name: column[rows["step"] <= self.until] for name, column in rows.items()}
+
+
 def _stretches(names: np.ndarray) -> list[tuple[str, int, int]]:
     """(name, first row, one after the last) of each stretch of equal names."""
     if not len(names):
