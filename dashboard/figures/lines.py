@@ -18,6 +18,7 @@ from monitor.queries.frames import Frame
 from monitor.queries.series import series_of
 from monitor.stats.entropy_law import fit_entropy_law
 
+MOST_MARKED = 60  # points of a curve that are marked one by one: more would be a rope
 LAW_R2 = 0.3  # share of the variance below which the entropy-reward law is not drawn
 
 
@@ -73,7 +74,7 @@ def _trace(line: Line, unit: str) -> go.Scatter:
         x=compact(line.x),
         y=compact(line.y),
         name=plotly(line.name),
-        mode="lines+markers" if line.points or len(line.x) == 1 else "lines",
+        mode="lines+markers" if len(line.x) == 1 or (line.points and len(line.x) <= MOST_MARKED) else "lines",
         line={"color": colour, "width": 1 if line.faint else 1.8, "dash": line.dash},
         marker={"size": 7, "color": line.colour},
         showlegend=not line.faint,

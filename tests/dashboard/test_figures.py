@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dashboard.figures import distributions
-from dashboard.figures.lines import (
+from dashboard.figures.lines import MOST_MARKED, (
     Line,
     entropy_against_reward,
     is_flat,
@@ -119,6 +119,13 @@ def test_each_mark_tells_the_numbers_of_its_own_transition() -> None:
     assert worse.hovertemplate.startswith("<b>gets worse at step %{x}</b>")  # one of a near step shows beside it
     colours = [mark.marker.color[0] for mark in (fires, worse)]
     assert colours == [LIGHT.severity["warning"], LIGHT.severity["critical"]]
+
+
+def test_points_are_marked_one_by_one_only_where_they_are_few() -> None:
+    for n, mode in ((1, "lines+markers"), (MOST_MARKED, "lines+markers"), (MOST_MARKED + 1, "lines")):
+        steps = np.arange(n)
+        fig = lines(LIGHT, "reward", [Line("a", steps, steps / 10, LIGHT.accent, points=True)])
+        assert fig.data[0].mode == mode and len(fig.data[0].x) == n
 
 
 def test_no_alert_leaves_the_figure_alone() -> None:
