@@ -53,7 +53,8 @@ def main() -> None:
     st.html(READABLE)
     if shared.theme() is DARK:
         st.html(ON_ACCENT)
-    drawn = data.poll()
+    with st.spinner("Reading the store…"):  # which shows only where that takes its time: when the server is new
+        drawn = data.poll()
     for of_a_page in ("follows", "until"):
         st.session_state.pop(of_a_page, None)
     if _ready():

@@ -68,6 +68,14 @@ def doubts(arms: Sequence[Arm], entries: Mapping[str, RunEntry]) -> list[str]:
     twice = sorted({run for run in every if every.count(run) > 1})
     if twice:
         told.append(f"{', '.join(twice)} is on more than one side.")
+    known = {run: entries[run] for run in every if run in entries}
+    short = {run: entry.status for run, entry in known.items() if entry.status in ("crashed", "failed", "stopped")}
+    if short:
+        names = ", ".join(f"{run} {status}" for run, status in sorted(short.items()))
+        told.append(f"Not all runs came to their end, so their newest values are of other steps: {names}.")
+    unknown = sorted(run for run, entry in known.items() if not entry.info)
+    if unknown:
+        told.append(f"The settings of {', '.join(unknown)} cannot be read: rlvr store check says what is wrong.")
     for arm in arms:
         kinds = sorted({str(entries[run].info.get("weighting")) for run in arm.runs if run in entries})
         if len(kinds) > 1:

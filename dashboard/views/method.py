@@ -31,6 +31,7 @@ def page() -> None:
             return
         shared.status_badge(entry)
         st.caption(markdown("{}", shared.describe(entry)), width="stretch")
+    shared.what_now(entry)
     theme = shared.theme()
     kind = str(entry.info.get("weighting", "uniform"))
     colour = arm_colours([kind], theme)[kind] if kind != "uniform" else theme.accent

@@ -107,6 +107,7 @@ def page() -> None:
         with st.popover("Download", icon=":material/download:"):
             downloads.run(entry)
     shared.title("Run", entry.name)
+    shared.what_now(entry)
     tape = replay.bar(entry)
     if tape is not None and not tape.is_over:
         entry = replace(entry, status="running")  # as it was then
@@ -128,6 +129,7 @@ def page() -> None:
     window = data.window(entry.name, glance.KEYS)
     glance.show(entry, window)
     _show(drawing, shared.FIRST, partial(_first, drawing))
+    _evaluated(entry, run.keys)
     glance.strip(entry, window)
     glance.alerts(entry)
     _key_of_milestones(drawing.milestones)
@@ -343,6 +345,19 @@ def _show(drawing: Drawing, heading: str, build: Callable[[], Section], chosen: 
             shared.chart(chart, names[key], group=group, run=drawing.name, section=heading, step_at=drawing.step_at)
     if section.quiet:
         st.caption(markdown("Not drawn: {}.", section.quiet))
+
+
+def _evaluated(entry: RunEntry, keys: Sequence[str]) -> None:
+    """Of a run without evaluations: what is not known of it, and when the first one comes."""
+    if any(key.startswith("eval/") for key in keys):
+        return
+    every = setting(entry.info, "config.eval.every", int)
+    if entry.status in shared.ENDED:
+        st.caption("No evaluation was recorded, so nothing is known of its pass@k and distinct answers.")
+    elif every:
+        st.caption(markdown("No evaluation yet: one comes every {} steps, with pass@k and distinct answers.", every))
+    else:
+        st.caption("No evaluation yet: pass@k and distinct answers come with the first one, if the trainer makes any.")
 
 
 def _key_of_milestones(milestones: Frame) -> None:

@@ -29,6 +29,17 @@ STATUS: dict[str, tuple[Any, str, str]] = {  # colour and icon of st.badge
     "crashed": ("red", ":material/error:", "Its process ended without closing the run."),
     "failed": ("red", ":material/error:", "It ended with an error: see its events."),
 }
+_GOES_ON = "A run of rlvr train goes on with rlvr train --resume RUN."
+WHAT_NOW = {  # what is true of a run that does not train as it should, and what to do
+    "stalled": "No new step comes, though its process lives. Look at the trainer's output and at its machine.",
+    "crashed": f"Its process is gone and did not close the run; the steps it had written are here. {_GOES_ON}",
+    "failed": f"It ended with an error: see its events at the foot of the Run page. {_GOES_ON}",
+    "stopped": f"Someone stopped it; the steps until then are here. {_GOES_ON}",
+}
+NOT_DESCRIBED = (
+    "Its run.json is missing or cannot be read, so its settings are not known. Its steps are not touched by that. "
+    "rlvr store check says what is wrong."
+)
 ENDED = ("finished", "stopped", "crashed", "failed")
 PAUSED = "paused"  # of the URL's parameter "updates": the page stays as it is while its run goes on
 SETTLE_S = 3.0  # until then the browser has heard of a change of its URL
@@ -154,6 +165,14 @@ def describe(entry: RunEntry) -> str:
         return "its run.json is missing or cannot be read"
     parts = [info.get("task"), info.get("weighting"), f"seed {info.get('seed', 0)}", info.get("model")]
     return " · ".join(str(part) for part in parts if part)
+
+
+def what_now(entry: RunEntry) -> None:
+    """A line on a run that does not train as it should, or whose description cannot be read; nothing for others."""
+    if entry.status in WHAT_NOW:
+        st.caption(markdown(":material/info: {}", WHAT_NOW[entry.status]))
+    if not entry.info:
+        st.caption(markdown(":material/broken_image: {}", NOT_DESCRIBED))
 
 
 def no_steps(entry: RunEntry) -> str:

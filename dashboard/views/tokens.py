@@ -36,6 +36,7 @@ def page() -> None:
         entry = shared.pick_run()
     if entry is None:
         return
+    shared.what_now(entry)
     steps = data.sample_steps(entry.name)
     if not len(steps):
         st.info("This run has no rollouts stored yet. They come with each recorded step; if raw tokens were pruned or "

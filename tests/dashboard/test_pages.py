@@ -33,6 +33,7 @@ from monitor.records import RunInfo, StepRecord
 from monitor.store.tail import RunEntry, Tail
 
 PAGES = ("overview", "run", "compare", "tokens")
+OTHERS = ("method", "alerts", "sql")
 SCRIPT = "from dashboard.app import main\nmain()\n"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"  # AppTest leaves its script folder to the end
@@ -77,13 +78,13 @@ def test_pages_of_a_recorded_store(monkeypatch, store: Path, page: str) -> None:
     assert not app.error and not app.warning
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, *OTHERS))
 def test_a_missing_store_says_what_to_do(monkeypatch, tmp_path: Path, page: str) -> None:
     app = open_page(monkeypatch, tmp_path / "nowhere", page)
     assert "No store at" in app.error[0].value and "rlvr train" in words(app)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, *OTHERS))
 def test_an_empty_store_says_what_to_do(monkeypatch, tmp_path: Path, page: str) -> None:
     app = open_page(monkeypatch, tmp_path, page)
     assert "No runs in" in app.info[0].value and "rlvr train" in words(app)
@@ -110,7 +111,7 @@ def test_a_run_whose_steps_and_description_cannot_be_read(monkeypatch, store: Pa
     assert "no steps yet" not in shown and ("seed 0" in shown) == (page == "overview")  # of the other run
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, *OTHERS))
 def test_torn_segments_are_reported_and_the_rest_shown(monkeypatch, store: Path, tmp_path: Path, page: str) -> None:
     shutil.copytree(store, tmp_path / "torn", symlinks=True)
     segment = next((tmp_path / "torn/runs/ict-s0/data/alerts/g0").glob("*.parquet"))
@@ -130,7 +131,7 @@ def test_torn_histograms_are_reported_once_a_page_reads_them(monkeypatch, store:
     assert "1 file could not be read" in told(app.run().warning[0]) and segment.name in told(app.warning[0])
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", (*PAGES, *OTHERS))
 @pytest.mark.parametrize("config", [None, {"eval": True, "weighting": "mine", "steps": "many"}, {"eval": {"k": None}}])
 def test_a_run_json_of_nulls_or_of_another_trainer_leaves_every_page_standing(
     monkeypatch, store: Path, tmp_path: Path, page: str, config: object
@@ -484,7 +485,7 @@ def test_figures_table_means_and_differences() -> None:
 def test_doubts_name_what_weakens_a_comparison() -> None:
     def of(name: str, weighting: str, seed: int, commit: str) -> RunEntry:
         environment = {"commit": commit, "packages": {"torch": "2.13.0"}, "device": "x86_64"}
-        return RunEntry(name, {"weighting": weighting, "seed": seed, "environment": environment})
+        return RunEntry(name, {"weighting": weighting, "seed": seed, "environment": environment}, "finished")
 
     made = [of("u0", "uniform", 0, "a" * 40), of("u1", "uniform", 1, "a" * 40), of("i0", "ict", 0, "a" * 40),
             of("r2", "random", 2, "b" * 40)]  # fmt: skip
@@ -497,8 +498,12 @@ def test_doubts_name_what_weakens_a_comparison() -> None:
         "Seeds that only mixed or uniform has are in no pair: 1, 2.",
         "The runs are of different code: aaaaaaaaaaaa, bbbbbbbbbbbb.",
     ]
-    odd = RunEntry("o", {"environment": "none", "seed": None})  # a run.json that nobody checked
+    odd = RunEntry("o", {"environment": "none", "seed": None}, "finished")  # a run.json that nobody checked
     assert doubts((Arm("uniform", ("u0",)), Arm("o", ("o",))), entries | {"o": odd}) == []
+    cut = replace(entries["i0"], status="crashed")
+    assert doubts((Arm("uniform", ("u0",)), Arm("ict", ("i0",))), entries | {"i0": cut}) == [
+        "Not all runs came to their end, so their newest values are of other steps: i0 crashed."
+    ]
 
 
 def drawn_rollouts(app: AppTest) -> list[dict[str, Any]]:
@@ -554,3 +559,62 @@ def test_milestones_are_checkpoints_resumes_and_evaluations(monkeypatch, tmp_pat
     assert steps.tolist() == [10, 20] and told == [f"pass@1, heldout: {value:.1%}" for value in values]
     assert "At the foot of the charts: | evaluation, □ checkpoint, ▶ resume." in words(app)
     assert "Not marked" not in words(app)
+
+
+@pytest.fixture(scope="module")
+def ended_otherwise(tmp_path_factory) -> Path:
+    """Four runs of 3 steps without evaluation: one stopped, one failed, one crashed, one that stalls."""
+    store = tmp_path_factory.mktemp("ended")
+    for seed, status in enumerate(("stopped", "failed", "crashed", "stalled")):
+        with Recorder(store, simulated.info(status, "ict" if seed else "uniform", 0, 60)) as recorder:
+            for number in range(1, 4):
+                recorder.record(*simulated.step(number, weighting="ict", seed=seed, total=60))
+            recorder.close(status if status in ("stopped", "failed") else "finished")
+        path = next((store / "runs" / status).glob("heartbeat*.json"))
+        now, beat = time.time(), json.loads(path.read_text())
+        if status in ("crashed", "stalled"):  # of another machine, whose processes nobody here can see
+            beat |= {"status": "running", "host": "elsewhere", "lock": False}
+            beat |= {"ts": now - (3600 if status == "crashed" else 5), "last_step_ts": now - 3600, "active_ts": None}
+            path.write_text(json.dumps(beat))
+    return store
+
+
+@pytest.mark.parametrize("page", ["run", "tokens", "method"])
+def test_a_run_that_does_not_train_as_it_should_says_what_is_true_and_what_to_do(
+    monkeypatch, ended_otherwise: Path, page: str
+) -> None:
+    what_to_do = {
+        "stopped": "Someone stopped it.*resume RUN", "failed": "ended with an error.*resume RUN",
+        "crashed": "process is gone.*resume RUN", "stalled": "No new step comes.*Look at the trainer's output",
+    }  # fmt: skip
+    for status, said in what_to_do.items():
+        shown = words(open_page(monkeypatch, ended_otherwise, page, run=status))
+        assert [other for other in what_to_do if re.search(what_to_do[other], shown)] == [status], (status, shown)
+        assert re.search(said, shown)
+        if page == "run":
+            assert ("No evaluation yet" in shown) == (status == "stalled")
+            assert ("No evaluation was recorded" in shown) == (status != "stalled")
+
+
+def test_the_other_pages_tell_the_state_of_their_runs(monkeypatch, ended_otherwise: Path, tmp_path: Path) -> None:
+    rows = table_rows(open_page(monkeypatch, ended_otherwise, "overview"))
+    assert {name: row["status"] for name, row in rows.items()} == {name: name for name in rows} and len(rows) == 4
+    shown = words(open_page(monkeypatch, ended_otherwise, "compare", a="stopped", b="crashed"))
+    assert "Not all runs came to their end" in shown and "crashed crashed, stopped stopped" in shown
+    store = Path(shutil.copytree(ended_otherwise, tmp_path / "unread", symlinks=True))
+    (store / "runs/crashed/run.json").write_text('{"name": "cr')
+    for page in ("run", "tokens", "method"):
+        shown = words(open_page(monkeypatch, store, page, run="crashed"))
+        assert "Its run.json is missing or cannot be read, so its settings are not known" in shown
+    shown = words(open_page(monkeypatch, store, "compare", a="stopped", b="crashed"))
+    assert "The settings of crashed cannot be read" in shown
+
+
+def test_a_live_run_says_when_its_first_evaluation_comes(monkeypatch, tmp_path: Path) -> None:
+    about = simulated.info("live", "ict", 0, 60)
+    with Recorder(tmp_path, replace(about, config=dict(about.config) | {"eval": {"every": 25}})) as recorder:
+        recorder.record(*simulated.step(1, weighting="ict", seed=0, total=60))
+        recorder.flush()
+        shown = words(open_page(monkeypatch, tmp_path, "run", run="live"))
+        assert "No evaluation yet: one comes every 25 steps" in shown
+        assert "Too early to judge: a verdict needs 20 steps after warm-up" in shown
