@@ -1,14 +1,16 @@
-"""What one redraw of the run page costs at 1,300 steps: poll, queries, figures, JSON. And the Overview of 301 runs.
+"""What one redraw of the run page costs at 1,300 steps: poll, queries, figures, JSON. Overview of 301 runs; long runs.
 
 Of the Overview, in headless Chromium before the real server: the first page, and how long a step of the one live run
-takes from the end of `flush()` to the page while the 300 others stand still. Needs playwright and Chromium
-(RLVR_CHROMIUM, else /usr/bin/chromium).
+takes from the end of `flush()` to the page while the 300 others stand still. Of ten runs of 5,000 steps: how long the
+pages that show all of them take until their data is on the screen, from a server that has read nothing and from one
+that has. Needs playwright and Chromium (RLVR_CHROMIUM, else /usr/bin/chromium).
 
-Run: python benchmarks/bench_dashboard.py
+Run: python benchmarks/bench_dashboard.py [redraw] [overview] [long]    # all of them unless some are named
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -20,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, no_options, write_rows
+from harness import RESULTS, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "dashboard"))
 import simulated
@@ -38,6 +40,13 @@ from monitor.store.tail import Tail
 
 STEPS, RUN, REPEATS = 1300, "ict-s0", 15
 RUNS, RUN_STEPS, LIVE_STEPS = 300, 120, 40  # of the Overview: ended runs, steps of each, steps of the live one
+LONG_RUNS, LONG_STEPS, LONG_REPEATS = 10, 5000, 7
+LONG_PAGES = {  # (page, what is waited for) -> what says that it is on the screen
+    ("overview", "every row"): "() => [...document.querySelectorAll('.rlvr-runs tbody tr')].filter(row => "
+    f"row.textContent.includes('{LONG_STEPS:,} of')).length === 2",  # the seeds of an arm are one row
+    ("compare", "verdict"): "() => document.querySelector('[data-testid=stAlert]')",
+    ("compare", "six charts"): "() => document.querySelectorAll('.rlvr-plot .main-svg:first-child').length >= 6",
+}  # fmt: skip
 
 
 def record(store: Path) -> None:
@@ -162,9 +171,64 @@ def overview() -> None:
         write_rows(RESULTS / "dashboard_overview.csv", [measure_overview(Path(folder))], ("duckdb", "streamlit"))
 
 
-def main() -> None:
-    no_options(__doc__)
-    overview()
+def record_long(store: Path) -> None:
+    """LONG_RUNS ended runs of LONG_STEPS steps, half of each weighting: two of them and copies as other seeds."""
+    for weighting in ("uniform", "ict"):
+        first = f"{weighting}-s0"
+        with Recorder(store, simulated.info(first, weighting, 0, LONG_STEPS), queue_steps=4 * LONG_STEPS) as recorder:
+            for number in range(1, LONG_STEPS + 1):
+                recorder.record(simulated.step(number, weighting=weighting, seed=0, total=LONG_STEPS)[0])
+                while number % 50 == 0 and recorder.queue_depth > 500:
+                    time.sleep(0.01)
+        for seed in range(1, LONG_RUNS // 2):
+            name = f"{weighting}-s{seed}"
+            folder = shutil.copytree(store / "runs" / first, store / "runs" / name, symlinks=True)
+            for path in [folder / "run.json", *folder.glob("heartbeat*.json")]:
+                found = json.loads(path.read_text())
+                found |= {"run": name} if "heartbeat" in path.name else {"name": name, "seed": seed}
+                path.write_text(json.dumps(found))
+
+
+def measure_long(store: Path) -> list[dict[str, Any]]:
+    """A row for each page: seconds until its data is on the screen."""
+    from playwright.sync_api import sync_playwright
+
+    rows = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for (name, what), shown in LONG_PAGES.items():
+            server, url = start(store)
+            try:
+                page = browser.new_page(viewport={"width": 1440, "height": 900})
+                times = []
+                for _ in range(1 + LONG_REPEATS):  # the first by a server that has read nothing yet
+                    began = time.perf_counter()
+                    page.goto(f"{url}/{name}" if name != "overview" else url)
+                    page.wait_for_function(shown, timeout=120_000, polling=10)
+                    times.append(time.perf_counter() - began)
+                    page.wait_for_timeout(1500)
+                nodes = page.evaluate("document.querySelectorAll('*').length")
+                page.close()
+            finally:
+                stop(server)
+            row = {
+                "page": name, "shown": what, "runs": LONG_RUNS, "steps": LONG_STEPS, "nodes": nodes,
+                "first_page_s": round(times[0], 2), "warm_page_median_s": round(statistics.median(times[1:]), 2),
+                "warm_page_max_s": round(max(times[1:]), 2), "load": round(os.getloadavg()[0], 1),
+            }  # fmt: skip
+            print(row)
+            rows.append(row)
+        browser.close()
+    return rows
+
+
+def long_runs() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        record_long(Path(folder))
+        write_rows(RESULTS / "dashboard_long.csv", measure_long(Path(folder)), ("duckdb", "plotly", "streamlit"))
+
+
+def redraw() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         record(store)
@@ -191,6 +255,16 @@ def main() -> None:
             rows.append(measure(f"figure: {name}", build))
             rows.append(measure(f"json: {name}", build().to_json))
     write_rows(RESULTS / "dashboard.csv", rows, ("duckdb", "plotly", "streamlit", "numpy"))
+
+
+PARTS = {"redraw": redraw, "overview": overview, "long": long_runs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=list(PARTS), help="all unless some are named")
+    for part in parser.parse_args().parts or PARTS:
+        PARTS[part]()
 
 
 if __name__ == "__main__":

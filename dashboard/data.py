@@ -321,6 +321,11 @@ def remembered(name: str, question: str, arguments: tuple, ask: Callable[[], T],
     return _cached(str(store_path()), (version,), question, (name, until(name), *arguments), ask)
 
 
+def remembered_of(names: Sequence[str], question: str, arguments: tuple, ask: Callable[[], T]) -> T:
+    """`ask()`, remembered until one of several runs changes."""
+    return _cached(str(store_path()), tail().run_version(*names), question, (tuple(names), *arguments), ask)
+
+
 def joint(name: str, newest: int) -> np.ndarray:
     """Joint counts of entropy and deviation over the last `newest` steps."""
     since = followed(name).newest_step - newest
@@ -342,6 +347,11 @@ def comparison(arms: Sequence[Arm], names: Sequence[str] = ()) -> dict[str, Any]
     """`live_comparison` of the arms, the first of which is the baseline; None where one has two runs of one seed."""
     found = _paired(arms)
     return found and _ask(live_comparison, [run for arm in arms for run in arm.runs], *found, tuple(names))
+
+
+def can_pair(arms: Sequence[Arm]) -> bool:
+    """Whether no arm has two runs of one seed."""
+    return _paired(arms) is not None
 
 
 def comparison_verdicts(arms: Sequence[Arm]) -> dict[str, str] | None:

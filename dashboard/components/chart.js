@@ -22,6 +22,15 @@ function plotly() {
   return window.rlvrPlotly;
 }
 
+plotly(); // while the figures are on their way
+
+// Charts are drawn one after the other, each on the screen before the next: a page of many would stay empty for long.
+let turn = Promise.resolve();
+
+function inTurn(job) {
+  return (turn = turn.catch(() => {}).then(() => new Promise((next) => setTimeout(next))).then(job));
+}
+
 function header(root, data) {
   root.querySelector(".rlvr-title").textContent = data.title;
   root.querySelector(".rlvr-unit").textContent = data.unit;
@@ -55,7 +64,7 @@ function draw(root) {
   const { told, spec } = plot.rlvrFigure;
   const figure = grown(spec, told.group);
   plot.rlvrConfig ??= configOf(plot); // always the same object: with another one Plotly would begin anew
-  plotly().then((Plotly) => Plotly.react(plot, figure.data, figure.layout, plot.rlvrConfig)).then(() => {
+  plotly().then((Plotly) => inTurn(() => Plotly.react(plot, figure.data, figure.layout, plot.rlvrConfig))).then(() => {
     if (!plot.rlvrReady) prepare(root, plot, told);
     const group = groups.get(told.group);
     if (group?.zoom && (group.zoom.to === null || !shows(plot, group.zoom))) zoom(plot, group.zoom, group.name);

@@ -18,6 +18,7 @@ from monitor.queries.frames import Frame
 from monitor.queries.series import series_of
 from monitor.stats.entropy_law import fit_entropy_law
 
+BAND_STEPS = 200  # at which a band is computed: it costs 500 means and their order at each
 MOST_MARKED = 60  # points of a curve that are marked one by one: more would be a rope
 LAW_R2 = 0.3  # share of the variance below which the entropy-reward law is not drawn
 
@@ -124,10 +125,15 @@ def mean_line(name: str, members: Sequence[Line], colour: str) -> Line:
 
 
 def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0) -> list[go.Scatter]:
-    """Bootstrap 95 % band of the mean over runs. Empty for fewer than three runs, which say too little for a band."""
+    """Bootstrap 95 % band of the mean over runs, at up to BAND_STEPS of the steps that all of them have.
+
+    Empty for fewer than three runs, which say too little for a band.
+    """
     common = members[0].x
     for member in members[1:]:
         common = np.intersect1d(common, member.x)
+    if len(common) > BAND_STEPS:
+        common = common[np.linspace(0, len(common) - 1, BAND_STEPS).round().astype(int)]
     if len(members) < 3 or not len(common):
         return []
     values = np.stack([member.y[np.isin(member.x, common)] for member in members])

@@ -11,6 +11,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from dashboard import data
+from dashboard.components.chart import Packed, packed
 from dashboard.escape import markdown
 from dashboard.figures import distributions
 from dashboard.figures.lines import Line, arm_lines, is_flat, lines, pass_against_distinct, seed_band
@@ -19,6 +20,7 @@ from dashboard.figures.theme import Theme, arm_colours
 from dashboard.shown_arms import Arm, default_arms, doubts, figures_table
 from dashboard.views import downloads, shared
 from monitor.queries.differences import config_difference
+from monitor.queries.followed import thinned
 from monitor.queries.series import series_of
 from monitor.stats.comparison_verdict import headline
 from monitor.store.tail import RunEntry
@@ -49,6 +51,7 @@ FIGURES = (
     "weight_mean",
     "perf/step_s",
 )
+POINTS = 400  # most points of a line: more than such a chart has pixels for
 NAMES = ("run", "seed", "save", "comparison", "store")  # options that differ from run to run and change nothing
 ARMS = "abcdefghijklmnop"  # parameters of the URL, the baseline first
 PASS, DISTINCT = "eval/heldout/pass@1", "eval/heldout/distinct"
@@ -70,11 +73,12 @@ def page() -> None:
         axis = shared.choose_axis()
     with shared.grid("curves"):
         _curves(arms, colours, theme, axis)
-    with shared.grid("difference"):
-        _difference(arms, theme)
-        _pass_and_distinct(arms, colours, theme)
+    distributions_too = shared.grid("difference")
     _tables(arms)
     downloads.comparison(arms)
+    with distributions_too:  # last, because it reads the histograms of all runs
+        _pass_and_distinct(arms, colours, theme)
+        _difference(arms, theme)
 
 
 def _pick_arms(tools: DeltaGenerator) -> tuple[Arm, ...] | None:
@@ -140,13 +144,13 @@ def _more() -> None:
 
 def _verdicts(arms: Sequence[Arm]) -> None:
     """What each arm did against the baseline, in one sentence each, and what makes the comparison doubtful."""
-    sentences = data.comparison_verdicts(arms)
-    if sentences is None:
+    compared = data.comparison(arms, FIGURES)
+    if compared is None:
         st.caption("One side has two runs of one seed, so the runs cannot be paired. Choose one run of each seed.")
         return
     entries = {run: entry for arm in arms for run in arm.runs if (entry := data.run(run))}
     training = sum(entry.status == "running" for entry in entries.values())
-    for sentence in sentences.values():
+    for sentence in compared["verdicts"].values():
         st.info(markdown("**{}**{}", *headline(sentence)), icon=":material/balance:")
     so_far = f"{training} of {len(entries)} runs still train. " if training else ""
     st.caption(
@@ -173,7 +177,8 @@ def _difference(arms: Sequence[Arm], theme: Theme) -> None:
         if len(names) > 1:
             chosen = shared.choose(st.segmented_control, "Difference of", "gap", names, names[0], required=True)
         other = next(arm for arm in arms[1:] if arm.name == chosen)
-        gap = data.difference(arms[0].runs, other.runs)
+        with st.spinner("Reading the histograms of these runs…"):
+            gap = data.difference(arms[0].runs, other.runs)
         if len(gap["step"]):
             both = (arms[0].name, other.name)
             shared.chart(distributions.difference_map(theme, gap, "entropy", both), "difference")
@@ -182,6 +187,17 @@ def _difference(arms: Sequence[Arm], theme: Theme) -> None:
 
 
 def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str) -> None:
+    runs = [run for arm in arms for run in arm.runs]
+    charts = data.remembered_of(
+        runs, "compared curves", (tuple(arms), theme.name, axis), lambda: _curve_charts(arms, colours, theme, axis)
+    )
+    for key, chart in charts.items():
+        shared.chart(chart, f"compare-{key}-{axis}", group="steps" if axis == STEP else axis)
+
+
+def _curve_charts(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str) -> dict[str, Packed]:
+    """The charts of the curves, by key. Lines have as many points as a chart can show; means are of all of them."""
+    charts = dict[str, Packed]()
     runs = [run for arm in arms for run in arm.runs]
     rows = data.scalars(runs, CURVES)
     shown = [key for key in CURVES if key in set(rows["name"])]
@@ -200,12 +216,14 @@ def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: st
             fig.add_traces(band)
         if axis != STEP:
             fig.layout.xaxis.update(spent_axis(axis))
-        shared.chart(fig, f"compare-{key}-{axis}", group="steps" if axis == STEP else axis)
+        charts[key] = packed(fig)
+    return charts
 
 
 def _over(line: Line, arm: Arm, axis: str) -> Line:
     """A line over what its run, or the mean of its arm's runs, had spent at each step."""
-    return replace(line, x=_spent((line.name,) if line.faint else arm.runs, axis, line.x))
+    steps, values = thinned((line.x, line.y), POINTS)
+    return replace(line, x=_spent((line.name,) if line.faint else arm.runs, axis, steps), y=values)
 
 
 def _spent(runs: Sequence[str], axis: str, steps: np.ndarray) -> np.ndarray:

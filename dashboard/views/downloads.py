@@ -56,7 +56,7 @@ def comparison(arms: Sequence[Arm]) -> None:
     """The curves of all arms in one table, and the report of `rlvr report`."""
     with st.expander("Download", icon=":material/download:"):
         _offer("curves as CSV", "comparison.csv", "text/csv", tuple(arms), lambda: comparison_csv(arms))
-        if data.comparison(arms) is not None:
+        if data.can_pair(arms):
             _offer("report as HTML", "comparison.html", "text/html", tuple(arms), lambda: report_html(arms))
         st.caption("Each chart has buttons in its upper right corner that save it as PNG or SVG.")
 

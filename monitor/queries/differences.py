@@ -99,7 +99,7 @@ def final_figures(
     which is the lowest of the runs' best ones, so that runs are compared at equal pass@1. Values between evaluations
     lie on straight lines. "equal" is {} if some run never evaluated.
     """
-    rows = scalar_series(con, runs, [*names, level_name], max_points=10**9)
+    rows = scalar_series(con, runs, [*names, level_name], max_points=None)
     series = {run: {name: series_of(rows, run, name) for name in {*names, level_name}} for run in runs}
     levels = {run: series[run][level_name] for run in runs}
     reachable = bool(runs) and all(len(values) for _, values in levels.values())

@@ -163,7 +163,7 @@ def whole_run_figures(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """{run: entropy of the first step} and {run: figures of the whole run}."""
     names = ("entropy", "perf/step_s", "tokens", "selected_share")
-    rows = scalar_series(con, runs, names, max_points=10**9)
+    rows = scalar_series(con, runs, names, max_points=None)
     spans = alert_spans(alert_log(con, runs))
     first: dict[str, float] = {}
     whole: dict[str, dict[str, float]] = {}

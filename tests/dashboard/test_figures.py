@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dashboard.figures import distributions
-from dashboard.figures.lines import MOST_MARKED, (
+from dashboard.figures.lines import (
+    MOST_MARKED,
     Line,
     entropy_against_reward,
     is_flat,
