@@ -71,8 +71,8 @@ def doubts(arms: Sequence[Arm], entries: Mapping[str, RunEntry]) -> list[str]:
     known = {run: entries[run] for run in every if run in entries}
     short = {run: entry.status for run, entry in known.items() if entry.status in ("crashed", "failed", "stopped")}
     if short:
-        names = ", ".join(f"{run} {status}" for run, status in sorted(short.items()))
-        told.append(f"Not all runs came to their end, so their newest values are of other steps: {names}.")
+        names = ", ".join(f"{run} ({status})" for run, status in sorted(short.items()))
+        told.append(f"Not all runs came to their end, so their newest values may be of other steps: {names}.")
     unknown = sorted(run for run, entry in known.items() if not entry.info)
     if unknown:
         told.append(f"The settings of {', '.join(unknown)} cannot be read: rlvr store check says what is wrong.")

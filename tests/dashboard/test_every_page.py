@@ -9,10 +9,12 @@ from test_browser import PATIENCE_S, drawn, opened, scroll_through, until
 PAGES = {  # page -> what is there once it is drawn, and the least number of charts
     "": (".rlvr-runs tbody tr", 0),
     "run?run=uniform-s0": (".rlvr-chart .main-svg", 12),
+    "run?run=uniform-s0&replay=30": (".rlvr-chart .main-svg", 12),
     "compare": (".rlvr-chart .main-svg", 10),
     "tokens?run=ict-s0&step=17&cell=entropy:60": (".rlvr-tokens span", 0),
     "tokens?run=ict-s0&step=17&view=selected": ("[data-testid=stDataFrame]", 0),
     "method?run=ict-s0": (".rlvr-chart .main-svg", 1),
+    "alerts?judged=entropy_collapse&run=ict-s0&rule=entropy_collapse&first=12": ("[data-testid=stDataFrame]", 0),
     "alerts": ("[data-testid=stDataFrame]", 0),
     "sql?q=SELECT+run,step,value+FROM+steps+WHERE+name='reward'": (".rlvr-chart", 1),
 }

@@ -502,7 +502,7 @@ def test_doubts_name_what_weakens_a_comparison() -> None:
     assert doubts((Arm("uniform", ("u0",)), Arm("o", ("o",))), entries | {"o": odd}) == []
     cut = replace(entries["i0"], status="crashed")
     assert doubts((Arm("uniform", ("u0",)), Arm("ict", ("i0",))), entries | {"i0": cut}) == [
-        "Not all runs came to their end, so their newest values are of other steps: i0 crashed."
+        "Not all runs came to their end, so their newest values may be of other steps: i0 (crashed)."
     ]
 
 
@@ -600,7 +600,7 @@ def test_the_other_pages_tell_the_state_of_their_runs(monkeypatch, ended_otherwi
     rows = table_rows(open_page(monkeypatch, ended_otherwise, "overview"))
     assert {name: row["status"] for name, row in rows.items()} == {name: name for name in rows} and len(rows) == 4
     shown = words(open_page(monkeypatch, ended_otherwise, "compare", a="stopped", b="crashed"))
-    assert "Not all runs came to their end" in shown and "crashed crashed, stopped stopped" in shown
+    assert "Not all runs came to their end" in shown and "crashed (crashed), stopped (stopped)" in shown
     store = Path(shutil.copytree(ended_otherwise, tmp_path / "unread", symlinks=True))
     (store / "runs/crashed/run.json").write_text('{"name": "cr')
     for page in ("run", "tokens", "method"):
