@@ -269,6 +269,8 @@ def test_a_background_checkpoint_that_fails_is_an_event_and_no_good_one_to_go_ba
     checkpoints.recorder.flush(10)
     ((step, message),) = rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint_error'")
     assert step == 4 and "File too large" in message
+    saved = rows(tmp_path / "store", "SELECT step, message FROM events WHERE kind = 'checkpoint'")
+    assert saved == [(2, f"Saved as {checkpoints.folder / 'step-00000002'}.")], "said once, of what is there"
 
 
 def test_an_error_of_the_writing_thread_is_told_and_publishes_nothing(in_background, monkeypatch, caplog):

@@ -119,15 +119,15 @@ class Checkpoints:
             pending.thread.join()
             self._tried(pending.step, lambda: self._published(pending))
 
-    def _tried(self, step: int, save: Callable[[], object]) -> bool:
+    def _tried(self, step: int, save: Callable[[], Path | None]) -> bool:
         late = not self.recorder.flush(_WAIT_S)
         try:
             if self.parts.ranks.any(late):
                 raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
-            save()
+            saved = save()  # None where it is only begun
             self._newest = step
-            if self.parts.ranks.rank == 0:
-                self.recorder.event("checkpoint", f"Saved as {self.folder / f'step-{step:08d}'}.", step)
+            if saved is not None and self.parts.ranks.rank == 0:
+                self.recorder.event("checkpoint", f"Saved as {saved}.", step)
             return True
         except OSError as error:
             message = f"No checkpoint at step {step} in {self.folder}: {error}. Training goes on, the next is tried."
