@@ -1,7 +1,8 @@
 """What recording costs: the training thread's time in record(), time until a step is durable, throughput, bytes.
 
 Tokens are simulated with the shape of a trained policy's (most entropies near zero, token ids by Zipf's law, weights 0
-or 1); texts and 28 histograms and 30 scalars a step go with them. Everything is fsynced, on the disk of --store.
+or 1); texts and 28 histograms and 30 scalars a step go with them. Everything is fsynced, on the disk of --store. A
+second file, recorder_fsync.csv, compares the policies of fsync, in turn: the ratios are to "every-step".
 
     python benchmarks/bench_recorder.py [--store DIR] [--out benchmarks/results/recorder.csv]
 """
@@ -12,6 +13,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from harness import RESULTS, write_rows
@@ -21,6 +23,7 @@ from monitor.recorder import Recorder
 from monitor.records import Histogram, RunInfo, SampleTable, StepRecord, TokenTable
 from monitor.store.schema import TABLES
 from monitor.store.segments import list_segments
+from monitor.store.writer import Fsync
 
 RESPONSE = 256  # tokens of a response
 SCALARS = [key for key in METRICS if "*" not in key][:30]
@@ -118,6 +121,49 @@ def measure(store: Path, n_tokens: int, n_steps: int, pause_s: float, with_texts
     }
 
 
+def policies(store: Path, n_tokens: int = 8_192, n_steps: int = 60, rounds: int = 5) -> list[dict[str, object]]:
+    """A row for each policy of fsync: steps that are waited for, then as many as fast as the writer takes them."""
+    rng = np.random.default_rng(0)
+    table, texts, hists = tokens(rng, n_tokens), samples(rng, n_tokens // RESPONSE), histograms(rng, n_tokens)
+    scalars = {key: float(rng.random()) for key in SCALARS}
+    acknowledged: dict[str, list[float]] = {policy: [] for policy in get_args(Fsync)}
+    burst = dict.fromkeys(get_args(Fsync), 0.0)
+    for number in range(rounds):
+        for policy in get_args(Fsync):
+            with Recorder(store, RunInfo(f"{policy}-{number}"), flush_s=0.0, fsync=policy) as recorder:
+                for step in range(n_steps):
+                    started = time.perf_counter()
+                    recorder.record(StepRecord(step, scalars, hists), table, texts)
+                    while recorder.acknowledged != step:
+                        time.sleep(0.0002)
+                    acknowledged[policy].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            with Recorder(store, RunInfo(f"{policy}-{number}-fast"), flush_s=0.0, fsync=policy) as recorder:
+                for step in range(n_steps):
+                    recorder.record(StepRecord(step, scalars, hists), table, texts)
+                    recorder.flush()
+            burst[policy] += time.perf_counter() - started
+    first, *_ = get_args(Fsync)
+    made: list[dict[str, object]] = []
+    for policy in get_args(Fsync):
+        middle, late = (float(np.quantile(acknowledged[policy], share)) for share in (0.5, 0.99))
+        made.append(
+            {
+                "fsync": policy,
+                "tokens_per_step": n_tokens,
+                "steps": rounds * n_steps,
+                "acknowledged_p50_ms": round(1e3 * middle, 1),
+                "acknowledged_p99_ms": round(1e3 * late, 1),
+                "p50_ratio": round(middle / float(np.median(acknowledged[first])), 3),
+                "p99_ratio": round(late / float(np.quantile(acknowledged[first], 0.99)), 3),
+                "steps_per_s": round(rounds * n_steps / burst[policy], 1),
+                "steps_per_s_ratio": round(burst[first] / burst[policy], 3),
+            }
+        )
+        print(made[-1])
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--store", type=Path, help="folder on the disk to measure (default: a temporary one)")
@@ -129,7 +175,10 @@ def main() -> None:
             for n_tokens, n_steps, pause_s in SIZES:
                 rows.append(measure(Path(folder), n_tokens, n_steps, pause_s, with_texts))
                 print(rows[-1])
-    write_rows(args.out, rows, packages=("duckdb", "numpy", "pyarrow"))
+        compared = policies(Path(folder))
+    packages = ("duckdb", "numpy", "pyarrow")
+    write_rows(args.out, rows, packages)
+    write_rows(args.out.with_name("recorder_fsync.csv"), compared, packages)
 
 
 if __name__ == "__main__":

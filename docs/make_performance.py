@@ -100,6 +100,11 @@ TABLES = {
         "code": "code", "rows": "rows", "series": "series", "CPU, s": "cpu_s", "wall, s": "wall_s",
         "CPU of a row, us": "us_per_row", "times": "times",
     }),
+    "recorder-fsync": Table("recorder_fsync.csv", "bench_recorder.py", {
+        "fsync": "fsync", "tokens a step": "tokens_per_step", "acknowledged after, ms (median)": "acknowledged_p50_ms",
+        "99 %": "acknowledged_p99_ms", "ratio of medians": "p50_ratio", "of 99 %": "p99_ratio",
+        "steps per s, each waited for": "steps_per_s", "ratio": "steps_per_s_ratio",
+    }),
     "store": Table("store.csv", "bench_store.py", {
         "question": "question", "unit": "unit", "a file for each step": "apart", "merged while running": "merged",
         "merged at the end": "ended", "ratio": "ratio",

@@ -41,7 +41,7 @@ from monitor.records import Alert, RunInfo, SampleTable, StepRecord, TokenTable
 from monitor.store.batch import Item
 from monitor.store.mirror import Mirror
 from monitor.store.pipeline import Pipeline
-from monitor.store.writer import RunWriter
+from monitor.store.writer import Fsync, RunWriter
 
 _log = logging.getLogger("rlvr.monitor")
 _TOKENS_AT = 8_192  # raw tokens are given up once this many for each of queue_steps wait
@@ -88,6 +88,9 @@ class Recorder:
     flush_s: shortest time between two writes, seconds, so that tiny steps do not make thousands of files.
     mirror: URL of an object store, s3://BUCKET/PREFIX say, to which a thread copies what is durable here (see "Beyond
         one disk" in docs/store.md). While it cannot be reached only the copies wait; `close` tries for a minute.
+    fsync: what survives a power cut: every acknowledged step ("every-step"), all but those of about the last five
+        seconds ("interval"), or what the system has written by itself ("none"). A step that is acknowledged survives
+        the end of the process, however it ends, under each of them.
 
     Raises StoreError if the store or the run cannot be opened. Afterwards nothing raises into training.
 
@@ -112,6 +115,7 @@ class Recorder:
         tokens_every: int = 1,
         flush_s: float = 0.2,
         mirror: str | None = None,
+        fsync: Fsync = "every-step",
     ) -> None:
         for name, value, ok in (
             ("queue_steps", queue_steps, queue_steps >= 1),
@@ -129,7 +133,7 @@ class Recorder:
         self._warned: set[str] = set()
         self._closed = False
         self._owner = os.getpid()
-        writer = RunWriter(store, run, rank=rank, resume=resume, attempt=attempt)
+        writer = RunWriter(store, run, rank=rank, resume=resume, attempt=attempt, fsync=fsync)
         self._last: int | None = None  # of this attempt: a resumed one may go back to its checkpoint
         try:
             self._pipe = Pipeline(

@@ -460,9 +460,10 @@ def _build(
                 raise StoreError(f"Merging {table} of {building.parent.name} would lose {lost} rows: left alone.")
             if lost:
                 pruned[table, first.attempt, first.rank] += lost
+        fsync_folder(building / table)
     if pruned:
         text = {f"a{attempt:03d}-r{rank:03d}": rows for (_, attempt, rank), rows in sorted(pruned.items())}
-        replace_text(building / PRUNED, json.dumps(text))
+        replace_text(building / PRUNED, json.dumps(text), sync=True)
     fsync_folder(building)
 
 

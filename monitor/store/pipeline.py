@@ -220,6 +220,8 @@ class Pipeline:
                 self._process(items, events, closing)
             except Exception as error:  # a fault here must not end the thread
                 self.fault("writer_error", error, None)
+            if self._writer.sync_in_s() == 0:
+                self._sync()
             now = time.monotonic()
             write_at = now + (_RETRY_S if self._backlog or self._room.full else self._flush_s)
             if closing:
@@ -231,14 +233,15 @@ class Pipeline:
         self._end()
 
     def _take(self, write_at: float) -> tuple[list[Item], list[Event], bool]:
-        """Everything that waits, as soon as there is something and it is time to write, or the recorder closes."""
+        """Everything that waits, as soon as it is time to write or to fsync, or the recorder closes."""
         with self._wake:
             while self._status is None:
-                left = write_at - time.monotonic()
                 waits = self._items or self._events or self._backlog or self._room.full
-                if waits and left <= 0:
+                due = [write_at - time.monotonic()] if waits else []
+                due += [left for left in (self._writer.sync_in_s(),) if left is not None]
+                if due and min(due) <= 0:
                     break
-                self._wake.wait(left if waits else None)
+                self._wake.wait(min(due, default=None))
             items, events = list(self._items), self._events
             self._items.clear()
             self._events = []
@@ -441,6 +444,12 @@ class Pipeline:
             self.waiting -= n
             self._wake.notify_all()
 
+    def _sync(self) -> None:
+        try:
+            self._writer.sync()
+        except OSError as error:
+            self.fault("fsync_error", error, None)
+
     # ---- a full disk -------------------------------------------------------------------------------------------
 
     def _refused(self, error: Exception) -> None:
@@ -528,6 +537,7 @@ class Pipeline:
         if self.lost_steps:
             _log.error("%d steps could not be written and are lost: %s.", self.lost_steps, self._lost_why)
             self._status = "failed"
+        self._sync()
         self._compactor.stop()
         self._heart.stop(self._status or "stopped")
         self._writer.close()

@@ -310,8 +310,9 @@ class Puller:
                     if of == table:
                         os.link(folder / _STAGED / table / name, building / table / inner / name)
                 fsync_folder(building / table / inner)
+                fsync_folder(building / table)
             if pruned:
-                replace_text(building / PRUNED, json.dumps(pruned))
+                replace_text(building / PRUNED, json.dumps(pruned), sync=True)
             fsync_folder(building)
 
         by_table = {table: {name for of, name in gone if of == table} for table in TABLES}

@@ -41,13 +41,18 @@ def select_columns(table: str, run: str, attempt: int, rank: int) -> str:
     return ", ".join(f'{constants.get(c, f"{chr(34)}{c}{chr(34)}")}::{t} AS "{c}"' for c, t in TABLES[table].items())
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
+def fsync_file(path: Path) -> None:
+    """Make a file's bytes durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, so also renames. Raises OSError."""
+    fsync_file(folder)
 
 
 def crc32_of(path: Path, *, sync: bool = False) -> int:
@@ -67,34 +72,44 @@ def copy_segment(
     folder: Path,
     key: tuple[int, int, int, int],
     group_rows: int | None = None,
+    sync: bool = True,
 ) -> Path:
     """Write a query's rows as one durable segment: tmp, fsync, CRC into the name, rename, fsync the folder.
 
-    `key` is (attempt, rank, first step, last step), group_rows the rows of a row group. Raises OSError or
-    duckdb.Error; the temporary file is removed.
+    `key` is (attempt, rank, first step, last step), group_rows the rows of a row group. Without `sync` nothing is
+    fsynced: the segment then survives this process, but maybe no power cut. Raises OSError or duckdb.Error; the
+    temporary file is removed.
     """
     tmp = folder / f"{'-'.join(str(part) for part in key)}.parquet.tmp"
     try:
         size = f", ROW_GROUP_SIZE {group_rows}" if group_rows else ""
         con.execute(f"COPY ({query}) TO {quote(str(tmp))} ({_COPY}{size})")
-        final = folder / str(SegmentName(*key, crc32_of(tmp, sync=True)))
+        final = folder / str(SegmentName(*key, crc32_of(tmp, sync=sync)))
         os.rename(tmp, final)
     except BaseException:
         with contextlib.suppress(OSError):
             tmp.unlink(missing_ok=True)
         raise
-    fsync_folder(folder)
+    if sync:
+        fsync_folder(folder)
     return final
 
 
 def write_segment(
-    con: duckdb.DuckDBPyConnection, store: Path, run: str, table: str, rows: pa.Table, key: tuple[int, int, int, int]
+    con: duckdb.DuckDBPyConnection,
+    store: Path,
+    run: str,
+    table: str,
+    rows: pa.Table,
+    key: tuple[int, int, int, int],
+    *,
+    sync: bool = True,
 ) -> Path:
-    """Write `rows` (all columns but run, attempt and rank) as one durable segment of a run's table."""
+    """Write `rows` (all columns but run, attempt and rank) as one segment of a run's table, like `copy_segment`."""
     con.register("segment_rows", rows)
     try:
         query = f"SELECT {select_columns(table, run, key[0], key[1])} FROM segment_rows"
-        return copy_segment(con, query, table_dir(store, run, table), key)
+        return copy_segment(con, query, table_dir(store, run, table), key, sync=sync)
     finally:
         con.unregister("segment_rows")
 
@@ -140,11 +155,18 @@ def _has_seed(store: Path, table: str) -> bool:
     return False
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old or the new text, never half. Raises OSError."""
+def replace_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Replace a small file so that a reader sees the old or the new text, never half. Raises OSError.
+
+    With `sync` the text is fsynced before it takes the old one's place, but not the folder.
+    """
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        tmp.write_text(text, encoding="utf-8")
+        with open(tmp, "w", encoding="utf-8") as file:
+            file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(tmp, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -9,11 +9,12 @@ import re
 import shutil
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import duckdb
 
@@ -36,6 +37,8 @@ from monitor.store.schema import (
     table_dir,
 )
 
+Fsync = Literal["every-step", "interval", "none"]
+FSYNC_S = 5.0  # the longest time between two fsyncs of the policy "interval"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 _OPENING_S = 2.0  # how long an opening waits for the swap of a compaction
 _BEAT_BYTES = 2048  # a heartbeat is padded to as many: on a full disk it is renewed in the block that it has
@@ -45,12 +48,24 @@ class RunWriter:
     """The open attempt of one rank: holds the rank's lock, a private DuckDB, the reserve and the counts.
 
     Opening either succeeds or leaves everything as it was, so the name of a run that could not start stays free.
+    fsync: when published files are fsynced: each of them before `publish` returns ("every-step"), by `sync`, which is
+    due `FSYNC_S` after the first of them ("interval"), or never ("none").
     """
 
     def __init__(
-        self, store: str | Path, info: RunInfo, *, rank: int = 0, resume: bool = False, attempt: int | None = None
+        self,
+        store: str | Path,
+        info: RunInfo,
+        *,
+        rank: int = 0,
+        resume: bool = False,
+        attempt: int | None = None,
+        fsync: Fsync = "every-step",
     ) -> None:
-        _check_arguments(info, rank)
+        _check_arguments(info, rank, fsync)
+        self._fsync = fsync
+        self._unsynced: deque[tuple[str, str]] = deque()  # (table, name) of published files, with "interval"
+        self._sync_at: float | None = None  # when `sync` is due, monotonic
         self.store = _open_folder(store)
         self.info, self.rank = info, rank
         self.folder = run_dir(self.store, info.name)
@@ -87,6 +102,8 @@ class RunWriter:
         self._claim_attempt(undo)
         if self.rank == 0:
             self._write_run_json(resume, undo)
+        if self._fsync != "none":
+            self._sync_folders()
 
     def last_step(self) -> int | None:
         """The last step that earlier attempts of this rank have committed, taken from the names of their segments."""
@@ -107,13 +124,36 @@ class RunWriter:
             table = self.next_table(batch)
             rows = batch.tables[table]
             key = (self.attempt, self.rank, *batch.span(table))
-            path = segments.write_segment(self._con, self.store, self.info.name, table, rows, key)
+            sync = self._fsync == "every-step"
+            path = segments.write_segment(self._con, self.store, self.info.name, table, rows, key, sync=sync)
+            if self._fsync == "interval":
+                self._unsynced.append((table, path.name))
+                self._sync_at = self._sync_at or time.monotonic() + FSYNC_S
             del batch.tables[table]
             n_segments, n_rows = self.counts[table]
             self.counts[table] = n_segments + 1, n_rows + rows.num_rows
             size = path.stat().st_size
             self.bytes += size
             self.token_bytes += size if table == "tokens" else 0
+
+    def sync_in_s(self) -> float | None:
+        """Seconds until `sync` is due, 0 if it is; None if nothing waits for it."""
+        return None if self._sync_at is None else max(0.0, self._sync_at - time.monotonic())
+
+    def sync(self) -> None:
+        """Make durable what was published without fsync. Raises OSError; call again to go on."""
+        self._sync_at = time.monotonic() + FSYNC_S if self._unsynced else None
+        folders = set()
+        for table, name in self._unsynced:
+            folder = table_dir(self.store, self.info.name, table)
+            with contextlib.suppress(FileNotFoundError):  # merged meanwhile, which is durable
+                segments.fsync_file(folder / name)
+                folders.add(folder)
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):  # replaced meanwhile: the swap has fsynced the next one
+                segments.fsync_folder(folder)
+        self._unsynced.clear()
+        self._sync_at = None
 
     def reconnect(self) -> None:
         """Replace the private DuckDB, which after some errors refuses every statement. Raises duckdb.Error."""
@@ -298,14 +338,29 @@ class RunWriter:
         else:
             undo.callback(path.unlink, missing_ok=True)
         now = time.time()
-        mark = {"attempt": self.attempt, "started": now, "resumed_after": self.last_step() if resume else None}
+        resumed = self.last_step() if resume else None
+        mark = {"attempt": self.attempt, "started": now, "resumed_after": resumed, "fsync": self._fsync}
         stored = (read_info(path) if resume else None) or {}
         attempts = [*(stored.get("attempts") or []), mark]
         known = {"schema_version": SCHEMA_VERSION, "created": stored.get("created") or now, "attempts": attempts}
-        segments.replace_text(path, json.dumps(known | asdict(self.info), indent=1, default=str))
+        text = json.dumps(known | asdict(self.info), indent=1, default=str)
+        segments.replace_text(path, text, sync=self._fsync != "none")
+
+    def _sync_folders(self) -> None:
+        """Make the folders durable into which segments will be written: a new run must not vanish with its steps."""
+        folders: set[Path] = set()
+        for table in TABLES:
+            folder = table_dir(self.store, self.info.name, table)
+            folders.update(part for part in (folder, *folder.parents) if part.is_relative_to(self.store))
+        for folder in sorted(folders, reverse=True):  # the deepest first
+            segments.fsync_folder(folder)
+        with contextlib.suppress(PermissionError):  # of a store at the root, say
+            segments.fsync_folder(self.store.parent)
 
 
-def _check_arguments(info: RunInfo, rank: int) -> None:
+def _check_arguments(info: RunInfo, rank: int, fsync: str) -> None:
+    if fsync not in get_args(Fsync):
+        raise StoreError(f"fsync is {fsync!r}, expected {', '.join(get_args(Fsync))}. Change it or leave it out.")
     if not _RUN_NAME.fullmatch(info.name):
         raise StoreError(
             f"Run name {info.name!r} cannot be used: expected 1 to 120 of letters, digits, '.', '_' and '-', "

@@ -15,7 +15,8 @@ store, run, resume = sys.argv[1], sys.argv[2], "resume" in sys.argv[3]
 if "often" in sys.argv[3]:
     compact.TOGETHER = background.TOGETHER = 4
     background._PAUSE_S = 0.0
-recorder = Recorder(store, RunInfo(run), resume=resume, flush_s=0.0)
+fsync = next((policy for policy in ("interval", "none") if policy in sys.argv[3]), "every-step")
+recorder = Recorder(store, RunInfo(run), resume=resume, flush_s=0.0, fsync=fsync)
 told = None
 for step in range(int(sys.argv[4]), 1_000_000):
     recorder.record(step_record(step), tokens(step), samples(step))

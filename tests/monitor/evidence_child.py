@@ -18,10 +18,12 @@ store, last, dies = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "before-commit
 write = segments.write_segment
 
 
-def write_or_die(con: Any, root: Any, run: str, table: str, rows: Any, key: tuple[int, int, int, int]) -> Any:
+def write_or_die(
+    con: Any, root: Any, run: str, table: str, rows: Any, key: tuple[int, int, int, int], **more: Any
+) -> Any:
     if dies and table == "steps" and key[3] == last:
         os.kill(os.getpid(), signal.SIGKILL)
-    return write(con, root, run, table, rows, key)
+    return write(con, root, run, table, rows, key, **more)
 
 
 segments.write_segment = write_or_die

@@ -40,12 +40,12 @@ def breaking(monkeypatch: pytest.MonkeyPatch, breaks: Callable[[str, int], bool]
     """The database dies, for good, in the n-th write of a table where breaks(table, n)."""
     real, calls = segments.write_segment, Counter[str]()
 
-    def write(con: duckdb.DuckDBPyConnection, store: Path, run: str, table: str, *rest: Any) -> Path:
+    def write(con: duckdb.DuckDBPyConnection, store: Path, run: str, table: str, *rest: Any, **more: Any) -> Path:
         calls[table] += 1
         if breaks(table, calls[table]):
             con.close()
             raise duckdb.FatalException("FATAL Error: the database has been invalidated")
-        return real(con, store, run, table, *rest)
+        return real(con, store, run, table, *rest, **more)
 
     monkeypatch.setattr(segments, "write_segment", write)
 
@@ -200,7 +200,7 @@ def test_what_waits_is_right_at_every_instant(tmp_path: Path) -> None:
 
 def test_flush_waits_without_a_busy_loop_and_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, real = threading.Event(), segments.write_segment
-    monkeypatch.setattr(segments, "write_segment", lambda *args: gate.wait(20) and real(*args))
+    monkeypatch.setattr(segments, "write_segment", lambda *args, **more: gate.wait(20) and real(*args, **more))
     with Recorder(tmp_path, RunInfo("a"), flush_s=0.0) as recorder:
         record(recorder, 1)
         started = time.monotonic()

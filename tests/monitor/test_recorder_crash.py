@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from store_data import N_SAMPLES, N_TOKENS
 
 from monitor.store.check import check_store
@@ -54,6 +55,14 @@ def test_no_acknowledged_step_is_lost(tmp_path: Path) -> None:
     found = check_store(tmp_path)
     assert not [finding for finding in found if finding.damage]
     assert sum(finding.kind == "crashed" for finding in found) == ROUNDS
+
+
+@pytest.mark.parametrize("fsync", ["interval", "none"])
+def test_without_an_fsync_for_each_step_a_kill_loses_nothing_either(tmp_path: Path, fsync: str) -> None:
+    last = killed_run(tmp_path, "a", f"new {fsync}", 1, 0.3)
+    assert last >= 1
+    assert_complete(tmp_path, "a", last)
+    assert not [finding for finding in check_store(tmp_path) if finding.damage]
 
 
 def test_a_resumed_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -208,6 +209,13 @@ def test_a_run_that_may_go_back_saves_the_policy_of_its_start(tmp_path):
     run.recorder.close()
     assert all(torch.equal(p, before[name]) for name, p in parts.policy.trained().items())
     assert not parts.updater.optimizer.state
+
+
+def test_the_policy_of_fsync_reaches_the_recorder_and_run_json(tmp_path):
+    config = parse_config([*SMALL, "--store", str(tmp_path), "--run", "r", "--record.fsync", "interval"])
+    open_run(config, prepare(config), Console(quiet=True), resume=False).recorder.close()
+    info = json.loads((tmp_path / "runs" / "r" / "run.json").read_text())
+    assert info["attempts"][0]["fsync"] == info["config"]["record"]["fsync"] == "interval"
 
 
 def test_what_cannot_be_done_is_an_event_and_training_goes_on(acting, tmp_path):

@@ -66,6 +66,7 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path):
             },
             "weighting.share is 0.3, but the entropy control starts there: expected loss.budget_min to",
         ),
+        ({"record": {"fsync": "always"}}, "fsync is 'always': input should be 'every-step', 'interval' or 'none'."),
         ({"stepps": 1}, "Unknown setting 'stepps'. Did you mean 'steps'?"),
     ],
 )

@@ -203,6 +203,10 @@ class RecordConfig(_Group):
     max_gb: float | None = Field(
         None, description="stop recording raw tokens, but around alerts, once the run takes this many GB"
     )
+    fsync: Literal["every-step", "interval", "none"] = Field(
+        "every-step", description="what survives a power cut. every-step: all acknowledged steps; interval: all but "
+        "those of about the last five seconds; none: what the system has written by itself"
+    )  # fmt: skip
     probe_every: int = Field(
         10, ge=0, description="steps between probes, which compare the predicted with the true entropy change; 0: never"
     )

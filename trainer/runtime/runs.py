@@ -79,6 +79,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
             max_gb=config.record.max_gb,
             tokens_every=config.record.tokens_every,
             mirror=config.mirror,
+            fsync=config.record.fsync,
         )
 
     recorder = _rank_0_first(ranks, open_recorder)
