@@ -21,7 +21,7 @@ _QUANTILES = (
     "(SELECT lows FROM edges WHERE edges_id = id), (SELECT highs FROM edges WHERE edges_id = id), "
     "hist_cell(counts, q * list_sum(counts)), q * list_sum(counts), low, high)",
 )
-_SHOWN = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+_SHOWN = {"p05": 5, "p25": 25, "p50": 50, "p75": 75, "p95": 95}  # percent
 _TOKEN_METRICS = ("entropy", "deviation", "logprob", "renyi2", "weight", "alive")
 # What the path of a segment says is looked at while a query is planned, once for each file, so it has to be cheap: the
 # run by the beginning of the path, the steps by the digits at fixed places before its end. Character 26 from the end is
@@ -43,13 +43,16 @@ class Macro:
     query: str
 
 
-def _quantile(share: float) -> str:
-    """The quantile in the one row of `cells` that holds it; NULL in all others."""
-    place = f"{share} * c.total"
-    return (
-        f"max(CASE WHEN c.upto >= {place} AND c.upto - c.n < {place} THEN greatest(c.low, c.min) "
-        f"+ ({place} - (c.upto - c.n)) / c.n * (least(c.high, c.max) - greatest(c.low, c.min)) END)"
-    )
+def _holds(percent: int) -> str:
+    """Whether a row of cells `c` holds a quantile, in integers, so that no rounding moves it into another cell."""
+    return f"(100 * c.upto >= {percent} * c.total AND 100 * (c.upto - c.n) < {percent} * c.total)"
+
+
+def _quantile(percent: int) -> str:
+    """The quantile, from the one row of cells `c` with borders `e` that holds it; the same in every row of a step."""
+    part = f"({percent / 100} * c.total - (c.upto - c.n)) / c.n"
+    value = f"greatest(e.low, c.min) + {part} * (least(e.high, c.max) - greatest(e.low, c.min))"
+    return f"max(CASE WHEN {_holds(percent)} THEN {value} END)"
 
 
 MACROS = {
@@ -63,26 +66,30 @@ MACROS = {
         "a, b",
         ("steps",),
         "Every scalar of two runs, step by step: name, step, a, b, difference = b - a. NULL where a run has none.",
-        "SELECT name, step, x.value AS a, y.value AS b, y.value - x.value AS difference FROM "
-        "(SELECT s.name, s.step, avg(s.value) AS value FROM steps s WHERE s.run = a GROUP BY ALL) x FULL JOIN "
-        "(SELECT s.name, s.step, avg(s.value) AS value FROM steps s WHERE s.run = b GROUP BY ALL) y "
-        "USING (name, step) ORDER BY ALL",
+        "SELECT c.name, c.step, c.of_a AS a, c.of_b AS b, c.of_b - c.of_a AS difference FROM (SELECT s.name, s.step, "
+        "avg(s.value) FILTER (s.run = a) AS of_a, avg(s.value) FILTER (s.run = b) AS of_b FROM steps s "
+        "WHERE s.run = a OR s.run = b GROUP BY s.name, s.step) c ORDER BY ALL",
     ),
     "fan": Macro(
         "of_run, of_metric, of_split",
         ("steps", "histograms"),
         "Quantiles of a metric at each step, from histograms added up over ranks: step, n, mean, p05 to p95. "
         f"of_split: {', '.join(SPLITS)}.",
-        "SELECT c.step, any_value(c.total)::BIGINT AS n, any_value(c.mean) AS mean, "
-        + ", ".join(f"{_quantile(share)} AS {name}" for name, share in _SHOWN.items())
-        + " FROM (SELECT u.*, e.lows[u.cell] AS low, e.highs[u.cell] AS high, "
-        "sum(u.n) OVER (PARTITION BY u.step ORDER BY u.cell) AS upto, sum(u.n) OVER (PARTITION BY u.step) AS total "
-        "FROM (SELECT f.step, f.edges_id, f.cell, sum(f.n) AS n, min(f.min) AS min, max(f.max) AS max, "
-        "sum(f.of_rank) / sum(f.n_rank) AS mean FROM (SELECT h.step, h.edges_id, h.min, h.max, h.sum AS of_rank, "
-        "h.n AS n_rank, unnest(range(1, len(h.counts) + 1)) AS cell, unnest(h.counts) AS n "
-        "FROM histograms h WHERE h.run = of_run AND h.metric = of_metric AND h.split = of_split) f "
-        "GROUP BY f.step, f.edges_id, f.cell HAVING sum(f.n) > 0) u JOIN edges e USING (edges_id)) c "
-        "GROUP BY c.step ORDER BY c.step",
+        # Rows are few until cells are unnested, and few again once only cells that hold a quantile are left.
+        "SELECT c.step, any_value(c.total) AS n, any_value(c.mean) AS mean, "
+        + ", ".join(f"{_quantile(percent)} AS {name}" for name, percent in _SHOWN.items())
+        + " FROM (SELECT u.*, (sum(u.n) OVER (PARTITION BY u.step ORDER BY u.cell))::BIGINT AS upto FROM ("
+        "SELECT s.step, s.edges_id, s.min, s.max, s.mean, list_sum(s.counts)::BIGINT AS total, "
+        "unnest(s.counts)::BIGINT AS n, unnest(range(1, len(s.counts) + 1)) AS cell FROM ("
+        "SELECT r.*, CASE WHEN len(r.every) = 1 THEN r.every[1] ELSE "
+        "[list_sum([one[i] FOR one IN r.every]) FOR i IN range(1, len(r.every[1]) + 1)] END AS counts FROM ("
+        "SELECT h.step, h.edges_id, list(h.counts) AS every, min(h.min) AS min, max(h.max) AS max, "
+        "sum(h.sum) / sum(h.n) AS mean FROM histograms h "
+        "WHERE h.run = of_run AND h.metric = of_metric AND h.split = of_split GROUP BY h.step, h.edges_id"
+        ") r) s) u WHERE u.n > 0) c JOIN (SELECT e.edges_id, unnest(e.lows) AS low, unnest(e.highs) AS high, "
+        "unnest(range(1, len(e.lows) + 1)) AS cell FROM edges e) e USING (edges_id, cell) WHERE "
+        + " OR ".join(_holds(percent) for percent in _SHOWN.values())
+        + " GROUP BY c.step ORDER BY c.step",
     ),
     "entropy_fan": Macro(
         "of_run",

@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 
 from monitor.errors import StoreError
-from monitor.store.catalog import COMMITS
+from monitor.store.catalog import commits_query
 from monitor.store.listing import NO_LIMIT, Listing, Segment, segment_groups
 from monitor.store.runs import STATUS_ORDER, heartbeat_files, later_version, rank_status, read_heartbeats, read_info
 from monitor.store.schema import INNER, TABLES, SegmentName
@@ -221,8 +221,8 @@ class Tail:
                         "FROM read_parquet(?, hive_partitioning = false, filename = true)",
                         [_RUN_OF_PATH, [escape_glob(path) for path in paths]],
                     )
-            commits = COMMITS.replace("FROM steps_all", "FROM steps_all WHERE run IN (SELECT unnest(?))")
-            self._con.execute(f"INSERT INTO committed {commits}", [fresh])
+            commits = commits_query("(SELECT * FROM steps_all WHERE run IN (SELECT unnest($runs)))")
+            self._con.execute(f"INSERT INTO committed {commits}", {"runs": fresh})
         except duckdb.Error:
             self._con.execute("ROLLBACK")
             return
@@ -257,8 +257,8 @@ class Tail:
             self._con.execute(f"DELETE FROM staged_{table}")
         if commits_more and not simple:
             self._con.execute("DELETE FROM committed WHERE run = ?", [entry.name])
-            commits = COMMITS.replace("FROM steps_all", "FROM steps_all WHERE run = ?")
-            self._con.execute(f"INSERT INTO committed {commits}", [entry.name])
+            commits = commits_query("(SELECT * FROM steps_all WHERE run = $run)")
+            self._con.execute(f"INSERT INTO committed {commits}", {"run": entry.name})
         self._con.execute("COMMIT")
         if all(staged):
             entry.stamps = stamps

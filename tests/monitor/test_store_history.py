@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 from store_data import record_run, samples, step_record, tokens
 
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
-from monitor.store.catalog import ensure_catalog
+from monitor.store.catalog import commits_query, ensure_catalog, steps_query
 from monitor.store.compact import compact_run
 from monitor.store.reader import open_store
 from monitor.store.schema import SegmentName
@@ -62,6 +63,31 @@ def test_a_branch_that_was_left_is_not_shown(tmp_path: Path) -> None:
     assert attempts(tmp_path, "steps") == {1: 1, 2: 1, 3: 3, 4: 3, 10: 4, 11: 4}
     compact_run(tmp_path, "a", grace_s=0.0)
     assert attempts(tmp_path, "tokens") == {1: 1, 2: 1, 3: 3, 4: 3, 10: 4, 11: 4}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_history_is_its_definition(seed: int) -> None:
+    """Of each attempt the steps below the first one of any later attempt of the run, whatever its ranks have."""
+    rng = np.random.default_rng(seed)
+    names = ("run", "attempt", "step", "rank")
+    drawn = zip(*(rng.integers(low, high, 60).tolist() for low, high in ((0, 3), (1, 5), (0, 12), (0, 2))), strict=True)
+    rows = {(f"r{run}", attempt, step, rank) for run, attempt, step, rank in drawn}
+    firsts = {}
+    for run, attempt, step, _ in rows:
+        firsts[run, attempt] = min(step, firsts.get((run, attempt), step))
+    kept = {
+        (run, attempt, step, rank)
+        for run, attempt, step, rank in rows
+        if all(step < first for (of, later), first in firsts.items() if of == run and later > attempt)
+    }
+    assert 0 < len(kept) < len(rows)
+    with duckdb.connect() as con:
+        con.execute("CREATE TABLE steps_all (run VARCHAR, attempt SMALLINT, step BIGINT, rank SMALLINT, value DOUBLE)")
+        con.executemany("INSERT INTO steps_all VALUES ($1, $2, $3, $4, 1), ($1, $2, $3, $4, 2)", sorted(rows))
+        found = con.execute(f"SELECT {', '.join(names)} FROM ({commits_query()})").fetchall()
+        assert len(found) == len(kept) and set(found) == kept
+        [(n,)] = con.execute(f"SELECT count(*) FROM ({steps_query()})").fetchall()
+        assert n == 2 * len(kept)  # two values of each
 
 
 def test_an_attempt_without_a_step_leaves_the_history_alone(tmp_path: Path) -> None:

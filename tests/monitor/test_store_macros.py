@@ -17,10 +17,11 @@ from monitor.errors import StoreError
 from monitor.metrics import cell_bounds
 from monitor.queries.distributions import count_matrix
 from monitor.recorder import Recorder
-from monitor.records import Alert, RunInfo, StepRecord, quantiles_from_counts
+from monitor.records import Alert, Histogram, RunInfo, StepRecord, quantiles_from_counts
 from monitor.store.compact import compact_run
 from monitor.store.macros import MACROS, VIEW_COMMENTS
 from monitor.store.reader import Store, open_store
+from monitor.store.schema import TABLES
 from monitor.store.segments import list_segments
 from monitor.store.tail import Tail
 
@@ -86,6 +87,20 @@ def test_the_entropy_fan_is_that_of_the_histogram(store: Store) -> None:
     np.testing.assert_allclose(quantiles, wanted, rtol=1e-12)
     [selected] = store.sql("SELECT n FROM fan('a', 'entropy', 'selected') WHERE step = 3").rows
     assert selected == (50,)
+
+
+def test_a_quantile_on_the_border_of_a_cell_lies_in_it(tmp_path: Path) -> None:
+    """1 of 20 tokens in cell 3, 19 in cell 50: rank 0.05 x 20 = 1 is the end of cell 3, 0.95 x 20 = 19 lies in 50."""
+    lows, highs = cell_bounds("nats96")
+    counts = np.zeros(len(lows), np.int64)
+    counts[3], counts[50] = 1, 19
+    made = Histogram("entropy", "all", "nats96", counts, n=20, sum=1.0, sumsq=1.0, min=0.0, max=9.0)
+    with Recorder(tmp_path, RunInfo("a")) as recorder:
+        recorder.record(StepRecord(1, {"reward": 1.0}, (made,)))
+    with open_store(tmp_path) as opened:
+        [(n, p05, p95)] = opened.sql("SELECT n, p05, p95 FROM entropy_fan('a')").rows
+    assert (n, p05) == (20, highs[3])
+    assert p95 == pytest.approx(lows[50] + 18 / 19 * (highs[50] - lows[50]), rel=1e-14)
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 8])
@@ -190,6 +205,26 @@ def test_a_macro_that_names_a_step_opens_the_files_of_that_step_alone(folder: Pa
         assert reader.con.execute("SELECT count(*) FROM bin_tokens('b', 5, 'weight', 0, 2)").fetchall() == [(N_TOKENS,)]
         with pytest.raises(duckdb.Error):  # a condition on `step` alone looks into every file
             reader.con.execute("SELECT count(*) FROM tokens WHERE run = 'b' AND step = 5 AND entropy >= 0").fetchall()
+
+
+@pytest.mark.parametrize("kind", ["store", "native"])
+def test_a_condition_on_the_run_opens_the_files_of_that_run_alone(folder: Path, tmp_path: Path, kind: str) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(folder, copy, symlinks=True)
+    with open_store(copy) as opened:
+        opened.con = opened._session.con  # type: ignore[union-attr]
+        opened.con.execute("SET parquet_metadata_cache = false")
+        for table in TABLES:
+            opened.sql(f"SELECT count(*) FROM {table}")
+            for _, path in list_segments(copy, "b", table):
+                path.write_bytes(b"broken")
+        reader = Native(copy) if kind == "native" else opened
+        for query, rows in {
+            "SELECT count(DISTINCT step) FROM steps WHERE run = 'a' AND name = 'reward'": 9,
+            "SELECT count(*) FROM tokens WHERE run = 'a'": 9 * N_TOKENS,
+            "SELECT count(*) FROM entropy_fan('a')": 8,  # the second attempt, from step 9 on, has none
+        }.items():
+            assert reader.con.execute(query).fetchall() == [(rows,)]
 
 
 def test_steps_of_nine_digits_are_found(tmp_path: Path) -> None:
