@@ -23,7 +23,7 @@ from monitor.store.segments import SEED_RUN, escape_glob, memory_connection, quo
 
 CATALOG = "store.duckdb"
 FORMAT = "v1.2.0"  # the oldest storage format; the views need DuckDB 1.3
-_CATALOG_VERSION = 6  # raise this when a view or macro changes, so that older catalogs are rebuilt
+_CATALOG_VERSION = 5  # raise this when a view or macro changes, so that older catalogs are rebuilt
 
 RUN_COLUMNS = {
     "run": "VARCHAR",
