@@ -28,6 +28,7 @@ from monitor.store.writer import Fsync
 RESPONSE = 256  # tokens of a response
 SCALARS = [key for key in METRICS if "*" not in key][:30]
 SIZES = ((8_192, 100, 0.05), (65_536, 60, 0.10), (524_288, 20, 0.50))  # tokens a step, steps, s between steps
+FEW = (65_536, 300, 0.02)  # the payload of the target for record(): with 12 scalars and 4 histograms
 
 
 def tokens(rng: np.random.Generator, n: int) -> TokenTable:
@@ -78,11 +79,22 @@ def histograms(rng: np.random.Generator, n: int) -> tuple[Histogram, ...]:
     return tuple(made)
 
 
-def measure(store: Path, n_tokens: int, n_steps: int, pause_s: float, with_texts: bool) -> dict[str, object]:
+def measure(
+    store: Path,
+    n_tokens: int,
+    n_steps: int,
+    pause_s: float,
+    with_texts: bool,
+    n_scalars: int | None = None,
+    n_histograms: int | None = None,
+) -> dict[str, object]:
     """One row: steps handed over every pause_s, then the same steps as fast as the writer takes them."""
     rng = np.random.default_rng(0)
-    made = [(tokens(rng, n_tokens), samples(rng, n_tokens // RESPONSE), histograms(rng, n_tokens)) for _ in range(4)]
-    scalars = {key: float(rng.random()) for key in SCALARS}
+    made = [
+        (tokens(rng, n_tokens), samples(rng, n_tokens // RESPONSE), histograms(rng, n_tokens)[:n_histograms])
+        for _ in range(4)
+    ]
+    scalars = {key: float(rng.random()) for key in SCALARS[:n_scalars]}
 
     def hand_over(recorder: Recorder, step: int) -> float:
         table, texts, hists = made[step % 4]
@@ -90,7 +102,7 @@ def measure(store: Path, n_tokens: int, n_steps: int, pause_s: float, with_texts
         recorder.record(StepRecord(step, scalars, hists), table, texts if with_texts else None)
         return time.perf_counter() - started
 
-    calls, durable, name = [], [], f"paced-{n_tokens}-{with_texts}"
+    calls, durable, name = [], [], f"paced-{n_tokens}-{with_texts}-{len(scalars)}"
     with Recorder(store, RunInfo(name), flush_s=0.0) as recorder:
         for step in range(n_steps):
             calls.append(hand_over(recorder, step))
@@ -101,7 +113,9 @@ def measure(store: Path, n_tokens: int, n_steps: int, pause_s: float, with_texts
             time.sleep(max(0.0, pause_s - durable[-1]))
     n_bytes = {table: sum(path.stat().st_size for _, path in list_segments(store, name, table)) for table in TABLES}
     started = time.perf_counter()
-    with Recorder(store, RunInfo(f"burst-{n_tokens}-{with_texts}"), queue_steps=4 * n_steps, flush_s=0.0) as recorder:
+    with Recorder(
+        store, RunInfo(f"burst-{n_tokens}-{with_texts}-{len(scalars)}"), queue_steps=4 * n_steps, flush_s=0.0
+    ) as recorder:
         for step in range(n_steps):
             hand_over(recorder, step)
     burst = time.perf_counter() - started
@@ -109,6 +123,8 @@ def measure(store: Path, n_tokens: int, n_steps: int, pause_s: float, with_texts
         "tokens_per_step": n_tokens,
         "steps": n_steps,
         "texts": with_texts,
+        "scalars": len(scalars),
+        "histograms": len(made[0][2]),
         "record_p50_us": round(float(np.quantile(calls, 0.5)) * 1e6, 1),
         "record_p99_us": round(float(np.quantile(calls, 0.99)) * 1e6, 1),
         "durable_p50_ms": round(float(np.quantile(durable, 0.5)) * 1e3, 1),
@@ -171,6 +187,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=args.store) as folder:
+        rows.append(measure(Path(folder), *FEW, False, 12, 4))
+        print(rows[-1])
         for with_texts in (False, True):
             for n_tokens, n_steps, pause_s in SIZES:
                 rows.append(measure(Path(folder), n_tokens, n_steps, pause_s, with_texts))

@@ -100,6 +100,12 @@ TABLES = {
         "code": "code", "rows": "rows", "series": "series", "CPU, s": "cpu_s", "wall, s": "wall_s",
         "CPU of a row, us": "us_per_row", "times": "times",
     }),
+    "recorder": Table("recorder.csv", "bench_recorder.py", {
+        "tokens a step": "tokens_per_step", "scalars": "scalars", "histograms": "histograms", "texts": "texts",
+        "record(), us (median)": "record_p50_us", "99 % (target 500)": "record_p99_us",
+        "until durable, ms (median)": "durable_p50_ms", "99 %": "durable_p99_ms",
+        "token rows per s (target 8 M)": "writer_tokens_per_s", "bytes a token row (target 12)": "bytes_per_token",
+    }),
     "recorder-fsync": Table("recorder_fsync.csv", "bench_recorder.py", {
         "fsync": "fsync", "tokens a step": "tokens_per_step", "acknowledged after, ms (median)": "acknowledged_p50_ms",
         "99 %": "acknowledged_p99_ms", "ratio of medians": "p50_ratio", "of 99 %": "p99_ratio",
