@@ -105,6 +105,7 @@ TABLES = {
         "record(), us (median)": "record_p50_us", "99 % (target 500)": "record_p99_us",
         "until durable, ms (median)": "durable_p50_ms", "99 %": "durable_p99_ms",
         "token rows per s (target 8 M)": "writer_tokens_per_s", "bytes a token row (target 12)": "bytes_per_token",
+        "packed by xz": "packed_bytes_per_token",
     }),
     "recorder-fsync": Table("recorder_fsync.csv", "bench_recorder.py", {
         "fsync": "fsync", "tokens a step": "tokens_per_step", "acknowledged after, ms (median)": "acknowledged_p50_ms",
