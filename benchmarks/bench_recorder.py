@@ -31,7 +31,7 @@ RESPONSE = 256  # tokens of a response
 SCALARS = [key for key in METRICS if "*" not in key][:30]
 # tokens a step, steps, s between steps. Below 64 steps nothing is merged, which would pack the four tables that repeat.
 SIZES = ((8_192, 60, 0.05), (65_536, 60, 0.10), (524_288, 20, 0.50))
-FEW = (65_536, 60, 0.05)  # the payload of the target for record(): with 12 scalars and 4 histograms
+FEW = (65_536, 300, 0.02)  # the payload of the target for record(): with 12 scalars and 4 histograms; some is merged
 
 
 def tokens(rng: np.random.Generator, n: int) -> TokenTable:
