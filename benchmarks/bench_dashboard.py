@@ -5,7 +5,7 @@ takes from the end of `flush()` to the page while the 300 others stand still. Of
 pages that show all of them take until their data is on the screen, from a server that has read nothing and from one
 that has. Needs playwright and Chromium (RLVR_CHROMIUM, else /usr/bin/chromium).
 
-Run: python benchmarks/bench_dashboard.py [redraw] [overview] [long]    # all of them unless some are named
+Run: python benchmarks/bench_dashboard.py [--only redraw overview long]
 """
 
 from __future__ import annotations
@@ -262,8 +262,10 @@ PARTS = {"redraw": redraw, "overview": overview, "long": long_runs}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=list(PARTS), help="all unless some are named")
-    for part in parser.parse_args().parts or PARTS:
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PARTS), default=[], help="parts to measure; all unless some are named"
+    )
+    for part in parser.parse_args().only or PARTS:
         PARTS[part]()
 
 

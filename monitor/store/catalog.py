@@ -116,13 +116,9 @@ def commits_query(steps: str = "steps_all") -> str:
     return f"SELECT DISTINCT run, step, rank, attempt FROM ({steps_query(steps)})"
 
 
-def _run_of_file(root: str) -> str:
-    """SQL for the run of a segment's path, which begins with ROOT/runs/RUN.
-
-    DuckDB computes this once for 2,048 rows with one path. It would not if it were a CASE or split_part, which is one.
-    """
-    rest = f"substr(filename, {len(root) + len('/runs/') + 1})"
-    return f"substr({rest}, 1, instr({rest}, '/') - 1)"
+# The run of a segment's path, which ends in RUN/data/TABLE/g8/NAME, or in RUN/data/TABLE/NAME. A copy that a user
+# keeps in another folder there so belongs to no run.
+RUN_OF_FILE = "split_part(filename, '/', CASE WHEN split_part(filename, '/', -2)[1] = 'g' THEN -5 ELSE -4 END)"
 
 
 def segments_query(table: str, sources: Sequence[str], root: str) -> str:
@@ -135,7 +131,7 @@ def segments_query(table: str, sources: Sequence[str], root: str) -> str:
     columns = {
         name: f'"{name}"::{kind}' if name in FORMER_TYPES else f'"{name}"' for name, kind in TABLES[table].items()
     }
-    columns["run"] = _run_of_file(root)
+    columns["run"] = RUN_OF_FILE
     selected = ", ".join(f'{column} AS "{name}"' for name, column in columns.items())
     reads = [f"read_parquet({source}, hive_partitioning = false, filename = true)" for source in sources]
     rows = (f"SELECT {selected}, filename AS file FROM {read}" for read in reads)

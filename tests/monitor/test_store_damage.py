@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+import rich.table  # noqa: F401  before a test gives up the right to read Python's own files
 from store_data import record_run, samples, step_record, tokens
 
 from monitor.cli import main
