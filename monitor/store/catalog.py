@@ -121,7 +121,7 @@ def commits_query(steps: str = "steps_all") -> str:
 RUN_OF_FILE = "split_part(filename, '/', CASE WHEN split_part(filename, '/', -2)[1] = 'g' THEN -5 ELSE -4 END)"
 
 
-def segments_query(table: str, sources: Sequence[str], root: str) -> str:
+def segments_query(table: str, sources: Sequence[str]) -> str:
     """A query that reads segments: `sources` are SQL expressions, each a path or a list of paths.
 
     Beside the table's columns it has `file`, the path. All files must have the table's columns. The first file must
@@ -198,7 +198,7 @@ def catalog_statements(store: Path) -> list[str]:
         # `**` follows no links, which is why a replaced generation is not seen (monitor/store/compact.py).
         named = f"{runs}/*/data/{table}/**/a[0-9]*-r[0-9]*-s[0-9]*-[0-9]*-{'[0-9a-f]' * 8}.parquet"
         source = f"[{quote(seed)}, {quote(named)}]"
-        made.append(f"CREATE OR REPLACE VIEW {table}_segments AS {segments_query(table, [source], str(store))}")
+        made.append(f"CREATE OR REPLACE VIEW {table}_segments AS {segments_query(table, [source])}")
     return made + view_statements(str(store)) + comment_statements()
 
 

@@ -59,7 +59,7 @@ class Session:
         self._own_names = True  # False once a statement may have made views or macros of its own
         self._lock = threading.Lock()
         for table in TABLES:
-            self.con.execute(f"CREATE VIEW {table}_segments AS {segments_query(table, [], str(root))}")
+            self.con.execute(f"CREATE VIEW {table}_segments AS {segments_query(table, [])}")
         for name, columns in _STATES.items():
             self.con.execute(f"CREATE TABLE {name} AS {no_rows(columns)}")
         create_edges(self.con)
@@ -122,9 +122,7 @@ class Session:
                     continue
                 groups = segment_groups(self._listing.segments(table))
                 lists = [f"[{', '.join(quote(escape_glob(path)) for path in paths)}]" for paths in groups]
-                self.con.execute(
-                    f"CREATE OR REPLACE VIEW {table}_segments AS {segments_query(table, lists, str(self.root))}"
-                )
+                self.con.execute(f"CREATE OR REPLACE VIEW {table}_segments AS {segments_query(table, lists)}")
                 self._shown[table] = version
             if states:
                 self._show_states(list_runs(self.root))

@@ -104,27 +104,30 @@ class Checkpoints:
         if not due or step == self._newest:
             return
         if self._background and step < last:
-            self._tried(step, lambda: self._start(step))
+            self._tried(step, self._flush, self._start)
         else:
             self.now(step)
 
     def now(self, step: int) -> bool:
         """Saves a checkpoint. If the disk refuses, that is an event, False is returned and training goes on."""
-        return self._tried(step, lambda: self.save(step))
+        return self._tried(step, self._flush, self.save)
 
     def finish(self) -> None:
         """Waits for a checkpoint that is being written, and publishes it."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.thread.join()
-            self._tried(pending.step, lambda: self._published(pending))
+            self._tried(pending.step, lambda _: self._published(pending))
 
-    def _tried(self, step: int, save: Callable[[], Path | None]) -> bool:
-        late = not self.recorder.flush(_WAIT_S)
+    def _flush(self, step: int) -> None:
+        """Waits until the store holds the step on all ranks. Raises OSError."""
+        if self.parts.ranks.any(not self.recorder.flush(_WAIT_S)):
+            raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
+
+    def _tried(self, step: int, *parts: Callable[[int], Path | None]) -> bool:
+        """Takes the parts of saving a step; the last one returns the checkpoint, or None where it is only begun."""
         try:
-            if self.parts.ranks.any(late):
-                raise OSError(f"the recorder has not written step {step} within {_WAIT_S:.0f} s")
-            saved = save()  # None where it is only begun
+            saved = [part(step) for part in parts][-1]
             self._newest = step
             if saved is not None and self.parts.ranks.rank == 0:
                 self.recorder.event("checkpoint", f"Saved as {saved}.", step)
