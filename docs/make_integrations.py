@@ -74,36 +74,38 @@ training itself stay as they are, and without a weighting the weights come out t
 
 ## rlvr import
 
-`rlvr import SOURCE --run NAME` records files as a run of the store like any other: dashboard, alerts, `rlvr watch`,
-SQL and comparisons work on it. `--follow` does it while the trainer writes them.
+`rlvr import [TRAINER] SOURCE --run NAME` records files as a run of the store like any other: dashboard, alerts,
+`rlvr watch`, SQL and comparisons work on it. `--follow` does it while the trainer writes them. TRAINER is trl, verl,
+prime-rl, openrlhf, slime or miles: then only its [aliases](#aliases) count; without it all of them do. Without `--run`
+the run is called as the file or folder.
 
 verl:
 
 ```sh
 VERL_FILE_LOGGER_PATH=verl.jsonl python -m verl.trainer.main_ppo CONFIG \
   trainer.logger='["console","file"]' trainer.rollout_data_dir=rollouts &
-rlvr import verl.jsonl --run verl --rollouts rollouts --follow
+rlvr import verl verl.jsonl --rollouts rollouts --follow
 ```
 
 prime-rl, with its file monitor on and `trainer.enable_token_export = true`; newer versions write traces in its place:
 
 ```sh
-rlvr import outputs/metrics.jsonl --run prime --rollouts outputs/token_exports --follow
-rlvr import outputs/monitors/file/metrics.jsonl --run newer --rollouts outputs/monitors/file/traces --follow
+rlvr import prime-rl outputs/metrics.jsonl --run prime --rollouts outputs/token_exports --follow
+rlvr import prime-rl outputs/monitors/file/metrics.jsonl --run newer --rollouts outputs/monitors/file/traces --follow
 ```
 
 slime and miles, both with `--use-tensorboard` and `--dump-details`, and with `--use-rollout-entropy` for entropies:
 
 ```sh
 TENSORBOARD_DIR=logs python train.py ARGUMENTS --use-tensorboard --dump-details details --use-rollout-entropy &
-rlvr import logs --run slime --rollouts details --follow
+rlvr import slime logs --run slime --rollouts details --follow
 ```
 
 OpenRLHF, and whatever else writes TensorBoard files:
 
 ```sh
 python -m openrlhf.cli.train_ppo_ray CONFIG --logger.tensorboard_dir logs &
-rlvr import logs --run openrlhf --follow
+rlvr import openrlhf logs --run openrlhf --follow
 ```
 
 Whatever logs to W&B, also offline:
@@ -116,7 +118,7 @@ rlvr import wandb/latest-run --run tracked --follow
 TRL without `attach`, after each save:
 
 ```sh
-rlvr import outputs --run trl
+rlvr import trl outputs --run trl
 ```
 
 - **Names**: a column that a key or an alias names is recorded under the key, with the rules [below](#columns). Every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -12,9 +13,10 @@ from monitor.alerts.settings import load_alerts
 from monitor.commands.live import print_alert, stop_signals
 from monitor.commands.output import DEFAULT_STORE
 from monitor.commands.parsing import call, column_map
-from monitor.errors import MonitorError
-from monitor.integrations.aliases import shortened
+from monitor.errors import MonitorError, nearest
+from monitor.integrations.aliases import TRAINERS, shortened
 from monitor.integrations.files.importing import Importer
+from monitor.store.runs import safe_name
 
 
 def main(argv: list[str]) -> int:
@@ -23,10 +25,10 @@ def main(argv: list[str]) -> int:
 
 
 def import_(
-    source: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER")],
+    source: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[TRAINER] FILE|FOLDER")],
     /,
     *,
-    run: str,
+    run: str | None = None,
     store: str = DEFAULT_STORE,
     map: str = "",
     rollouts: str | None = None,
@@ -42,8 +44,8 @@ def import_(
     attempt of the run. Exits with 0; with 1 if steps could not be written, with 2 for wrong use.
 
     Args:
-        source: a file, or a folder with one run
-        run: name of the run
+        source: a file, or a folder with one run; before it the trainer, if other trainers' names must not count
+        run: name of the run; none: that of the file or folder
         store: folder of the store, made if missing
         map: which columns to take: entropy=my/column,step=iteration
         rollouts: folder with a file of rollouts for each step (docs/integrations.md)
@@ -56,15 +58,18 @@ def import_(
         raise MonitorError(f"--every is {every}, expected more than 0 seconds.")
     if warmup is not None and warmup < 0:
         raise MonitorError(f"--warmup is {warmup}, expected 0 or more steps.")
+    trainer, path = _trainer_and_path(source)
+    run = run or safe_name(Path(path).expanduser().absolute().name.split(".")[0])
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     settings = {"rules": load_alerts(alerts).rules} if alerts else {}
     importer = Importer(
-        source,
+        path,
         store,
         run,
         column_map(map),
         live=follow,
         say=_say,
+        trainer=trainer,
         warmup_steps=warmup,
         rollouts=rollouts,
         on_alert=lambda alert: None if alert.state == "pending" else print_alert(console, run, alert),
@@ -75,6 +80,19 @@ def import_(
     if status == "failed":
         _say(f"steps could not be written: rlvr show {run} --store {store}")
     return int(status == "failed")
+
+
+def _trainer_and_path(words: tuple[str, ...]) -> tuple[str | None, str]:
+    if len(words) == 1:
+        return None, words[0]
+    if len(words) != 2:
+        given = " ".join(words) or "nothing"
+        raise MonitorError(f"{given!r} is given, expected a file or folder, or a trainer and one.")
+    trainer, path = words
+    if trainer not in TRAINERS:
+        expected = f"Expected one of {', '.join(TRAINERS)}, or none."
+        raise MonitorError(f"{trainer!r} is no known trainer.{nearest(trainer, TRAINERS)} {expected}")
+    return trainer, path
 
 
 def _once(importer: Importer) -> str:

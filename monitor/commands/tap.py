@@ -14,8 +14,7 @@ from monitor.children import child_environment
 from monitor.commands.output import DEFAULT_STORE
 from monitor.commands.parsing import call
 from monitor.errors import MonitorError
-from monitor.integrations.like_wandb.run import safe_name
-from monitor.store.runs import run_names
+from monitor.store.runs import run_names, safe_name
 
 SHIM = Path(__file__).resolve().parents[1] / "integrations" / "tap"  # holds a module called wandb
 

@@ -127,13 +127,20 @@ ALIASES: dict[str, tuple[Alias, ...]] = {
 }
 
 
-def match(source: str, names: Mapping[str, str], chosen: Mapping[str, str]) -> dict[str, str]:
+# as the command line calls them: {name: its table in ALIASES}
+TRAINERS = {name.lower(): table for table in ALIASES for name in re.split(", ", re.sub(r" [\d.]+$", "", table))}
+
+
+def match(
+    source: str, names: Mapping[str, str], chosen: Mapping[str, str], trainer: str | None = None
+) -> dict[str, str]:
     """{key: column} of the step and of every column whose name is a known key or alias; "step" first.
 
     names: {column: the name to look at, which is shorter where a file puts the run's name before it}. chosen: {key:
     column or name} that go before anything found. A column called exactly as the key wins; else two columns for one
-    key are an error, unless they are one trainer's, for which ALIASES has an order. Raises MonitorError for that, for
-    an unknown key or column in `chosen`, and if there is no step.
+    key are an error, unless they are one trainer's, for which ALIASES has an order. trainer: of TRAINERS, whose aliases
+    alone are used; None: all. Raises MonitorError for two columns, for an unknown key or column in `chosen`, and if
+    there is no step.
     """
     given = {_known(key): _column(source, names, key, column) for key, column in chosen.items()}
     step = given.pop("step", None) or _step_column(source, names)
@@ -141,8 +148,8 @@ def match(source: str, names: Mapping[str, str], chosen: Mapping[str, str]) -> d
     present = set(names.values())
     for column, name in names.items():
         if column not in (step, *given.values()):
-            for key, trainer, order in _meanings(name, present):
-                candidates.setdefault(key, []).append(_Candidate(column, name == key, trainer, order))
+            for key, of, order in _meanings(name, present, trainer and TRAINERS[trainer]):
+                candidates.setdefault(key, []).append(_Candidate(column, name == key, of, order))
     found = {key: _choose(source, key, of_key) for key, of_key in candidates.items() if key not in given}
     keys = [key for key in METRICS if key in found or key in given]
     keys += sorted(key for key in found.keys() | given.keys() if key not in METRICS)  # evaluations
@@ -170,8 +177,11 @@ def _choose(source: str, key: str, candidates: list[_Candidate]) -> str:
     return left[0].column
 
 
-def _meanings(name: str, present: set[str]) -> list[tuple[str, str, int]]:
-    """(key, trainer, order in its table) of a column's name, as it is or else without PREFIX; none: unknown."""
+def _meanings(name: str, present: set[str], table: str | None) -> list[tuple[str, str, int]]:
+    """(key, trainer, order in its table) of a column's name, as it is or else without PREFIX; none: unknown.
+
+    table: the one of ALIASES to look in; None: all of them.
+    """
     for spelling in (name, name.removeprefix(PREFIX)):
         key = spelling if is_known(spelling) else spelling.lower()
         of_function = key.startswith("reward/")  # in another trainer's log "reward/mean" is no function called mean
@@ -179,8 +189,9 @@ def _meanings(name: str, present: set[str]) -> list[tuple[str, str, int]]:
             return [(key, "", 0)]
         found: dict[str, tuple[str, str, int]] = {}  # by trainer, its first alias that fits
         for trainer, order, pattern, alias in _patterns():
-            fits = pattern.fullmatch(spelling)
-            if fits and trainer not in found and (not alias.beside or alias.beside in present):
+            fits = pattern.fullmatch(spelling) if table in (None, trainer) else None
+            told = table is not None or not alias.beside or alias.beside in present
+            if fits and told and trainer not in found:
                 parts = {part: text.replace("/", "_") for part, text in fits.groupdict().items()}
                 found[trainer] = (alias.key.format(**parts), trainer, order)
         if found or of_function:

@@ -356,6 +356,17 @@ def run_names(store: Path) -> list[str]:
         raise StoreError(f"Cannot read store {str(store)!r}: {error}. Check who may read its folders.") from error
 
 
+def safe_name(text: str) -> str:
+    """A name that a run may have: what else there is in `text` becomes '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "run"
+
+
+def free_name(store: Path, wanted: str) -> str:
+    """The name, with -2, -3, ... behind it if the store has it."""
+    taken = set(run_names(store)) if (store / "runs").is_dir() else set()
+    return next(name for name in (wanted, *(f"{wanted}-{n}" for n in range(2, 10_000))) if name not in taken)
+
+
 def list_runs(store: str | Path) -> list[RunState]:
     """All runs of a store, oldest first. Raises StoreError if there is no store at that path."""
     root = require_store(store)

@@ -62,6 +62,27 @@ def verl_lines(steps: range, scale: float = 1.0) -> str:
     return "".join(json.dumps({"step": step, "data": row}) + "\n" for step, row in data)
 
 
+def test_the_trainer_may_be_named_and_the_run_is_called_as_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, store = tmp_path / "my log.jsonl", tmp_path / "s"
+    lines = ({"step": step, "actor/entropy": 1.0 / step, "train/entropy_loss": 9.0} for step in (1, 2))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["verl", str(path), "--store", str(store)]) == 0
+    assert series(store, "entropy", run="my-log") == {1: 1.0, 2: 0.5}
+    assert series(store, "train/entropy_loss", run="my-log") == {1: 9.0, 2: 9.0}  # verl has no such name
+    assert main(["verl", str(path), "--store", str(store)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"my-log: nothing new; it holds all 2 steps of {path}."
+
+    assert main(["slime", str(path), "--store", str(store), "--run", "as-slime"]) == 0
+    assert series(store, "entropy", run="as-slime") == {1: 9.0, 2: 9.0}
+    assert series(store, "actor/entropy", run="as-slime") == {1: 1.0, 2: 0.5}
+
+    assert main(["verll", str(path), "--store", str(store)]) == 2
+    expected = "'verll' is no known trainer. Did you mean 'verl'? Expected one of trl, verl, prime-rl, openrlhf,"
+    assert f"{expected} slime, miles, or none." in capsys.readouterr().err
+    assert main(["verl", str(path), "more", "--store", str(store)]) == 2
+    assert "expected a file or folder, or a trainer and one" in capsys.readouterr().err
+
+
 def test_a_log_of_verl_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "verl.jsonl"
     path.write_text(verl_lines(range(1, 41)))

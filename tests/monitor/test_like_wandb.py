@@ -20,7 +20,7 @@ import rlvr_monitor
 from monitor.errors import StoreError
 from monitor.integrations.like_wandb import rows as rows_module
 from monitor.integrations.like_wandb.names import Names
-from monitor.integrations.like_wandb.run import safe_name
+from monitor.store.runs import safe_name
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_the_configuration_is_that_of_the_first_row_and_later_changes_are_events
     assert found["config"] == {
         "lr": 0.2, "seed": 7, "model_name_or_path": "tiny", "depth": 3, "width": 5, "late": 1
     }  # fmt: skip
-    assert (found["seed"], found["model"]) == (7, "tiny")
+    assert (found["seed"], found["model"], found["weighting"]) == (7, "tiny", "")  # nobody told a weighting
     about = found["environment"]["wandb"]
     assert (about["project"], about["entity"], about["group"], about["tags"]) == ("p", "me", "g", ["t"])
     assert about["id"] == run.id and len(run.id) == 8

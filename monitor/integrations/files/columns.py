@@ -28,12 +28,21 @@ class Columns:
 
     Columns that no key or alias names keep their own names. Left out are those without a finite number, the counts of
     steps, and names that would pass for a key: of a column `entropy` that --map has replaced by another, say.
-    live: what cannot be used is left out and told to `say`; else it raises MonitorError.
+    trainer: whose aliases are used; None: those of all. live: what cannot be used is left out and told to `say`; else
+    it raises MonitorError.
     """
 
-    def __init__(self, source: str, chosen: Mapping[str, str], say: Callable[[str], None], *, live: bool) -> None:
+    def __init__(
+        self,
+        source: str,
+        chosen: Mapping[str, str],
+        say: Callable[[str], None],
+        *,
+        live: bool,
+        trainer: str | None = None,
+    ) -> None:
         self.source, self.mapping, self.own = source, dict(chosen), dict[str, None]()
-        self._say, self._live = say, live
+        self._say, self._live, self._trainer = say, live, trainer
         self._names: dict[str, str] = {}
         self._others: dict[str, str] = {}  # column: its own name
         self._complete = False  # the step's column is known
@@ -44,7 +53,7 @@ class Columns:
             return self._complete
         self._names = dict(names)
         try:
-            self.mapping = match(self.source, names, self.mapping)
+            self.mapping = match(self.source, names, self.mapping, self._trainer)
             self._complete = True
         except MonitorError as error:  # a new column may be one of two for a key: neither is taken
             if not self._live:

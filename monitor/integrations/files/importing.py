@@ -37,7 +37,8 @@ class Importer:
 
     chosen: {key or "step": column} that go before what is found. live: the source is still being written: a missing
     one is waited for, and each look records what is new but the last step, whose rows may not all be there. say: gets
-    what there is to tell, in sentences. on_alert: gets each transition.
+    what there is to tell, in sentences. trainer: of TRAINERS, whose names of columns are used; None: those of all.
+    on_alert: gets each transition.
     rollouts: folder with the rollouts of each step; while live, a step waits up to ROLLOUTS_S seconds for its own, and
     up to PATIENCE_S for what the trainer dumps of them later.
 
@@ -53,6 +54,7 @@ class Importer:
         *,
         live: bool,
         say: Callable[[str], None],
+        trainer: str | None = None,
         warmup_steps: int | None = None,
         rules: Sequence[Rule] = DEFAULT_RULES,
         on_alert: Callable[[Alert], None] | None = None,
@@ -70,7 +72,8 @@ class Importer:
         stored = self._stored_source()
         known = int((self._info or {}).get("warmup_steps", 0))
         self._warmup_steps = known if warmup_steps is None else warmup_steps
-        self.columns = Columns(source, dict(stored.get("mapping") or {}) | dict(chosen), self._say, live=live)
+        chosen = dict(stored.get("mapping") or {}) | dict(chosen)
+        self.columns = Columns(source, chosen, self._say, live=live, trainer=trainer)
         self._reader: Reader | None = None
         self._history: History | None = None
         self._recorder: Recorder | None = None

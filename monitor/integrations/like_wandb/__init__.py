@@ -18,9 +18,10 @@ from typing import Any
 
 from monitor.integrations.judging import exit_status
 from monitor.integrations.like_wandb import stubs
-from monitor.integrations.like_wandb.run import Config, Run, free_name, new_id, run_with, safe_name
+from monitor.integrations.like_wandb.run import Config, Run, new_id, run_with
 from monitor.integrations.like_wandb.stubs import CommError, Error, Nothing, Settings, UsageError
 from monitor.integrations.like_wandb.values import Histogram, Table
+from monitor.store.runs import free_name, safe_name
 
 __version__ = "0.31.0"  # whose names these are
 MODES = ("online", "offline", "shared", "disabled")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import secrets
 import string
 import sys
@@ -20,7 +19,7 @@ from monitor.integrations.like_wandb.rows import Rows
 from monitor.integrations.like_wandb.stubs import Nothing, UsageError
 from monitor.recorder import Recorder
 from monitor.records import RunInfo
-from monitor.store.runs import read_info, run_names
+from monitor.store.runs import free_name, read_info, run_names, safe_name
 from monitor.store.schema import run_dir
 
 PACKAGES = ("rlvr-monitor", "torch", "transformers", "trl", "verl", "openrlhf", "vllm", "accelerate")
@@ -31,11 +30,6 @@ _LETTERS = string.ascii_lowercase + string.digits
 def new_id() -> str:
     """Eight letters and digits."""
     return "".join(secrets.choice(_LETTERS) for _ in range(8))
-
-
-def safe_name(text: str) -> str:
-    """A name that a run of the store may have: what else there is in it becomes '-'."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "run"
 
 
 class Config(dict[str, Any]):
@@ -277,6 +271,7 @@ class Run:
         info = RunInfo(
             name=self._name,
             model=str(model),
+            weighting="",  # calls of W&B do not tell it
             seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else 0,
             config=dict(self.config),
             environment={
@@ -320,12 +315,6 @@ class Run:
         self._event("left_out", f"{name} does nothing here.", once=True)
 
 
-def free_name(store: Path, wanted: str) -> str:
-    """The name, with -2, -3, ... behind it if the store has it."""
-    taken = set(run_names(store)) if (store / "runs").is_dir() else set()
-    return next(name for name in (wanted, *(f"{wanted}-{n}" for n in range(2, 10_000))) if name not in taken)
-
-
 def run_with(store: Path, id: str) -> str | None:
     """The run of the store that was recorded under this id of wandb, or None."""
     for name in run_names(store) if (store / "runs").is_dir() else ():
@@ -343,4 +332,4 @@ def _last_step(store: Path, run: str) -> int:
         return int(opened.sql("SELECT coalesce(max(step), -1) FROM steps WHERE run = ?", [run]).rows[0][0])
 
 
-__all__ = ["Config", "Run", "StoreError", "Summary", "UsageError", "free_name", "new_id", "run_with", "safe_name"]
+__all__ = ["Config", "Run", "StoreError", "Summary", "UsageError", "new_id", "run_with"]

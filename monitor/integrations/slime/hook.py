@@ -18,11 +18,10 @@ from torch import Tensor
 from monitor.errors import MonitorError
 from monitor.integrations.judging import alert_settings, exit_status, installed, judged_recorder
 from monitor.integrations.like_wandb.names import STEPS, Names
-from monitor.integrations.like_wandb.run import free_name, safe_name
 from monitor.integrations.like_wandb.values import flat, number
 from monitor.integrations.loop.measure import Measure
 from monitor.records import RunInfo, SampleTable, StepRecord, TokenTable
-from monitor.store.runs import run_names
+from monitor.store.runs import free_name, run_names, safe_name
 
 PACKAGES = ("rlvr-monitor", "slime", "miles", "torch", "transformers", "sglang", "ray")
 OPTIONS = ("rlvr_store", "rlvr_run", "rlvr_alerts", "rlvr_correct_at")

@@ -13,12 +13,12 @@ from monitor.by_name import resolve
 from monitor.errors import MonitorError
 from monitor.integrations.judging import alert_settings, exit_status, installed, judged_recorder
 from monitor.integrations.like_wandb.names import STEPS, Names
-from monitor.integrations.like_wandb.run import free_name, safe_name
 from monitor.integrations.like_wandb.values import flat, number
 from monitor.integrations.loop.measure import Measure
 from monitor.integrations.verl.weights import check_weighting
 from monitor.integrations.weighted import Weighting
 from monitor.records import RunInfo, StepRecord
+from monitor.store.runs import free_name, safe_name
 
 PACKAGES = ("rlvr-monitor", "verl", "torch", "transformers", "vllm", "sglang", "ray")
 OPTIONS = ("store", "run", "resume", "alerts", "correct_at", "weighting")
