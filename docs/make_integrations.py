@@ -58,7 +58,7 @@ training itself stay as they are, and without a weighting the weights come out t
   `num_iterations=2` steps are 2, 4, 6. Several rollout batches for one optimizer step are one step.
 - **Several processes**: each records its rows. Where a group lies on two of them, they exchange hidden states, a slab
   at a time. PEFT, gradient checkpointing, conversations and tools' masks are tested; on FSDP2, ZeRO-3 and images the
-  same code paths as TRL's are taken, but no test runs them. vLLM in TRL's own process was run on a CPU; the weights were
+  same code paths as TRL's are taken, but no test runs them. vLLM in TRL's process was run on a CPU; the weights were
   handed over in another way, because TRL's `load_weights` fails there. vLLM's server was not run.
 - **Weightings**: those of [method.md](method.md), except `divergence`, `kl_cov` and `attention`, for `loss_type` grpo,
   bnpo, dr_grpo, dapo and cispo. They equal our own trainer's loss with `loss.kl_outside_mask`, on- and off-policy.
