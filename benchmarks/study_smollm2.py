@@ -23,9 +23,19 @@ from trainer.compare.arms import parse_arm
 from trainer.compare.jobs import Job, run_jobs, settle
 
 STEPS = 60
-TASKS = {  # name -> options
+TASKS: dict[str, tuple[str, ...]] = {  # name -> options
     "chain_sum": ("--task", "reasoning_gym:chain_sum"),
-    "gsm_symbolic": ("--task", "reasoning_gym:gsm_symbolic", "--rollout.max-new-tokens", "64"),
+    # the number alone: in free text of 64 tokens 84 % of the responses are cut off before an answer (docs/log.md)
+    "gsm_number": (
+        "--task",
+        "reasoning_gym:gsm_symbolic",
+        "--rollout.max-new-tokens",
+        "16",
+        "--rollout.chat-template",
+        "model",
+        "--rollout.system-prompt",
+        "Reply with one number and nothing else.",
+    ),
 }
 ARMS = ("uniform", "ict_budget:share=0.3")
 SHARED = (
