@@ -78,6 +78,7 @@ SECTIONS = {  # heading -> its charts of series
         Chart(("grad_norm",), log=True),
         Chart(("clip_share_low", "clip_share_high")),
         Chart(("sampler_mismatch_k3",), by_factors=True),
+        Chart(("sampler_ess", "sampler_ratio", "sampler_ratio_cut"), "Importance weights of sampled tokens"),
         Chart(("loss",)),
         Chart(("lr",), by_factors=True),
         Chart(("perf/step_s", "perf/rollout_s", "perf/update_s"), "Time of a step", by_factors=True),
