@@ -112,6 +112,13 @@ TABLES = {
         "99 %": "acknowledged_p99_ms", "ratio of medians": "p50_ratio", "of 99 %": "p99_ratio",
         "steps per s, each waited for": "steps_per_s", "ratio": "steps_per_s_ratio",
     }),
+    "bytes": Table("bytes.csv", "bench_bytes.py", {
+        "tokens": "tokens", "tokens a step": "tokens_per_step", "bits of mantissa": "mantissa_bits",
+        "largest error": lambda row: "exact" if row["error"] == "0" else row["error"],
+        "bytes a token, a segment for each step": "bytes_apart", "merged": "bytes_merged", "token_id": "token_id",
+        "logprob": "logprob", "entropy": "entropy", "renyi2": "renyi2", "deviation": "deviation", "weight": "weight",
+        "rest": "rest",
+    }),
     "store": Table("store.csv", "bench_store.py", {
         "question": "question", "unit": "unit", "a file for each step": "apart", "merged while running": "merged",
         "merged at the end": "ended", "ratio": "ratio",

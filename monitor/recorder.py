@@ -91,6 +91,9 @@ class Recorder:
     fsync: what survives a power cut: every acknowledged step ("every-step"), all but those of about the last five
         seconds ("interval"), or what the system has written by itself ("none"). A step that is acknowledged survives
         the end of the process, however it ends, under each of them.
+    mantissa_bits: round logprob, entropy, renyi2 and deviation of raw tokens to the nearest number with that many bits
+        of mantissa, 1 to 22, so that they take less room: each is off by at most 2^-(mantissa_bits + 1) of itself.
+        Weights stay exact, and so do histograms, scalars and alerts, which are made before. None: nothing is rounded.
 
     Raises StoreError if the store or the run cannot be opened. Afterwards nothing raises into training.
 
@@ -116,6 +119,7 @@ class Recorder:
         flush_s: float = 0.2,
         mirror: str | None = None,
         fsync: Fsync = "every-step",
+        mantissa_bits: int | None = None,
     ) -> None:
         for name, value, ok in (
             ("queue_steps", queue_steps, queue_steps >= 1),
@@ -133,7 +137,9 @@ class Recorder:
         self._warned: set[str] = set()
         self._closed = False
         self._owner = os.getpid()
-        writer = RunWriter(store, run, rank=rank, resume=resume, attempt=attempt, fsync=fsync)
+        writer = RunWriter(
+            store, run, rank=rank, resume=resume, attempt=attempt, fsync=fsync, mantissa_bits=mantissa_bits
+        )
         self._last: int | None = None  # of this attempt: a resumed one may go back to its checkpoint
         try:
             self._pipe = Pipeline(
@@ -145,6 +151,10 @@ class Recorder:
             )
             since = f", resumed after step {writer.last_step()}" if resume else ""
             self._pipe.note("attempt", f"Attempt {writer.attempt}{since}.", None)
+            if mantissa_bits is not None:
+                bound = f"off by at most 2^-{mantissa_bits + 1} of itself"
+                told = f"Raw tokens keep {mantissa_bits} bits of mantissa: a value is {bound}."
+                self._pipe.note("tokens_rounded", told, None)
             copies = Mirror(writer.store, mirror, run.name, rank, self.event) if mirror else None
             self._pipe.start()
         except BaseException as error:

@@ -89,12 +89,14 @@ def batch_of(
     *,
     earlier: Sequence[Item] = (),
     last_step: int,
+    mantissa_bits: int | None = None,
     fault: Fault,
     lost: Lost,
 ) -> Batch:
     """One batch of steps and events. last_step dates events alone.
 
     earlier: steps of earlier batches, committed there, whose tokens and samples are written with this one.
+    mantissa_bits: what raw tokens are rounded to (`rows.round_mantissa`); None: they are exact.
 
     Rows that do not fit their table go to `fault` and hold up no others. A step without rows in `steps` could never be
     committed: all of it goes to `lost`, and the batch does not count it.
@@ -110,7 +112,7 @@ def batch_of(
     def add_raw(item: Item) -> None:
         step = item.record.step
         if item.token_rows:
-            add("tokens", step, rows.token_rows, step, item.tokens)
+            add("tokens", step, rows.token_rows, step, item.tokens, mantissa_bits)
         if item.samples is not None and len(item.samples):
             add("samples", step, rows.sample_rows, step, item.samples)
 

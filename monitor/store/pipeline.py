@@ -361,6 +361,7 @@ class Pipeline:
             events,
             earlier=earlier,
             last_step=self.acknowledged or 0,
+            mantissa_bits=self._writer.mantissa_bits,
             fault=self.fault,
             lost=lost,
         )

@@ -24,6 +24,8 @@ _ARROW = {
     "BIGINT[]": pa.list_(pa.int64()),
 }
 _BLOCK = 64  # rows of Python values that are converted at once
+ROUNDED = ("logprob", "entropy", "renyi2", "deviation")  # columns of `tokens` that may be rounded; `weight` never
+_MANTISSA, _EXPONENT = 23, np.uint32(0x7F80_0000)  # bits of a float32's mantissa; where its exponent stands
 _CONSTANT = ("run", "attempt", "rank")  # added by the segment writer
 SCHEMAS = {
     table: pa.schema([(name, _ARROW[kind]) for name, kind in columns.items() if name not in _CONSTANT])
@@ -62,9 +64,35 @@ def _table(table: str, n: int, step: int | None, columns: Mapping[str, Any]) -> 
     return pa.Table.from_arrays([_column(filled[spec.name], spec.type) for spec in schema], schema=schema)
 
 
-def token_rows(step: int, tokens: TokenTable) -> pa.Table:
-    """Rows of `tokens`. Raises pa.ArrowException or ValueError if a column does not fit the schema."""
-    return _table("tokens", len(tokens), step, {spec.name: getattr(tokens, spec.name) for spec in fields(tokens)})
+def token_rows(step: int, tokens: TokenTable, mantissa_bits: int | None = None) -> pa.Table:
+    """Rows of `tokens`, with the columns `ROUNDED` rounded to `mantissa_bits` where that is given.
+
+    Raises pa.ArrowException or ValueError if a column does not fit the schema.
+    """
+    table = _table("tokens", len(tokens), step, {spec.name: getattr(tokens, spec.name) for spec in fields(tokens)})
+    if mantissa_bits is None:
+        return table
+    for name in ROUNDED:
+        column = table[name].combine_chunks()
+        values = round_mantissa(column.fill_null(0.0).to_numpy(), mantissa_bits)
+        absent = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, mask=absent))
+    return table
+
+
+def round_mantissa(values: np.ndarray, bits: int) -> np.ndarray:
+    """The nearest float32 whose mantissa needs only `bits` of its 23 bits, ties to even; of any shape.
+
+    1 <= bits <= 22. |rounded - value| <= 2^-(bits + 1) |value|. What this bound could not be kept for stays as it is:
+    zero and numbers below 2^-126, numbers that would round to infinity, infinite ones and nan.
+    """
+    held = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    dropped = np.uint32(_MANTISSA - bits)
+    half = np.uint32((1 << (_MANTISSA - bits - 1)) - 1)
+    near = (held + half + ((held >> dropped) & np.uint32(1))) >> dropped << dropped
+    exponent = held & _EXPONENT
+    keeps = (exponent == 0) | (exponent == _EXPONENT) | ((near & _EXPONENT) == _EXPONENT)
+    return np.where(keeps, held, near).view(np.float32)
 
 
 def sample_rows(step: int, samples: SampleTable) -> pa.Table:

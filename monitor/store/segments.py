@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from monitor.store.schema import SCHEMA_VERSION, TABLES, SegmentName, run_dir, table_dir
 
-_COPY = "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2"
+_COPY = "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2, WRITE_BLOOM_FILTER false"
 _CHUNK = 1 << 22  # bytes read at once for the CRC
 SEED_RUN = "_seed"
 _SEED_STEPS = (SCHEMA_VERSION, SCHEMA_VERSION)

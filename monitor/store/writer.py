@@ -50,6 +50,7 @@ class RunWriter:
     Opening either succeeds or leaves everything as it was, so the name of a run that could not start stays free.
     fsync: when published files are fsynced: each of them before `publish` returns ("every-step"), by `sync`, which is
     due `FSYNC_S` after the first of them ("interval"), or never ("none").
+    mantissa_bits: what the rows of `tokens` that it gets are rounded to; run.json says so.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class RunWriter:
         resume: bool = False,
         attempt: int | None = None,
         fsync: Fsync = "every-step",
+        mantissa_bits: int | None = None,
     ) -> None:
-        _check_arguments(info, rank, fsync)
+        _check_arguments(info, rank, fsync, mantissa_bits)
         self._fsync = fsync
+        self.mantissa_bits = mantissa_bits
         self._unsynced: deque[tuple[str, str]] = deque()  # (table, name) of published files, with "interval"
         self._sync_at: float | None = None  # when `sync` is due, monotonic
         self.store = _open_folder(store)
@@ -340,6 +343,8 @@ class RunWriter:
         now = time.time()
         resumed = self.last_step() if resume else None
         mark = {"attempt": self.attempt, "started": now, "resumed_after": resumed, "fsync": self._fsync}
+        if self.mantissa_bits is not None:
+            mark["mantissa_bits"] = self.mantissa_bits
         stored = (read_info(path) if resume else None) or {}
         attempts = [*(stored.get("attempts") or []), mark]
         known = {"schema_version": SCHEMA_VERSION, "created": stored.get("created") or now, "attempts": attempts}
@@ -358,9 +363,14 @@ class RunWriter:
             segments.fsync_folder(self.store.parent)
 
 
-def _check_arguments(info: RunInfo, rank: int, fsync: str) -> None:
+def _check_arguments(info: RunInfo, rank: int, fsync: str, mantissa_bits: int | None) -> None:
     if fsync not in get_args(Fsync):
         raise StoreError(f"fsync is {fsync!r}, expected {', '.join(get_args(Fsync))}. Change it or leave it out.")
+    if mantissa_bits is not None and not 1 <= mantissa_bits <= 22:
+        raise StoreError(
+            f"mantissa_bits is {mantissa_bits}, expected 1 to 22 of the 23 bits of a float32's mantissa. "
+            "Change it, or leave it out to record raw tokens as they are."
+        )
     if not _RUN_NAME.fullmatch(info.name):
         raise StoreError(
             f"Run name {info.name!r} cannot be used: expected 1 to 120 of letters, digits, '.', '_' and '-', "

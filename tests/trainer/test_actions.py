@@ -211,11 +211,13 @@ def test_a_run_that_may_go_back_saves_the_policy_of_its_start(tmp_path):
     assert not parts.updater.optimizer.state
 
 
-def test_the_policy_of_fsync_reaches_the_recorder_and_run_json(tmp_path):
-    config = parse_config([*SMALL, "--store", str(tmp_path), "--run", "r", "--record.fsync", "interval"])
+def test_how_to_record_reaches_the_recorder_and_run_json(tmp_path):
+    options = ["--record.fsync", "interval", "--record.mantissa_bits", "9"]
+    config = parse_config([*SMALL, "--store", str(tmp_path), "--run", "r", *options])
     open_run(config, prepare(config), Console(quiet=True), resume=False).recorder.close()
     info = json.loads((tmp_path / "runs" / "r" / "run.json").read_text())
     assert info["attempts"][0]["fsync"] == info["config"]["record"]["fsync"] == "interval"
+    assert info["attempts"][0]["mantissa_bits"] == info["config"]["record"]["mantissa_bits"] == 9
 
 
 def test_what_cannot_be_done_is_an_event_and_training_goes_on(acting, tmp_path):

@@ -207,6 +207,10 @@ class RecordConfig(_Group):
         "every-step", description="what survives a power cut. every-step: all acknowledged steps; interval: all but "
         "those of about the last five seconds; none: what the system has written by itself"
     )  # fmt: skip
+    mantissa_bits: int | None = Field(
+        None, ge=1, le=22, description="bits of mantissa that raw tokens keep, so that they take less room; weights "
+        "stay exact, and so do histograms, scalars and alerts; none: tokens are exact"
+    )  # fmt: skip
     probe_every: int = Field(
         10, ge=0, description="steps between probes, which compare the predicted with the true entropy change; 0: never"
     )

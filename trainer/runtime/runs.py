@@ -80,6 +80,7 @@ def open_run(config: TrainConfig, parts: Parts, console: Console, *, resume: boo
             tokens_every=config.record.tokens_every,
             mirror=config.mirror,
             fsync=config.record.fsync,
+            mantissa_bits=config.record.mantissa_bits,
         )
 
     recorder = _rank_0_first(ranks, open_recorder)
