@@ -43,16 +43,24 @@ class Macro:
     query: str
 
 
-def _holds(percent: int) -> str:
-    """Whether a row of cells `c` holds a quantile, in integers, so that no rounding moves it into another cell."""
-    return f"(100 * c.upto >= {percent} * c.total AND 100 * (c.upto - c.n) < {percent} * c.total)"
+def _cell(percent: int) -> str:
+    """Which cell of the counts of a row `s` holds a quantile, and at what rank in it: -(100 rank 2^16 + cell).
+
+    In integers, so that no rounding moves it into another cell. One pass over the counts, for all rows at once: what
+    each cell holds is taken away until a cell has the rest.
+    """
+    return (
+        "list_reduce(s.counts, lambda rest, n, cell: CASE WHEN rest <= 0 THEN rest WHEN 100 * n >= rest "
+        f"THEN -(rest * 65536 + cell) ELSE rest - 100 * n END, {percent} * s.total) AS at{percent}"
+    )
 
 
 def _quantile(percent: int) -> str:
-    """The quantile, from the one row of cells `c` with borders `e` that holds it; the same in every row of a step."""
-    part = f"({percent / 100} * c.total - (c.upto - c.n)) / c.n"
-    value = f"greatest(e.low, c.min) + {part} * (least(e.high, c.max) - greatest(e.low, c.min))"
-    return f"max(CASE WHEN {_holds(percent)} THEN {value} END)"
+    """The quantile of a row `c`, linear in the cell that holds it, whose borders are in `e`."""
+    cell = f"(-c.at{percent} % 65536)"
+    part = f"(-c.at{percent} // 65536) / (100 * c.counts[{cell}])"
+    low = f"greatest(e.lows[{cell}], c.min)"
+    return f"{low} + {part} * (least(e.highs[{cell}], c.max) - {low})"
 
 
 MACROS = {
@@ -75,21 +83,16 @@ MACROS = {
         ("steps", "histograms"),
         "Quantiles of a metric at each step, from histograms added up over ranks: step, n, mean, p05 to p95. "
         f"of_split: {', '.join(SPLITS)}.",
-        # Rows are few until cells are unnested, and few again once only cells that hold a quantile are left.
-        "SELECT c.step, any_value(c.total) AS n, any_value(c.mean) AS mean, "
+        "SELECT c.step, c.total AS n, c.mean, "
         + ", ".join(f"{_quantile(percent)} AS {name}" for name, percent in _SHOWN.items())
-        + " FROM (SELECT u.*, (sum(u.n) OVER (PARTITION BY u.step ORDER BY u.cell))::BIGINT AS upto FROM ("
-        "SELECT s.step, s.edges_id, s.min, s.max, s.mean, list_sum(s.counts)::BIGINT AS total, "
-        "unnest(s.counts)::BIGINT AS n, unnest(range(1, len(s.counts) + 1)) AS cell FROM ("
-        "SELECT r.*, CASE WHEN len(r.every) = 1 THEN r.every[1] ELSE "
-        "[list_sum([one[i] FOR one IN r.every]) FOR i IN range(1, len(r.every[1]) + 1)] END AS counts FROM ("
-        "SELECT h.step, h.edges_id, list(h.counts) AS every, min(h.min) AS min, max(h.max) AS max, "
+        + " FROM (SELECT s.*, "
+        + ", ".join(map(_cell, _SHOWN.values()))
+        + " FROM (SELECT r.*, list_sum(r.counts)::BIGINT AS total FROM (SELECT q.*, CASE WHEN len(q.every) = 1 "
+        "THEN q.every[1] ELSE [list_sum([one[i] FOR one IN q.every])::BIGINT FOR i IN range(1, len(q.every[1]) + 1)] "
+        "END AS counts FROM (SELECT h.step, h.edges_id, list(h.counts) AS every, min(h.min) AS min, max(h.max) AS max, "
         "sum(h.sum) / sum(h.n) AS mean FROM histograms h "
         "WHERE h.run = of_run AND h.metric = of_metric AND h.split = of_split GROUP BY h.step, h.edges_id"
-        ") r) s) u WHERE u.n > 0) c JOIN (SELECT e.edges_id, unnest(e.lows) AS low, unnest(e.highs) AS high, "
-        "unnest(range(1, len(e.lows) + 1)) AS cell FROM edges e) e USING (edges_id, cell) WHERE "
-        + " OR ".join(_holds(percent) for percent in _SHOWN.values())
-        + " GROUP BY c.step ORDER BY c.step",
+        ") q) r) s WHERE s.total > 0) c JOIN edges e USING (edges_id) ORDER BY c.step",
     ),
     "entropy_fan": Macro(
         "of_run",

@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 
 from monitor.errors import StoreError
-from monitor.store.catalog import commits_query
+from monitor.store.catalog import RUN_OF_FILE, commits_query
 from monitor.store.listing import NO_LIMIT, Listing, Segment, segment_groups
 from monitor.store.runs import STATUS_ORDER, heartbeat_files, later_version, rank_status, read_heartbeats, read_info
 from monitor.store.schema import INNER, TABLES, SegmentName
@@ -27,7 +27,6 @@ from monitor.store.segments import QUARANTINED, escape_glob
 SMALL_TABLES = ("histograms", "alerts", "events", "steps")
 ENDED = ("finished", "stopped", "failed")  # a run that crashed may have a writer on a machine that was out of sight
 _MANY = 8  # new runs from which on they are taken in together
-_RUN_OF_PATH = r"/runs/([^/]+)/data[^/]*/[^/]+/(?:g\d+/)?[^/]+$"
 _MTIME_GRAIN_S = 0.1  # a folder touched this recently may change again without a new mtime
 
 
@@ -217,9 +216,9 @@ class Tail:
                 columns = ", ".join(f'"{name}"' for name in TABLES[table] if name != "run")
                 for paths in segment_groups(segments[table]):
                     self._con.execute(
-                        f"INSERT INTO {table}_all SELECT regexp_extract(filename, ?, 1), {columns} "
+                        f"INSERT INTO {table}_all SELECT {RUN_OF_FILE}, {columns} "
                         "FROM read_parquet(?, hive_partitioning = false, filename = true)",
-                        [_RUN_OF_PATH, [escape_glob(path) for path in paths]],
+                        [[escape_glob(path) for path in paths]],
                     )
             commits = commits_query("(SELECT * FROM steps_all WHERE run IN (SELECT unnest($runs)))")
             self._con.execute(f"INSERT INTO committed {commits}", {"runs": fresh})
