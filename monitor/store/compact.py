@@ -15,6 +15,7 @@ next pass removes what is left over. A damaged segment, a file that is not under
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -64,10 +65,15 @@ _MERGED_BYTES = 256 << 20  # segments are merged up to this size, so that a step
 _ROOM = 3  # a running run is compacted where that many times the bytes to merge are free
 _FULL_SHARE = 4  # a file of a quarter of that is not merged again
 TOGETHER = 64  # segments of a running run are merged when there are as many of a tier, see `_due`
-# Rows of a row group, which is made in memory: few where rows are long. Readers skip row groups by their steps.
-_GROUP_ROWS = {"samples": 4_096, "histograms": 16_384}
+# Rows of a row group, which is made in memory: few where rows are long. Readers skip row groups by what they hold.
+_GROUP_ROWS = {"samples": 4_096, "histograms": 4_096}
+# How merged rows are sorted: a row group then holds few metrics, and a query for one of them skips the others' counts.
+# Sorting takes memory, so such a file has few rows: 65,536 histograms take some 150 MB while they are merged.
+_SORTED = {"histograms": "metric, split, step"}
+_SORTED_ROWS = 65_536
 PRUNED = "pruned.json"  # in a generation: {"a001-r000": rows} of raw tokens that pruning removed
 Segments = list[tuple[SegmentName, Path]]
+Shares = dict[str, float]
 Key = tuple[str, int, int]  # table, attempt, rank
 
 
@@ -310,7 +316,19 @@ def _sizes(found: dict[str, Segments]) -> tuple[int, int]:
 # ---- which segments are merged -------------------------------------------------------------------------------------
 
 
-def _due(found: Segments, *, live: bool) -> list[Segments]:
+def _shares(con: duckdb.DuckDBPyConnection, table: str, found: Segments) -> Shares:
+    """How much of a full file each segment makes, by path."""
+    shares = {str(path): path.stat().st_size / _MERGED_BYTES for _, path in found}
+    if table in _SORTED and found:
+        paths = [escape_glob(path) for path in shares]
+        query = "SELECT file_name, num_rows FROM parquet_file_metadata(?)"
+        with suppress(duckdb.Error):  # a file is damaged: a pass that would merge it says so
+            for path, rows in con.execute(query, [paths]).fetchall():
+                shares[path] = max(shares[path], rows / _SORTED_ROWS)
+    return shares
+
+
+def _due(found: Segments, shares: Shares, *, live: bool) -> list[Segments]:
     """The groups of neighbouring segments that are to be merged, each of one attempt and rank, in order of steps.
 
     Of an ended run those are all that are not full already. Of a running run segments fall into tiers by the steps that
@@ -320,10 +338,10 @@ def _due(found: Segments, *, live: bool) -> list[Segments]:
     """
     made: list[Segments] = []
     for _, same in groupby(found, key=lambda item: (item[0].attempt, item[0].rank)):
-        for full, stretch in groupby(same, key=lambda item: _FULL_SHARE * item[1].stat().st_size >= _MERGED_BYTES):
+        for full, stretch in groupby(same, key=lambda item: _FULL_SHARE * shares[str(item[1])] >= 1):
             small = [] if full else list(stretch)
             stretches = _tiers(small) if live else [small]
-            made += [group for one in stretches for group in _parted(one) if len(group) > 1]
+            made += [group for one in stretches for group in _parted(one, shares) if len(group) > 1]
     return made
 
 
@@ -349,19 +367,18 @@ def _tier(name: SegmentName) -> int:
     return tier
 
 
-def _parted(found: Segments) -> Iterator[Segments]:
-    """A stretch in parts of about equal size, none above `_MERGED_BYTES` but where a single segment is."""
-    sizes = [path.stat().st_size for _, path in found]
-    parts = -(-sum(sizes) // _MERGED_BYTES)
-    target = sum(sizes) / max(1, parts)
+def _parted(found: Segments, shares: Shares) -> Iterator[Segments]:
+    """A stretch in parts of about equal size, none above that of a full file but where a single segment is."""
+    sizes = [shares[str(path)] for _, path in found]
+    target = sum(sizes) / max(1, math.ceil(sum(sizes)))
     group: Segments = []
-    size = 0
-    for item, its_size in zip(found, sizes, strict=True):
-        if group and size + its_size / 2 > target:
+    taken, parts = 0.0, 1
+    for item, size in zip(found, sizes, strict=True):
+        if group and taken + size / 2 > parts * target:
             yield group
-            group, size = [], 0
+            group, parts = [], parts + 1
         group.append(item)
-        size += its_size
+        taken += size
     if group:
         yield group
 
@@ -380,12 +397,13 @@ def _merge_run(
     """Build and swap in the next generation; False if there is nothing to do. Leaves nothing where it fails."""
     folder = run_dir(root, run)
     _remove_unfinished(folder)
-    due = {table: _due(found[table], live=live) for table in TABLES}
+    shares = {table: _shares(con, table, found[table]) for table in TABLES}
+    due = {table: _due(found[table], shares[table], live=live) for table in TABLES}
     if steps is not None:
         due["tokens"] = [
             group
             for _, same in groupby(found["tokens"], key=lambda item: (item[0].attempt, item[0].rank))
-            for group in _parted(list(same))
+            for group in _parted(list(same), shares["tokens"])
         ]
     sizes = [path.stat().st_size for groups in due.values() for group in groups for _, path in group]
     if not sizes or (live and free_bytes(folder) < _ROOM * sum(sizes) + (64 << 20)):
@@ -482,7 +500,8 @@ def _merge(
     columns = ", ".join(f'"{name}"::{kind} AS "{name}"' for name, kind in TABLES[table].items())
     first, last = group[0][0], max(name.last_step for name, _ in group)
     key = (first.attempt, first.rank, min(name.first_step for name, _ in group), last)
-    query = f"SELECT {columns} FROM {_source(group)}{kept}"
+    order = f" ORDER BY {_SORTED[table]}" if table in _SORTED else ""
+    query = f"SELECT {columns} FROM {_source(group)}{kept}{order}"
     path = copy_segment(con, query, folder, key, group_rows=_GROUP_ROWS.get(table))
     if SegmentName.parse(path.name) is None:
         raise StoreError(f"{path.name} would not be understood as a segment: left alone.")

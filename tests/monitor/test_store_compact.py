@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 from disks import fill, wait_for
 from store_data import N_TOKENS, record_run, samples, step_record, tokens
@@ -17,6 +18,7 @@ from monitor.commands.store import main
 from monitor.errors import StoreError
 from monitor.recorder import Recorder
 from monitor.records import RunInfo
+from monitor.store import compact
 from monitor.store.check import check_store
 from monitor.store.compact import compact_run, kept_steps
 from monitor.store.locks import FileLock
@@ -46,6 +48,29 @@ def test_compaction_changes_files_and_no_row(tmp_path: Path) -> None:
     with Recorder(tmp_path, RunInfo("a"), resume=True) as recorder:  # and the run can go on
         recorder.record(step_record(11), tokens(11))
     assert get_run(tmp_path, "a").acknowledged == 11
+
+
+def test_merged_histograms_lie_by_metric_in_files_of_bounded_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 steps of two rows make 80, three files where 32 is a full one: of 26 or 28 rows, and not merged again."""
+    monkeypatch.setattr(compact, "_SORTED_ROWS", 32)
+    with Recorder(tmp_path, RunInfo("a"), flush_s=0.0) as recorder:
+        for step in range(1, 41):
+            recorder.record(step_record(step), tokens(step))
+            assert recorder.flush()
+    before = contents(tmp_path)
+    assert compact_run(tmp_path, "a", grace_s=0.0).files_after < 10
+    files = list_segments(tmp_path, "a", "histograms")
+    rows = [pq.read_table(path, columns=["split", "step"]).to_pylist() for _, path in files]
+    assert sorted(map(len, rows)) == [26, 26, 28]
+    for (name, _), mine in zip(files, rows, strict=True):
+        steps = range(name.first_step, name.last_step + 1)
+        assert mine == [{"split": split, "step": step} for split in ("all", "selected") for step in steps]
+    assert contents(tmp_path) == before
+    generation = (tmp_path / "runs/a/data").readlink()
+    compact_run(tmp_path, "a", grace_s=0.0)
+    assert (tmp_path / "runs/a/data").readlink() == generation
 
 
 def test_readers_that_hammer_never_see_a_wrong_count(tmp_path: Path) -> None:
