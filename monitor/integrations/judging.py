@@ -47,6 +47,7 @@ def judged_recorder(
     rank: int = 0,
     resume: bool = False,
     on_alert: Callable[[Alert], None] = tell,
+    mirror: str | None = None,
 ) -> Recorder:
     """An open Recorder; rank 0 judges by `settings`, with the baselines that a resumed run has. Raises StoreError.
 
@@ -60,7 +61,9 @@ def judged_recorder(
             engine.observe(step, scalars)
         if settings.routes:
             sinks.append(resolve("monitor.alerts.delivery:AlertSink")(store, settings.routes))
-    recorder = Recorder(store, info, rank=rank, resume=resume, engine=engine, sinks=sinks, on_alert=on_alert)
+    recorder = Recorder(
+        store, info, rank=rank, resume=resume, engine=engine, sinks=sinks, on_alert=on_alert, mirror=mirror
+    )
     atexit.unregister(recorder.close)  # which would call every end of the process "stopped"
     return recorder
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
 import rlvr_monitor  # noqa: E402
+from monitor.store.pull import Puller  # noqa: E402
 
 with pytest.MonkeyPatch.context() as _patch:
     import warnings
@@ -162,6 +163,17 @@ def test_a_pass_is_added_only_where_a_weighting_has_no_pass_to_read(tmp_path, se
 def starts_low(completion_ids: list[list[int]], **columns: Any) -> list[float | None]:
     """1 where the first token is below 20; it says nothing of a rollout that starts with 30 or more."""
     return [None if ids[0] >= 30 else float(ids[0] < 20) for ids in completion_ids]
+
+
+def test_a_mirror_has_the_run_when_training_ends(tmp_path):
+    trained, url = trainer(tmp_path, max_steps=2), f"file://{tmp_path}/objects"
+    rlvr_monitor.attach(trained, store=tmp_path / "runs", run="mine", mirror=url)
+    trained.train()
+    Puller(url, tmp_path / "copy").look()
+    for name in ("steps", "tokens", "samples", "histograms"):
+        query = f"SELECT * FROM {name} ORDER BY ALL"
+        with rlvr_monitor.open_store(tmp_path / "runs") as source, rlvr_monitor.open_store(tmp_path / "copy") as copy:
+            assert len(copy.sql(query)) and copy.sql(query).arrow.equals(source.sql(query).arrow), name
 
 
 def test_texts_rewards_and_advantages_are_those_of_the_trainer(tmp_path):

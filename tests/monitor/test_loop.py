@@ -17,6 +17,7 @@ from monitor.alerts.settings import AlertsError  # noqa: E402
 from monitor.errors import StoreError  # noqa: E402
 from monitor.integrations.loop import Monitor  # noqa: E402
 from monitor.integrations.loop import measure as measuring  # noqa: E402
+from monitor.store.pull import Puller  # noqa: E402
 
 N, T, V, D = 8, 7, 23, 12
 GROUPS = torch.tensor([5, 5, 5, 9, 9, 9, 9, 2])  # of 3, 4 and 1 rollouts
@@ -119,6 +120,21 @@ def test_what_is_recorded_is_what_float64_says(tmp_path, monkeypatch, way, tempe
     assert found["sampler_mismatch"] == pytest.approx(gap.mean(), abs=1e-6)
     counts = ask(tmp_path, "SELECT split, n FROM histograms WHERE metric = 'entropy'")
     assert dict(zip(counts["split"], counts["n"], strict=True)) == {"all": 35, "selected": 35}  # nothing is "correct"
+
+
+def test_a_mirror_has_the_run_when_it_is_finished(tmp_path):
+    url, b = f"file://{tmp_path}/objects", batch()
+    with rlvr_monitor.init(store=tmp_path / "runs", run="mine", mirror=url) as monitor:
+        monitor.step(**distributions(b, "logits"), **tokens_of(b), rewards=REWARDS)
+    Puller(url, tmp_path / "copy").look()
+    query = "SELECT * FROM tokens ORDER BY sample, position"
+    source, copy = (ask(tmp_path / folder, query) for folder in ("runs", "copy"))
+    assert len(copy["entropy"]) == 35  # 7 + 3 + 5 + 1 + 7 + 2 + 4 + 6
+    for name, values in source.items():
+        np.testing.assert_array_equal(copy[name], values, err_msg=name)
+    with pytest.raises(StoreError, match="is no URL of an object store"):
+        rlvr_monitor.init(store=tmp_path / "runs", run="other", mirror="ftp://there")
+    assert not (tmp_path / "runs/runs/other").exists()
 
 
 def test_logits_and_hidden_states_give_the_same_records(tmp_path):

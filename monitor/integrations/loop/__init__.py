@@ -40,6 +40,7 @@ def init(
     tokenizer: Any = None,
     resume: bool = False,
     rank: int = 0,
+    mirror: str | None = None,
 ) -> Monitor:
     """Open a run of the store for a training loop of your own; give its steps to the Monitor that this returns.
 
@@ -53,6 +54,8 @@ def init(
         tokenizer: gives each token its text on the Tokens page, and the completions where `step` gets no texts.
             Anything with `decode(list of ids)`.
         resume: go on with a run that exists, as its next attempt. Steps without a number follow its last one.
+        mirror: URL of an object store, s3://BUCKET/PREFIX say, to which a thread copies what is recorded (see "Beyond
+            one disk" in docs/store.md).
         rank: of this process, where several train together: each opens the run and records its own rows. Means and
             alerts are then those of the rows of rank 0.
 
@@ -74,7 +77,7 @@ def init(
         environment={"packages": installed(PACKAGES)},
     )
     recorder = judged_recorder(
-        store, info, settings=alert_settings(alerts), rank=rank, resume=resume, on_alert=on_alert
+        store, info, settings=alert_settings(alerts), rank=rank, resume=resume, on_alert=on_alert, mirror=mirror
     )
     last = 0
     if resume:

@@ -16,6 +16,7 @@ def attach(
     weighting: str | None = None,
     guard: bool | str | Path = False,
     correct_at: float = 1.0,
+    mirror: str | None = None,
 ) -> None:
     """Record a GRPOTrainer or RLOOTrainer of TRL as a run of the store, judge it, and weight its loss if asked to.
 
@@ -33,6 +34,8 @@ def attach(
             file takes its [[actions]], of which checkpoint, stop and lower_lr are possible here, and its rules and
             routes.
         correct_at: a rollout whose reward reaches this is correct.
+        mirror: URL of an object store, s3://BUCKET/PREFIX say, to which each process copies what it has recorded (see
+            "Beyond one disk" in docs/store.md).
 
     A weight w reaches the loss through the advantage, A_it = w_it c A_i, so clip and ratio stay TRL's. With
     normalise = "selected" c replaces TRL's count of tokens by the sum of weights: T_i / sum_t w_it for grpo, the same
@@ -54,4 +57,4 @@ def attach(
     require("rlvr_monitor.attach", ["torch", "trl"], "trl")
     from monitor.integrations.trl.attached import Attached
 
-    Attached(trainer, store, run, weighting, guard, correct_at)
+    Attached(trainer, store, run, weighting, guard, correct_at, mirror)

@@ -58,11 +58,13 @@ class Attached(TrainerCallback):
         weighting: str | None,
         guard: bool | str | Path,
         correct_at: float,
+        mirror: str | None = None,
     ) -> None:
         self._is_grpo = _is_grpo(trainer)
         if getattr(trainer, "rlvr_attached", None) is not None:
             raise AttachError("This trainer is attached already. Call attach once for each trainer.")
         self.trainer, self.store, self.run, self.correct_at = trainer, Path(store), run, correct_at
+        self.mirror = mirror
         self.ranks = Ranks(trainer.accelerator)
         self.settings = guard_settings(guard)
         self.weighting: Weighting | None = None
@@ -323,6 +325,7 @@ class Attached(TrainerCallback):
                 engine=engines[0] if self.ranks.rank == 0 else None,
                 sinks=sinks,
                 on_alert=tell,
+                mirror=self.mirror,
             )
 
         self.recorder = _rank_0_first(self.ranks, opened)
