@@ -188,32 +188,35 @@ def test_a_live_run_grows_and_the_zoom_stays(browser, tmp_path: Path) -> None:
 REWARD, SHOWN = "Reward and pass@k", "[...p._fullLayout.xaxis.range]"
 
 
-def click_step(page, title: str, step: int) -> None:
-    """Emits the click that Plotly emits, because the mouse cannot aim at one step."""
-    page.evaluate(
-        "([title, x]) => [...document.querySelectorAll('.rlvr-plot')]"
-        ".find(n => n.getAttribute('aria-label') === title).emit('plotly_click', {points: [{x}]})",
-        [title, step],
-    )
+def emit(page, title: str, *events: str) -> None:
+    """Emits what Plotly emits, because the mouse cannot aim at one step: "'its name', what it tells" of each event.
+
+    Charts are drawn one after the other, so this waits for its own one: before that nothing in the page listens.
+    """
+    until(page, lambda: plot(page, title, "p.rlvrReady"))
+    plot(page, title, "void (" + ", ".join(f"p.emit({event})" for event in events) + ")")
+
+
+def clicked(step: float) -> str:
+    return f"'plotly_click', {{points: [{{x: {step}}}]}}"
 
 
 def test_a_click_on_a_curve_opens_a_menu_that_leads_to_its_tokens(browser, url: str) -> None:
     with opened(browser, f"{url}/run?run=ict-s0") as page:
         until(page, lambda: plot(page, REWARD, "p.data.length"))
-        click_step(page, REWARD, 17)
-        page.evaluate("() => document.querySelector('.rlvr-plot').emit('plotly_click', {points: [{x: 3}]})")
-        page.evaluate("() => document.querySelector('.rlvr-plot').emit('plotly_doubleclick', {})")
+        emit(page, REWARD, clicked(17))
+        emit(page, "Mean entropy", clicked(3), "'plotly_doubleclick', {}")
         menu = page.get_by_role("menu", name="Step 17")
         menu.wait_for(timeout=PATIENCE_S * 1000)
         page.wait_for_timeout(400)
         assert page.get_by_role("menu").count() == 1, "a double-click only zooms out"
         page.keyboard.press("Escape")
         assert page.get_by_role("menu").count() == 0
-        click_step(page, REWARD, 17)
+        emit(page, REWARD, clicked(17))
         page.get_by_role("menuitem", name="Pin its distribution").click(timeout=PATIENCE_S * 1000)
         until(page, lambda: "pin=ict-s0%4017" in page.url)
         until(page, lambda: page.get_by_text("Entropy, step 40 against step 17").count())
-        click_step(page, REWARD, 17)
+        emit(page, REWARD, clicked(17))
         page.get_by_role("menuitem", name="Read its tokens").click(timeout=PATIENCE_S * 1000)
         page.wait_for_selector(".rlvr-tokens", timeout=PATIENCE_S * 1000)
         until(page, lambda: "step=17" in page.url and "run=ict-s0" in page.url)
@@ -235,7 +238,7 @@ def test_the_zoom_stands_in_the_address_and_fits_the_height(browser, url: str) -
         until(page, lambda: plot(page, REWARD, SHOWN)[1] > 40)
         until(page, lambda: re.search("x=10-(&|$)", page.url))
         menu_step = 25
-        click_step(page, REWARD, menu_step)
+        emit(page, REWARD, clicked(menu_step))
         page.get_by_role("menuitem", name="Show from here on").click(timeout=PATIENCE_S * 1000)
         until(page, lambda: plot(page, REWARD, SHOWN)[0] == menu_step and "x=25-" in page.url)
 
@@ -248,7 +251,7 @@ def test_curves_over_hours_keep_zoom_and_menu(browser, url: str) -> None:
         zoomed = drag(page, "Mean entropy")
         until(page, lambda: plot(page, REWARD, SHOWN) == zoomed)
         until(page, lambda: re.search(r"[?&]x=0\.00\d+-0\.00\d+(&|$)", page.url))
-        click_step(page, REWARD, 17 * hour)
+        emit(page, REWARD, clicked(17 * hour))
         menu = page.get_by_role("menu", name=re.compile("0.00189 hours of training"))
         menu.get_by_role("menuitem", name="Pin its distribution").click(timeout=PATIENCE_S * 1000)
         until(page, lambda: "pin=ict-s0%4017" in page.url)

@@ -168,12 +168,18 @@ def test_a_replay_plays_in_the_browser_and_goes_back(browser, lost: Path) -> Non
     try:
         with opened(browser, f"{url}/run?run=lost&replay=25&speed=2&play=on") as page:
             until(page, lambda: plot(page, "Mean entropy", "p._fullData.length"))
-            page.evaluate("document.querySelector('.rlvr-plot').rlvrMarked = true")
+            plot(page, "Mean entropy", "p.rlvrMarked = true")
             entries = page.evaluate("history.length")
-            seen = {plot(page, "Mean entropy", newest)}
-            until(page, lambda: seen.add(plot(page, "Mean entropy", newest)) or max(seen) >= STEPS)
+            seen = set[int]()
+
+            def has_ended() -> bool:
+                shown = plot(page, "Mean entropy", newest)
+                seen.update([] if shown is None else [shown])
+                return STEPS in seen
+
+            until(page, has_ended)
             assert len(seen) > 4 and min(seen) >= 25, "it grew by and by"
-            assert page.evaluate("document.querySelector('.rlvr-plot').rlvrMarked"), "on the same chart"
+            assert plot(page, "Mean entropy", "p.rlvrMarked"), "on the same chart"
             until(page, lambda: page.get_by_role("button", name=re.compile(r"\bPlay$")).count())
             until(page, lambda: "&play=" not in page.url and f"replay={STEPS}" in page.url)
             assert page.evaluate("history.length") <= entries, "a playing replay fills the history"

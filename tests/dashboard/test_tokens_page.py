@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import simulated
-from test_browser import PATIENCE_S, opened, plot, until
+from test_browser import PATIENCE_S, emit, opened, plot, until
 from test_pages import open_page, words
 
 from dashboard.views.tokens import _places
@@ -80,12 +80,8 @@ def test_a_click_on_a_cell_leads_to_its_tokens_and_one_of_them_to_its_rollout(br
         until(page, lambda: page.locator(f".rlvr-plot[aria-label='{title}']").count())
         page.locator(f".rlvr-plot[aria-label='{title}']").scroll_into_view_if_needed()
         until(page, lambda: plot(page, title, "p._fullData[0].type") == "heatmap")
-        page.evaluate(
-            "([title, cell]) => { const p = [...document.querySelectorAll('.rlvr-plot')].find(n => n.getAttribute("
-            "'aria-label') === title); p.emit('plotly_click', {points: [{x: 17, pointNumber: [cell, 16], "
-            "fullData: p._fullData[0]}]}); }",
-            [title, CELL],
-        )
+        where = f"{{x: 17, pointNumber: [{CELL}, 16], fullData: p._fullData[0]}}"
+        emit(page, title, f"'plotly_click', {{points: [{where}]}}")
         page.get_by_role("menuitem", name="Read the tokens of this cell").click(timeout=PATIENCE_S * 1000)
         n = counted(store, "ict-s0", 17, CELL)
         until(page, lambda: page.locator(".rlvr-found button").count() == n)
