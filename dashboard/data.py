@@ -250,13 +250,13 @@ def step_at(name: str, what: str, at: float) -> int:
 
 def counts_of(name: str, metric: str, split: str = "all") -> Frame:
     """step, counts [S, cells], n, sum, min, max, edges_id of every step of a run."""
-    tail().want_histograms(name)
+    tail().want_histograms(name, metric)
     return followed(name).counts(tail().cursor(), metric, split)
 
 
 def new_columns(name: str, metric: str, after: int, most: int) -> Frame:
     """`counts_of` the steps later than `after`, in columns about as wide as those of all steps in at most `most`."""
-    tail().want_histograms(name)
+    tail().want_histograms(name, metric)
     question = f"{distributions.HISTOGRAMS} AND step > ? ORDER BY step"
     rows = distributions.summed(_past(name, frames.frame(tail().cursor(), question, [name, metric, "all", after])))
     width = max(1, math.ceil(newest_step(name) / most))
@@ -329,14 +329,18 @@ def remembered_of(names: Sequence[str], question: str, arguments: tuple, ask: Ca
 def joint(name: str, newest: int) -> np.ndarray:
     """Joint counts of entropy and deviation over the last `newest` steps."""
     since = followed(name).newest_step - newest
-    tail().want_histograms(name)
+    tail().want_histograms(name, "entropy*deviation")
     return distributions.joint_counts(tail().cursor(), name, "entropy*deviation", after=since, until=until(name))
 
 
 def difference(baseline: Sequence[str], other: Sequence[str], metric: str = "entropy") -> Frame:
-    for name in (*baseline, *other):
-        tail().want_histograms(name)
-    return _ask(differences.difference_matrix, (*baseline, *other), tuple(baseline), tuple(other), metric)
+    """`difference_of` the distributions of two arms."""
+
+    def ask() -> Frame:
+        mine, theirs = ([counts_of(name, metric) for name in arm] for arm in (other, baseline))
+        return differences.difference_of(theirs, mine)
+
+    return remembered_of((*baseline, *other), "difference", (tuple(baseline), metric), ask)
 
 
 def final_figures(names: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from monitor.alerts.marks import Marks
 from monitor.alerts.trends import TINY_NATS, fit_trend, median, steps_to
 from monitor.alerts.window import BASELINE_ROWS, LEVEL_ROWS, SLOPE_ROWS
 from monitor.queries.alerts import alert_log, alert_spans, verdicts
-from monitor.queries.frames import Frame, n_rows, select
+from monitor.queries.frames import n_rows, select
 from monitor.queries.series import new_scalars
 from monitor.store.runs import busy_with
 from monitor.store.tail import RunEntry, Tail
@@ -157,8 +157,8 @@ class OverviewRows:
         if not changed:
             return
         con, names = self._tail.cursor(), [entry.name for entry in changed]
-        rows = new_scalars(con, {name: self._digests[name].step for name in names}, ("entropy", "reward"), PASS)
-        for run, name, steps, values in _series(rows):
+        fresh = new_scalars(con, {name: self._digests[name].step for name in names}, ("entropy", "reward"), PASS)
+        for run, name, (steps, values) in ((run, *one) for run, of in fresh.items() for one in of.items()):
             self._digests[run].step = max(self._digests[run].step, int(steps[-1]))
             if name.startswith(PASS):
                 if name.removeprefix(PASS).isdigit():
@@ -187,17 +187,6 @@ class OverviewRows:
         if any(name.startswith("steps/") for name in self._tail.quarantined().get(entry.name, ())):
             return "no steps that can be read"
         return "no steps yet" if entry.status in LIVE else "no steps"
-
-
-def _series(rows: Frame) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(run, name, steps, values) of each series in rows that are sorted by run and name."""
-    n = n_rows(rows)
-    if not n:
-        return
-    run, name = rows["run"].astype(str), rows["name"].astype(str)
-    starts = np.flatnonzero(np.r_[True, (run[1:] != run[:-1]) | (name[1:] != name[:-1])])
-    for first, end in zip(starts, [*starts[1:], n], strict=True):
-        yield str(run[first]), str(name[first]), rows["step"][first:end], rows["value"][first:end]
 
 
 def _row(entry: RunEntry, digest: _Digest, no_steps: str) -> dict[str, Any]:

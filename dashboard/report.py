@@ -21,7 +21,7 @@ from dashboard.figures.theme import DARK, LIGHT, THEMES, Theme, arm_colours, tem
 from monitor.commands.comparison_table import cells, notes
 from monitor.commands.parsing import StoreFolder, call
 from monitor.queries.frames import Frame
-from monitor.queries.series import scalar_series, series_of
+from monitor.queries.series import Series, scalar_series, series_of
 from monitor.stats.comparison import LEVEL, TITLES, load_comparison
 from monitor.stats.comparison_verdict import headline
 from monitor.store.runs import require_store
@@ -110,7 +110,7 @@ def figures(comparison: Mapping[str, Any], rows: Frame, theme: Theme) -> dict[st
     if paths:
         found["distinct"] = pass_against_distinct(theme, paths, height=460)
     for key in CURVES:
-        drawn = {arm: arm_lines(arm, runs, key, rows, colours[arm]) for arm, runs in arms.items()}
+        drawn = {arm: arm_lines(arm, key, _of(runs, key, rows), colours[arm]) for arm, runs in arms.items()}
         shown = [line for of in drawn.values() for line in of if not line.faint or len(arms) <= CROWDED]
         if shown:
             found[key] = lines(theme, key, shown, height=320)
@@ -124,16 +124,20 @@ def figures(comparison: Mapping[str, Any], rows: Frame, theme: Theme) -> dict[st
     return found
 
 
+def _of(runs: Sequence[str], key: str, rows: Frame) -> dict[str, Series]:
+    return {run: series_of(rows, run, key) for run in runs}
+
+
 def _paths(arm: str, runs: Sequence[str], rows: Frame, colour: str, n_arms: int) -> list[Line]:
     """pass@1 against distinct answers: the mean over an arm's runs and, unless it gets crowded, single runs faintly."""
-    passed = {line.name: line for line in arm_lines(arm, runs, LEVEL, rows, colour)}
+    passed = {line.name: line for line in arm_lines(arm, LEVEL, _of(runs, LEVEL, rows), colour)}
     members = []
     for run in runs:
         (steps, x), (seen, y) = series_of(rows, run, LEVEL), series_of(rows, run, DISTINCT)
         _, at, of = np.intersect1d(steps, seen, return_indices=True)
         if len(at):
             members.append(Line(run, x[at], y[of], colour, faint=True, group=arm))
-    distinct = {line.name: line for line in arm_lines(arm, runs, DISTINCT, rows, colour)}
+    distinct = {line.name: line for line in arm_lines(arm, DISTINCT, _of(runs, DISTINCT, rows), colour)}
     mean = next((name for name, line in passed.items() if not line.faint and name in distinct), None)
     if mean is None:
         return []

@@ -45,6 +45,19 @@ def _die_with_parent(folder: Path) -> None:
     threading.Thread(target=wait, daemon=True, name="parent-watch").start()
 
 
+def _read_ahead() -> None:
+    """Loads the pages' code and reads the store while the browser still loads the frame of the page."""
+
+    def read() -> None:
+        import dashboard.app  # noqa: F401
+        from dashboard import data
+
+        data.poll()
+        import scipy.stats  # noqa: F401  with which comparisons are made
+
+    threading.Thread(target=read, daemon=True, name="read-ahead").start()
+
+
 def main(argv: list[str]) -> None:
     """Serves until it is interrupted or terminated, or its launcher has ended."""
     from streamlit.web import cli
@@ -53,6 +66,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="rlvr-dashboard-") as folder:
         script = make_app_folder(Path(folder))
         _die_with_parent(Path(folder))
+        _read_ahead()
         cli.main(["run", str(script), *flags(host, int(port), names)], standalone_mode=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,7 @@ from dashboard.escape import plotly
 from dashboard.figures.marks import add_alerts
 from dashboard.figures.theme import Theme, clip_steps, compact, faded, figure, label, number_format
 from monitor.queries.frames import Frame
-from monitor.queries.series import series_of
+from monitor.queries.series import Series
 from monitor.stats.entropy_law import fit_entropy_law
 
 BAND_STEPS = 200  # at which a band is computed: it costs 500 means and their order at each
@@ -97,18 +97,18 @@ def _last_step(series: Sequence[Line]) -> float:
     return max(ends, default=0.0)
 
 
-def arm_lines(name: str, runs: Sequence[str], key: str, rows: Frame, colour: str) -> list[Line]:
-    """The runs of one arm. Several runs are drawn faint, behind their mean."""
+def arm_lines(name: str, key: str, runs: Mapping[str, Series], colour: str) -> list[Line]:
+    """One series of the runs of an arm. Several runs are drawn faint, behind their mean."""
     members = [
         Line(
             name if len(runs) == 1 else run,
-            *series_of(rows, run, key),
+            *series,
             colour,
             points=key.startswith("eval/"),
             faint=len(runs) > 1,
             group=name,
         )
-        for run in runs
+        for run, series in runs.items()
     ]
     members = [member for member in members if len(member.x)]
     return [*members, mean_line(name, members, colour)] if len(members) > 1 else members
@@ -116,12 +116,18 @@ def arm_lines(name: str, runs: Sequence[str], key: str, rows: Frame, colour: str
 
 def mean_line(name: str, members: Sequence[Line], colour: str) -> Line:
     """Mean over several runs' series, each run counting once, at the steps that all of them have."""
-    common = members[0].x
-    for member in members[1:]:
-        common = np.intersect1d(common, member.x)
+    common = _common_steps(members)
     values = [member.y[np.isin(member.x, common)] for member in members]
     mean = np.mean(values, axis=0) if len(common) else np.zeros(0)
     return Line(f"{name}, mean of {len(members)}", common, mean, colour, group=name)
+
+
+def _common_steps(members: Sequence[Line]) -> np.ndarray:
+    common = members[0].x
+    for member in members[1:]:
+        if not np.array_equal(common, member.x):
+            common = np.intersect1d(common, member.x)
+    return common
 
 
 def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0) -> list[go.Scatter]:
@@ -129,16 +135,16 @@ def seed_band(theme: Theme, members: Sequence[Line], colour: str, seed: int = 0)
 
     Empty for fewer than three runs, which say too little for a band.
     """
-    common = members[0].x
-    for member in members[1:]:
-        common = np.intersect1d(common, member.x)
+    common = _common_steps(members)
     if len(common) > BAND_STEPS:
         common = common[np.linspace(0, len(common) - 1, BAND_STEPS).round().astype(int)]
     if len(members) < 3 or not len(common):
         return []
     values = np.stack([member.y[np.isin(member.x, common)] for member in members])
     picks = np.random.default_rng(seed).integers(0, len(members), (500, len(members)))
-    low, high = np.nanpercentile(values[picks].mean(1), [2.5, 97.5], axis=0)
+    means = values[picks].mean(1)
+    percentile = np.nanpercentile if np.isnan(means).any() else np.percentile  # the former goes step by step
+    low, high = percentile(means, [2.5, 97.5], axis=0)
     edge = {"width": 0, "color": colour}
     return [
         go.Scatter(x=common, y=low, mode="lines", line=edge, showlegend=False, hoverinfo="skip"),

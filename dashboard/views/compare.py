@@ -21,7 +21,6 @@ from dashboard.shown_arms import Arm, default_arms, doubts, figures_table
 from dashboard.views import downloads, shared
 from monitor.queries.differences import config_difference
 from monitor.queries.followed import thinned
-from monitor.queries.series import series_of
 from monitor.stats.comparison_verdict import headline
 from monitor.store.tail import RunEntry
 
@@ -198,11 +197,13 @@ def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: st
 def _curve_charts(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str) -> dict[str, Packed]:
     """The charts of the curves, by key. Lines have as many points as a chart can show; means are of all of them."""
     charts = dict[str, Packed]()
-    runs = [run for arm in arms for run in arm.runs]
-    rows = data.scalars(runs, CURVES)
-    shown = [key for key in CURVES if key in set(rows["name"])]
-    for key in shown:
-        drawn = {arm.name: arm_lines(arm.name, arm.runs, key, rows, colours[arm.name]) for arm in arms}
+    followed = {run: data.followed(run) for arm in arms for run in arm.runs}
+    recorded = {key for run in followed.values() for key in run.keys}
+    for key in (key for key in CURVES if key in recorded):
+        drawn = {
+            arm.name: arm_lines(arm.name, key, {run: followed[run].series(key) for run in arm.runs}, colours[arm.name])
+            for arm in arms
+        }
         values = np.concatenate([line.y for part in drawn.values() for line in part])
         if is_flat(values):  # no run ever left the one value: the table says it
             continue
@@ -231,12 +232,10 @@ def _spent(runs: Sequence[str], axis: str, steps: np.ndarray) -> np.ndarray:
 
 
 def _pass_and_distinct(arms: Sequence[Arm], colours: dict[str, str], theme: Theme) -> None:
-    runs = [run for arm in arms for run in arm.runs]
-    rows = data.scalars(runs, (PASS, DISTINCT))
     paths = []
     for arm in arms:
         for run in arm.runs:
-            (steps, passed), (seen, distinct) = series_of(rows, run, PASS), series_of(rows, run, DISTINCT)
+            (steps, passed), (seen, distinct) = (data.followed(run).series(key) for key in (PASS, DISTINCT))
             both, at, of = np.intersect1d(steps, seen, return_indices=True)
             if len(both):
                 name = arm.name if len(arm.runs) == 1 else run

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
 
-from monitor.queries.distributions import count_matrix
-from monitor.queries.frames import Frame
-from monitor.queries.series import scalar_series, series_of
+from monitor.queries.distributions import pooled
+from monitor.queries.frames import MAX_POINTS, Frame
+from monitor.queries.series import NOTHING, Series, whole_series
 
 T = TypeVar("T")
 
 
-def arm_shares(
-    con: duckdb.DuckDBPyConnection, runs: Sequence[str], metric: str, steps: np.ndarray, split: str = "all"
-) -> np.ndarray:
-    """Share of tokens in each cell at each of `steps`, mean over the runs: float64 [S, cells]."""
-    total = None
-    for run in runs:
-        matrix = count_matrix(con, run, metric, split)
-        shares = matrix["counts"][np.isin(matrix["step"], steps)].astype(np.float64)
-        shares /= np.maximum(shares.sum(1, keepdims=True), 1)
-        total = shares if total is None else total + shares
-    return np.zeros((0, 1)) if total is None else total / len(runs)
-
-
-def difference_matrix(
-    con: duckdb.DuckDBPyConnection,
-    baseline: Sequence[str],
-    other: Sequence[str],
-    metric: str = "entropy",
-    max_columns: int = 300,
-) -> Frame:
+def difference_of(baseline: Sequence[Frame], other: Sequence[Frame], max_columns: int = 300) -> Frame:
     """step [S], difference [S, cells]: share of tokens in each cell, `other` minus `baseline`, at the steps that all
-    runs have."""
-    common: np.ndarray | None = None
-    for run in (*baseline, *other):
-        steps = count_matrix(con, run, metric)["step"]
-        common = steps if common is None else np.intersect1d(common, steps)
-    if common is None or not len(common):
+    runs have. Each run is what `monitor.queries.distributions.summed` has of it."""
+    runs = [pooled(rows, MAX_POINTS) for rows in (*baseline, *other)]
+    common = reduce(np.intersect1d, (rows["step"] for rows in runs)) if runs else np.zeros(0)
+    if not len(common):
         return {"step": np.zeros(0), "difference": np.zeros((0, 1))}
-    gap = arm_shares(con, other, metric, common) - arm_shares(con, baseline, metric, common)
+    gap = _shares(runs[len(baseline) :], common) - _shares(runs[: len(baseline)], common)
     bins = min(max_columns, len(common))
     starts = np.unique(-(-np.arange(bins) * len(common) // bins))
     widths = np.diff(np.append(starts, len(common)))[:, None]
     return {"step": common[starts], "difference": np.add.reduceat(gap, starts) / widths}
+
+
+def _shares(runs: Sequence[Frame], steps: np.ndarray) -> np.ndarray:
+    """Share of tokens in each cell at each of `steps`, mean over the runs: float64 [S, cells]."""
+    total = np.zeros(())
+    for rows in runs:
+        shares = rows["counts"][np.isin(rows["step"], steps)].astype(np.float64)
+        shares /= np.maximum(shares.sum(1, keepdims=True), 1)
+        total = total + shares
+    return np.asarray(total / len(runs))
 
 
 def first_difference(con: duckdb.DuckDBPyConnection, one: str, other: str) -> int | None:
@@ -99,14 +89,23 @@ def final_figures(
     which is the lowest of the runs' best ones, so that runs are compared at equal pass@1. Values between evaluations
     lie on straight lines. "equal" is {} if some run never evaluated.
     """
-    rows = scalar_series(con, runs, [*names, level_name], max_points=None)
-    series = {run: {name: series_of(rows, run, name) for name in {*names, level_name}} for run in runs}
-    levels = {run: series[run][level_name] for run in runs}
+    return figures_of(whole_series(con, runs, [*names, level_name]), runs, names, level_name)
+
+
+def figures_of(
+    series: Mapping[str, Mapping[str, Series]],
+    runs: Sequence[str],
+    names: Sequence[str],
+    level_name: str = "eval/heldout/pass@1",
+) -> dict[str, Any]:
+    """`final_figures` of `whole_series`, which hold at least these runs and names."""
+    levels = {run: series.get(run, {}).get(level_name, NOTHING) for run in runs}
     reachable = bool(runs) and all(len(values) for _, values in levels.values())
     level = min(np.nanmax(values) for _, values in levels.values()) if reachable else np.nan
     result: dict[str, Any] = {"last": {}, "equal": {}, "level": float(level)}
     for run in runs:
-        found = {name: (steps, values) for name, (steps, values) in series[run].items() if len(steps)}
+        recorded = series.get(run, {})
+        found = {name: recorded[name] for name in dict.fromkeys([*names, level_name]) if name in recorded}
         result["last"][run] = {name: float(values[-1]) for name, (_, values) in found.items()} | {
             "step": float(max((steps[-1] for steps, _ in found.values()), default=np.nan))
         }

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import duckdb
 import numpy as np
 
 from monitor.queries.distributions import HISTOGRAMS, summed
 from monitor.queries.frames import MAX_POINTS, Frame, frame, n_rows
-
-Series = tuple[np.ndarray, np.ndarray]  # steps int64 [n] and values float64 [n], ascending steps
-NOTHING: Series = (np.empty(0, np.int64), np.empty(0))
+from monitor.queries.series import NOTHING, Series, series_by_run
 
 
 @dataclass(slots=True)
@@ -61,18 +58,13 @@ class Followed:
             if basis != self._basis:
                 self._basis, self._scalars, self._series, self._counts = basis, _Settled(), {}, {}
             self._settled = int(newest["step"].min()) if n_rows(newest) else -1
-            rows = frame(
-                con,
-                "SELECT name, step, value FROM steps WHERE run = ? AND rank = 0 AND step > ? ORDER BY name, step",
-                [self.run, self._scalars.step],
-            )
-            for name, first, last in _stretches(rows["name"]):
-                steps, values = self._series.get(name, NOTHING)
-                kept = int(np.searchsorted(steps, self._scalars.step, side="right"))
-                self._series[name] = (
-                    np.concatenate([steps[:kept], rows["step"][first:last]]),
-                    np.concatenate([values[:kept], rows["value"][first:last]]),
-                )
+            known = self._scalars.step
+            found = series_by_run(con, "steps WHERE run = ? AND rank = 0 AND step > ?", [self.run, known])
+            for name, fresh in found.get(self.run, {}).items():
+                former = self._series.get(name, NOTHING)
+                kept = int(np.searchsorted(former[0], known, side="right"))
+                steps, values = (np.concatenate([old[:kept], new]) for old, new in zip(former, fresh, strict=True))
+                self._series[name] = steps, values
             self._scalars.step = self._settled
 
     @property
@@ -136,14 +128,6 @@ class Past:
         """Counts of every step up to `until`; as `Followed.counts`."""
         rows = self.whole.counts(con, metric, split)
         return {name: column[rows["step"] <= self.until] for name, column in rows.items()}
-
-
-def _stretches(names: np.ndarray) -> list[tuple[str, int, int]]:
-    """(name, first row, one after the last) of each stretch of equal names."""
-    if not len(names):
-        return []
-    borders = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1), len(names)]
-    return [(str(names[first]), int(first), int(last)) for first, last in pairwise(borders)]
 
 
 def thinned(series: Series, most: int = MAX_POINTS) -> Series:

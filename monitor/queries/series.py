@@ -10,6 +10,9 @@ import numpy as np
 
 from monitor.queries.frames import MAX_POINTS, Frame, frame
 
+Series = tuple[np.ndarray, np.ndarray]  # steps int64 [n] and values float64 [n], ascending steps
+NOTHING: Series = (np.empty(0, np.int64), np.empty(0))
+
 
 def run_spans(con: duckdb.DuckDBPyConnection) -> Frame:
     """run, first_step, last_step, n_steps, first_ts, last_ts of each run that has a committed step."""
@@ -62,18 +65,44 @@ def scalar_series(
 
 def new_scalars(
     con: duckdb.DuckDBPyConnection, after: Mapping[str, int], names: Sequence[str], prefix: str = ""
-) -> Frame:
-    """run, name, step, value of rank 0, by step: of each run in `after` only the rows behind the step given there.
+) -> dict[str, dict[str, Series]]:
+    """`whole_series` of the runs in `after`, with only the rows behind the step given there.
 
     names: the keys wanted; those that begin with `prefix` come too, unless it is empty.
     """
-    return frame(
+    return series_by_run(
         con,
-        "SELECT run, name, step, value FROM steps JOIN (SELECT unnest(?) AS run, unnest(?) AS after) USING (run) "
-        "WHERE rank = 0 AND step > after AND (name IN (SELECT unnest(?)) OR (? AND starts_with(name, ?))) "
-        "ORDER BY run, name, step",
+        "steps JOIN (SELECT unnest(?) AS run, unnest(?) AS after) USING (run) "
+        "WHERE rank = 0 AND step > after AND (list_contains(?, name) OR (? AND starts_with(name, ?)))",
         [list(after), list(after.values()), list(names), bool(prefix), prefix],
     )
+
+
+def whole_series(
+    con: duckdb.DuckDBPyConnection, runs: Sequence[str], names: Sequence[str]
+) -> dict[str, dict[str, Series]]:
+    """{run: {name: its steps int64 [n], ascending, and values float64 [n]}} of rank 0, of what was recorded."""
+    return series_by_run(
+        con,
+        "steps WHERE rank = 0 AND run IN (SELECT unnest(?)) AND name IN (SELECT unnest(?))",
+        [list(runs), list(names)],
+    )
+
+
+def series_by_run(
+    con: duckdb.DuckDBPyConnection, source: str, parameters: Sequence[object]
+) -> dict[str, dict[str, Series]]:
+    """`whole_series` of the rows of a `source` with its WHERE. A text beside each value would take most of the time."""
+    rows = frame(
+        con,
+        "SELECT run, name, list(step ORDER BY step) AS steps, list(coalesce(value, 'nan') ORDER BY step) AS values "
+        f"FROM {source} GROUP BY run, name ORDER BY run, name",
+        parameters,
+    )
+    found = dict[str, dict[str, Series]]()
+    for run, name, steps, values in zip(*rows.values(), strict=True):
+        found.setdefault(str(run), {})[str(name)] = np.asarray(steps, np.int64), np.asarray(values, np.float64)
+    return found
 
 
 def series_of(rows: Frame, run: str, name: str) -> tuple[np.ndarray, np.ndarray]:

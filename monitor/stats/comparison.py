@@ -22,8 +22,8 @@ from typing_extensions import TypedDict
 from monitor.errors import StoreError, nearest
 from monitor.metrics import metric
 from monitor.queries.alerts import alert_log, alert_spans
-from monitor.queries.differences import config_difference, final_figures, setting
-from monitor.queries.series import scalar_series, series_of
+from monitor.queries.differences import config_difference, figures_of, setting
+from monitor.queries.series import NOTHING, Series, whole_series
 from monitor.records import finite
 from monitor.stats.comparison_verdict import comparison_verdicts
 from monitor.stats.paired import holm, paired_difference
@@ -74,11 +74,12 @@ def paired_comparison(
     """
     baseline, names = next(iter(arms)), figure_names(k)
     runs = [run for of in arms.values() for run in of.values()]
-    last = final_figures(con, runs, [*names, "weight_mean", "effective_sample_share"], LEVEL)["last"]
+    series = whole_series(con, runs, [*names, "weight_mean", "effective_sample_share"])
+    last = figures_of(series, runs, [*names, "weight_mean", "effective_sample_share"], LEVEL)["last"]
     first, whole = whole_run_figures(con, runs, configs, last)
     for run in runs:
         last[run]["entropy_kept"] = last[run].get("entropy", np.nan) / first[run]
-    rows, levels = _last_and_equal(con, arms, names, last, first)
+    rows, levels = _last_and_equal(series, arms, names, last, first)
     _correct_for_arms(rows)
     per_run = {arm: {seed: whole[run] for seed, run in of.items()} for arm, of in arms.items()}
     rows += _rows("run", ["median_step_s", "tokens_trained", "alerts_fired", *STATED], per_run, per_run[baseline])
@@ -111,8 +112,10 @@ def live_comparison(
     equal pass@1. It costs under half of the whole, for a page that redraws as runs train.
     """
     names = [LEVEL, f"eval/heldout/pass@{k}", "eval/heldout/distinct", "reward", "entropy", *names]
-    last = final_figures(con, [run for of in arms.values() for run in of.values()], names, LEVEL)["last"]
-    rows, levels = _last_and_equal(con, arms, list(dict.fromkeys(names)), last, {})
+    runs = [run for of in arms.values() for run in of.values()]
+    series = whole_series(con, runs, names)
+    last = figures_of(series, runs, names, LEVEL)["last"]
+    rows, levels = _last_and_equal(series, arms, list(dict.fromkeys(names)), last, {})
     settings = {arm: configs.get(next(iter(of.values()), ""), {}) for arm, of in arms.items()}
     found = {"baseline": next(iter(arms)), "arms": _by_text(arms), "levels": levels, "rows": rows}
     told = cast(dict[str, Any], finite(found | {"samples": _eval_samples(settings)}))
@@ -138,7 +141,7 @@ def _eval_samples(settings: Mapping[str, Mapping[str, Any]]) -> int | None:
 
 
 def _last_and_equal(
-    con: duckdb.DuckDBPyConnection,
+    series: Mapping[str, Mapping[str, Series]],
     arms: Runs,
     names: Sequence[str],
     last: Mapping[str, Mapping[str, float]],
@@ -150,7 +153,7 @@ def _last_and_equal(
     rows = _rows("last", names, at_last, at_last[baseline])
     levels: dict[str, dict[int, float]] = {}
     for arm in [arm for arm in arms if arm != baseline]:
-        mine, theirs, levels[arm] = _at_equal_level(con, arms[arm], arms[baseline], names, first)
+        mine, theirs, levels[arm] = _at_equal_level(series, arms[arm], arms[baseline], names, first)
         rows += _rows("equal", ["step", *(name for name in names if name != LEVEL)], {arm: mine}, theirs)
     return rows, _by_text(levels)
 
@@ -163,12 +166,12 @@ def whole_run_figures(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """{run: entropy of the first step} and {run: figures of the whole run}."""
     names = ("entropy", "perf/step_s", "tokens", "selected_share")
-    rows = scalar_series(con, runs, names, max_points=None)
+    series = whole_series(con, runs, names)
     spans = alert_spans(alert_log(con, runs))
     first: dict[str, float] = {}
     whole: dict[str, dict[str, float]] = {}
     for run in runs:
-        entropy, times, tokens, share = (series_of(rows, run, name)[1] for name in names)
+        entropy, times, tokens, share = (series.get(run, {}).get(name, NOTHING)[1] for name in names)
         first[run] = float(entropy[0]) if len(entropy) else np.nan
         weight = last[run].get("weight_mean", np.nan)
         to_all = setting(configs.get(run), "weighting.normalise", str) == "all"
@@ -185,7 +188,7 @@ def whole_run_figures(
 
 
 def _at_equal_level(
-    con: duckdb.DuckDBPyConnection,
+    series: Mapping[str, Mapping[str, Series]],
     runs: Mapping[int, str],
     baseline: Mapping[int, str],
     names: Sequence[str],
@@ -197,7 +200,7 @@ def _at_equal_level(
     levels: dict[int, float] = {}
     for seed in sorted(runs.keys() & baseline.keys()):
         pair = (runs[seed], baseline[seed])
-        found = final_figures(con, pair, names, LEVEL)
+        found = figures_of(series, pair, names, LEVEL)
         for run, into in zip(pair, (mine, theirs), strict=True):
             if run in found["equal"]:
                 figures = found["equal"][run]

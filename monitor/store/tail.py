@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,7 @@ class RunEntry:
 class Tail:
     """Follows the store at `store`. `poll()` ingests what is new and returns `version`.
 
-    histograms: whether to take in those of all runs, which are most of the bytes; False: of those alone that
-    `want_histograms` names.
+    histograms: whether to take in all of them, which are most of the bytes; False: only what `want_histograms` names.
 
     Safe to share: polls are serialised, and each thread queries through its own `cursor()`.
     """
@@ -62,7 +62,7 @@ class Tail:
         self.runs: dict[str, RunEntry] = {}
         self.version = 0
         self._min_interval_s = min_interval_s
-        self._only = NO_LIMIT if histograms else {"histograms": set[str]()}
+        self._wanted: dict[str, frozenset[str]] | None = None if histograms else {}  # run -> metrics; None: all of all
         self._polled = float("-inf")
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -96,11 +96,13 @@ class Tail:
             now = time.time() if now is None else now
             names: list[str] = []
             with contextlib.suppress(StoreError):  # there may be no store yet
-                names = self._listing.refresh(SMALL_TABLES, self._only)
+                names = self._listing.refresh(SMALL_TABLES, self._limits())
             self._ingest_all_new(names)
             for gone in set(self.runs) - set(names):
                 self._forget_rows(gone)
                 del self.runs[gone]
+                if self._wanted:
+                    self._wanted.pop(gone, None)
                 self.version += 1
             for name in names:
                 entry = self.runs.setdefault(name, RunEntry(name))
@@ -110,19 +112,31 @@ class Tail:
             self._polled = time.monotonic()
             return self.version
 
-    def want_histograms(self, run: str) -> None:
-        """Take in the histograms of a run, now and at every poll."""
-        if run in self._only.get("histograms", (run,)):
+    def want_histograms(self, run: str, metric: str) -> None:
+        """Take in the histograms that a known run has of a metric, now and at every poll."""
+        if self._wanted is None or metric in self._wanted.get(run, ()) or run not in self.runs:
             return
         with self._lock:
-            self._only = {"histograms": {*self._only["histograms"], run}}
-            entry = self.runs.get(run)
-            if entry is not None:
-                left_out = len(self._listing.unreadable())
+            entry, had = self.runs.get(run), self._wanted.get(run, frozenset())
+            if entry is None or metric in had:
+                return
+            left_out = len(self._listing.unreadable())
+            if had:
+                seen, listed = entry.seen["histograms"], self._listing.segments("histograms", run)
+                known = [segment for segment in listed if str(segment.name) in seen]
+                self._stage(entry, "histograms", known, frozenset({metric}))
+                self._take_staged("histograms")
+                self._wanted[run] = had | {metric}
+            else:
+                self._wanted[run] = frozenset({metric})
                 with contextlib.suppress(StoreError):  # the store has gone: the next poll tells
                     self._listing.refresh(("histograms",), {"histograms": (run,)})
                 self._ingest(entry)
-                self.version += len(self._listing.unreadable()) != left_out  # so that pages tell of them
+            self.version += len(self._listing.unreadable()) != left_out  # so that pages tell of them
+
+    def _limits(self) -> Mapping[str, Collection[str]]:
+        """The runs whose histograms are wanted, for the listing."""
+        return NO_LIMIT if self._wanted is None else {"histograms": set(self._wanted)}
 
     def run_version(self, *runs: str) -> tuple[int, ...]:
         """The versions of the named runs: a cache key that stays the same while their data does."""
@@ -252,8 +266,7 @@ class Tail:
         if simple:
             self._con.execute("INSERT INTO committed SELECT DISTINCT run, step, rank, attempt FROM staged_steps")
         for table in SMALL_TABLES:
-            self._con.execute(f"INSERT INTO {table}_all SELECT * FROM staged_{table}")
-            self._con.execute(f"DELETE FROM staged_{table}")
+            self._take_staged(table)
         if commits_more and not simple:
             self._con.execute("DELETE FROM committed WHERE run = ?", [entry.name])
             commits = commits_query("(SELECT * FROM steps_all WHERE run = $run)")
@@ -298,6 +311,10 @@ class Tail:
         ).fetchall()
         return known == kept
 
+    def _take_staged(self, table: str) -> None:
+        self._con.execute(f"INSERT INTO {table}_all SELECT * FROM staged_{table}")
+        self._con.execute(f"DELETE FROM staged_{table}")
+
     def _continues(self, run: str) -> bool:
         """Whether the staged steps are of the run's newest attempt and not before its first step: the common case.
 
@@ -311,20 +328,28 @@ class Tail:
         ).fetchone()
         return bool(row and row[0])
 
-    def _stage(self, entry: RunEntry, table: str, segments: list[Segment]) -> bool:
+    def _stage(
+        self, entry: RunEntry, table: str, segments: list[Segment], metrics: frozenset[str] | None = None
+    ) -> bool:
         """Read segments into a staging table. False if some could not be read; the listing then leaves these out.
+
+        metrics: of histograms those to read; None: the wanted ones.
 
         Staging happens outside of the transaction, because a failed statement aborts a whole transaction.
         """
         columns = ", ".join(f'"{name}"' for name in TABLES[table] if name != "run")
         insert = f"INSERT INTO staged_{table} SELECT ?, {columns} FROM read_parquet(?, hive_partitioning = false)"
+        more = list[list[str]]()
+        if table == "histograms" and self._wanted is not None:
+            insert += " WHERE list_contains(?, metric)"
+            more = [sorted(self._wanted.get(entry.name, ()) if metrics is None else metrics)]
         complete = True
         batches = [segments] if segments else []
         while batches:
             batch = batches.pop()
             try:
                 for paths in segment_groups(batch) if len(batch) > 1 else [[batch[0].path]]:
-                    self._con.execute(insert, [entry.name, [escape_glob(path) for path in paths]])
+                    self._con.execute(insert, [entry.name, [escape_glob(path) for path in paths], *more])
                 entry.seen[table] |= {str(segment.name) for segment in batch}
             except duckdb.Error as error:
                 complete = False

@@ -131,6 +131,7 @@ def test_figures_hold_no_markup_of_a_run():
     """Titles and meta are plain text, which the page escapes; all else Plotly reads as HTML."""
     one = np.array([1.0])
     line = lines.Line(EVIL, one, one, "#123456", group=EVIL)
+    arm = dict.fromkeys((EVIL, "b"), (np.array([1]), one))
     alerts = {"severity": [EVIL], "state": ["firing"], "step": [1], "first_step": [1], "until": one + 1, "value": one,
               "baseline": one, "threshold": one, "rule": [EVIL], "message": [EVIL], "action": [EVIL]}  # fmt: skip
     alerts = {key: np.array(column) for key, column in alerts.items()}
@@ -138,7 +139,7 @@ def test_figures_hold_no_markup_of_a_run():
     gap = {"step": np.array([1]), "difference": np.ones((1, 97))}
     drawn = [
         lines.lines(LIGHT, "entropy", [line, line], alerts=alerts),
-        lines.lines(LIGHT, "entropy", lines.arm_lines(EVIL, [EVIL, "b"], "entropy", _rows(EVIL, "b"), "#123456")),
+        lines.lines(LIGHT, "entropy", lines.arm_lines(EVIL, "entropy", arm, "#123456")),
         lines.reward_and_pass(LIGHT, [line], [line]),
         lines.lines(LIGHT, "entropy", lines.smoothed(lines.Line(EVIL, *np.ones((2, 3)), "#123456"), 5)),
         lines.pass_against_distinct(LIGHT, [line]),
@@ -153,9 +154,3 @@ def test_figures_hold_no_markup_of_a_run():
             trace.legendgroup = None  # a key, never drawn
         assert "<a " not in fig.to_json() and "<b>x" not in fig.to_json()
     assert sum("&lt;b&gt;x" in fig.to_json().replace("\\u0026", "&") for fig in drawn) >= 6
-
-
-def _rows(*runs: str) -> dict[str, np.ndarray]:
-    names = np.array(runs, object)
-    return {"run": names, "name": np.array(["entropy"] * len(runs), object), "step": np.ones(len(runs), int),
-            "value": np.ones(len(runs))}  # fmt: skip

@@ -12,8 +12,9 @@ from monitor.alerts.watch import Watcher
 from monitor.commands import ls, show
 from monitor.metrics import EDGES_IDS, inner_edges, n_cells
 from monitor.queries.alerts import alert_log, alert_spans, alert_transitions, events, verdict_texts, verdicts
-from monitor.queries.differences import config_difference, difference_matrix, final_figures, setting
+from monitor.queries.differences import config_difference, difference_of, final_figures, setting
 from monitor.queries.distributions import count_matrix, joint_counts, quantile_series
+from monitor.queries.followed import Followed
 from monitor.queries.frames import MAX_POINTS, n_rows, select
 from monitor.queries.rollouts import samples_of_step, tokens_of_step
 from monitor.queries.series import latest_scalars, run_spans, scalar_series, series_of, value_at
@@ -229,13 +230,19 @@ def test_samples_and_tokens_of_a_step(tail: Tail) -> None:
 
 
 def test_difference_is_signed_and_sums_to_zero(tail: Tail) -> None:
-    gap = difference_matrix(tail.cursor(), ["uniform"], ["weighted"])
+    runs = (Followed(name) for name in ("uniform", "weighted", "nobody"))
+    uniform, weighted, nobody = (run.counts(tail.cursor(), "entropy", "all") for run in runs)
+    gap = difference_of([uniform], [weighted])
     np.testing.assert_allclose(gap["difference"].sum(1), 0.0, atol=1e-12)
     first = histogram(values("weighted", 1)).counts / 200 - histogram(values("uniform", 1)).counts / 200
     np.testing.assert_allclose(gap["difference"][0], first, atol=1e-12)
-    pooled = difference_matrix(tail.cursor(), ["uniform"], ["weighted"], max_columns=3)
+    pooled = difference_of([uniform], [weighted], max_columns=3)
     np.testing.assert_allclose(pooled["difference"][0], gap["difference"][:4].mean(0), atol=1e-12)
-    assert not len(difference_matrix(tail.cursor(), ["uniform"], ["nobody"])["step"])
+    assert not len(difference_of([uniform], [nobody])["step"])
+    # of two equal runs and one that differs, the mean of the arm differs by half
+    np.testing.assert_allclose(
+        difference_of([uniform], [uniform, weighted])["difference"], gap["difference"] / 2, atol=1e-12
+    )
 
 
 def test_final_figures_at_equal_level(tail: Tail) -> None:

@@ -7,11 +7,12 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from store_data import record_run, samples, step_record, tokens
+from store_data import samples, step_record, tokens
 
 from monitor.recorder import Recorder
 from monitor.records import RunInfo, StepRecord
@@ -241,34 +242,47 @@ def test_threads_poll_and_query_side_by_side(tmp_path: Path) -> None:
     assert len(rewards(tail)) == 60
 
 
-def test_histograms_of_those_runs_alone_that_were_asked_for(tmp_path):
+def test_only_the_histograms_that_were_asked_for_are_taken_in(tmp_path):
     """What is asked for late is there at once, follows the run, and is what a tail of everything has."""
+
+    def with_others(step: int) -> StepRecord:
+        record = step_record(step)
+        others = [replace(one, metric=metric) for one in record.histograms for metric in ("renyi2", "deviation")]
+        return replace(record, histograms=(*record.histograms, *others))
+
     for name in ("a", "b"):
-        record_run(tmp_path, name, range(1, 4))
+        with Recorder(tmp_path, RunInfo(name), flush_s=0.0) as recorder:
+            for step in range(1, 4):
+                recorder.record(with_others(step), tokens(step), samples(step))
     tail, whole = Tail(tmp_path, 0.0, histograms=False), Tail(tmp_path, 0.0)
 
-    def count(of: Tail) -> list[tuple]:
+    def count(of: Tail, *wanted: tuple[str, str]) -> list[tuple]:
+        """All rows that it has; with `wanted`, those of these runs and metrics."""
         sql = "SELECT run, step, metric, split, counts FROM histograms ORDER BY ALL"
-        return of.cursor().execute(sql).fetchall()
+        rows = of.cursor().execute(sql).fetchall()
+        return [row for row in rows if not wanted or (row[0], row[2]) in wanted]
 
     poll(tail)
     poll(whole)
-    assert count(tail) == [] and rewards(tail) == rewards(whole) != {}
-    everything = count(whole)
-    tail.want_histograms("b")
-    assert count(tail) == [row for row in everything if row[0] == "b"] != []
+    first, *others = sorted({row[2] for row in count(whole)})
+    assert len(others) == 2 and count(tail) == [] and rewards(tail) == rewards(whole) != {}
+    tail.want_histograms("b", first)
+    assert count(tail) == count(whole, ("b", first)) != []
     version = poll(tail)
     with Recorder(tmp_path, RunInfo("b"), resume=True, flush_s=0.0) as recorder:
-        recorder.record(step_record(4), tokens(4), samples(4))
+        recorder.record(with_others(4), tokens(4), samples(4))
     assert poll(tail) > version
     poll(whole)
-    assert count(tail) == [row for row in count(whole) if row[0] == "b"] and len(count(tail)) > len(everything) / 2
+    assert count(tail) == count(whole, ("b", first)) and 4 in {row[1] for row in count(tail)}
+    tail.want_histograms("b", others[0])  # of the segments that it has read for the first one
+    tail.want_histograms("b", others[0])
+    assert count(tail) == count(whole, ("b", first), ("b", others[0]))
     compact_run(tmp_path, "b", grace_s=0.0)
     poll(tail)
-    assert count(tail) == [row for row in count(whole) if row[0] == "b"] and tail.runs["b"].basis == 0
-    for name in ("a", "nowhere"):
-        tail.want_histograms(name)
-    poll(tail)
+    assert count(tail) == count(whole, ("b", first), ("b", others[0])) and tail.runs["b"].basis == 0
+    for name in ("a", "b", "nowhere"):
+        for metric in (first, *others):
+            tail.want_histograms(name, metric)
     assert count(tail) == count(whole)
-    whole.want_histograms("a")  # it has them
+    whole.want_histograms("a", first)  # it has them
     assert count(tail) == count(whole)
