@@ -41,7 +41,7 @@ def show(entry: RunEntry, window: Window) -> None:
     found = verdict.verdict_of(data.verdicts(entry.name), entry.name)
     newest = data.newest_step(entry.name)
     if found is not None:
-        verdict.banner(found, newest)
+        verdict.banner(found, newest, replayed=data.until(entry.name) is not None)
     elif entry.status not in shared.ENDED and all(math.isnan(window.baseline(key)) for key in ("entropy", "reward")):
         st.info(
             markdown("Too early to judge: a verdict needs {} steps after warm-up, its baseline.", BASELINE_ROWS),

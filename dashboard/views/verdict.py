@@ -52,12 +52,19 @@ def verdict_of(rows: Frame, run: str) -> Verdict | None:
     return Verdict(str(mine["health"][0]), str(mine["sentence"][0]), float(mine["step"][0]), float(mine["ts"][0]))
 
 
-def banner(found: Verdict, newest_step: float) -> None:
-    """The verdict in its colour: sentence, the step it was said at, its age, and the run's step where that is later."""
+def banner(found: Verdict, newest_step: float, *, replayed: bool = False) -> None:
+    """The verdict in its colour: sentence, the step it was said at, its age, and the run's step where that is later.
+
+    replayed: whether the page shows the run as it stood after `newest_step`, when nobody knew what is "now".
+    """
     when = [f"As of step {found.step:.0f}"] if np.isfinite(found.step) else []
-    when.append(shared.age(found.ts))
-    if newest_step > found.step:
-        when.append(f"the run is at step {newest_step:.0f} now")
+    if replayed:
+        if not newest_step <= found.step:
+            when.append(f"the newest word when the run was at step {newest_step:.0f}")
+    else:
+        when.append(shared.age(found.ts))
+        if newest_step > found.step:
+            when.append(f"the run is at step {newest_step:.0f} now")
     _, icon = HEALTH.get(found.health, HEALTH["info"])
     said, told = found.sentence, " · ".join(when)
     if said.lower().startswith(found.health):  # "Too early to judge ..."

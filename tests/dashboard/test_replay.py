@@ -90,6 +90,12 @@ def test_at_a_step_the_page_says_what_was_to_be_said_of_the_run_so_far(monkeypat
     said = "Too early" if health == "too early" else f"**{health.capitalize()}:**"
     assert said in words(app), words(app)
     window = window_of({key: (np.array(cut(step)["step"]), np.array(cut(step)[key])) for key in ("entropy", "reward")})
+    # how old a word was, and where the run is now, nobody knew then
+    spoken = re.search(r":small\[As of step (\d+)(.*?)\]", words(app))
+    assert (spoken is None) == (health == "too early")
+    if spoken is not None:
+        older = int(spoken.group(1)) < step
+        assert spoken.group(2) == f" · the newest word when the run was at step {step}" * older
     ahead = outlook(window)
     assert (ahead is None) == (step == 10)
     if ahead is not None:
