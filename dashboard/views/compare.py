@@ -14,7 +14,7 @@ from dashboard import data
 from dashboard.components.chart import Packed, packed
 from dashboard.escape import markdown
 from dashboard.figures import distributions
-from dashboard.figures.lines import Line, arm_lines, is_flat, lines, pass_against_distinct, seed_band
+from dashboard.figures.lines import Line, arm_lines, is_flat, lines, pass_against_distinct, seed_band, smoothed
 from dashboard.figures.spent import STEP, spent_axis
 from dashboard.figures.theme import Theme, arm_colours
 from dashboard.shown_arms import Arm, default_arms, doubts, figures_table
@@ -70,8 +70,9 @@ def page() -> None:
     colours = arm_colours([arm.name for arm in arms], theme)
     with tools:
         axis = shared.choose_axis()
+        smoothing = shared.choose_smoothing()
     with shared.grid("curves"):
-        _curves(arms, colours, theme, axis)
+        _curves(arms, colours, theme, axis, smoothing)
     distributions_too = shared.grid("difference")
     _tables(arms)
     downloads.comparison(arms)
@@ -185,16 +186,21 @@ def _difference(arms: Sequence[Arm], theme: Theme) -> None:
             st.info("These runs have no step in common yet, so there is no difference of their entropies to show.")
 
 
-def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str) -> None:
+def _curves(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str, smoothing: int) -> None:
     runs = [run for arm in arms for run in arm.runs]
     charts = data.remembered_of(
-        runs, "compared curves", (tuple(arms), theme.name, axis), lambda: _curve_charts(arms, colours, theme, axis)
+        runs,
+        "compared curves",
+        (tuple(arms), theme.name, axis, smoothing),
+        lambda: _curve_charts(arms, colours, theme, axis, smoothing),
     )
     for key, chart in charts.items():
         shared.chart(chart, f"compare-{key}-{axis}", group="steps" if axis == STEP else axis)
 
 
-def _curve_charts(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str) -> dict[str, Packed]:
+def _curve_charts(
+    arms: Sequence[Arm], colours: dict[str, str], theme: Theme, axis: str, smoothing: int
+) -> dict[str, Packed]:
     """The charts of the curves, by key. Lines have as many points as a chart can show; means are of all of them."""
     charts = dict[str, Packed]()
     followed = {run: data.followed(run) for arm in arms for run in arm.runs}
@@ -207,7 +213,7 @@ def _curve_charts(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, ax
         values = np.concatenate([line.y for part in drawn.values() for line in part])
         if is_flat(values):  # no run ever left the one value: the table says it
             continue
-        shown_lines = [_over(line, arm, axis) for arm in arms for line in drawn[arm.name]]
+        shown_lines = [part for arm in arms for line in drawn[arm.name] for part in _over(line, arm, axis, smoothing)]
         fig = lines(theme, key, shown_lines, log=key == "grad_norm")
         for arm in arms:
             members = [line for line in drawn[arm.name] if line.faint]
@@ -221,10 +227,16 @@ def _curve_charts(arms: Sequence[Arm], colours: dict[str, str], theme: Theme, ax
     return charts
 
 
-def _over(line: Line, arm: Arm, axis: str) -> Line:
-    """A line over what its run, or the mean of its arm's runs, had spent at each step."""
-    steps, values = thinned((line.x, line.y), POINTS)
-    return replace(line, x=_spent((line.name,) if line.faint else arm.runs, axis, steps), y=values)
+def _over(line: Line, arm: Arm, axis: str, smoothing: int) -> list[Line]:
+    """A line over what its run, or the mean of its arm's runs, had spent at each step.
+
+    An arm's own line is smoothed, with its values pale behind it; those of single seeds are pale, and stay as they are.
+    """
+    runs, found = (line.name,) if line.faint else arm.runs, list[Line]()
+    for part in [line] if line.faint else smoothed(line, smoothing):
+        steps, values = thinned((part.x, part.y), POINTS)
+        found.append(replace(part, x=_spent(runs, axis, steps), y=values))
+    return found
 
 
 def _spent(runs: Sequence[str], axis: str, steps: np.ndarray) -> np.ndarray:

@@ -92,7 +92,6 @@ WHAT_NOW = {  # shared.no_steps -> what a reader can do
     "no steps": "It ended before the first one was written.",
     "no steps that can be read": "Their files are damaged: rlvr store check names them.",
 }
-SMOOTHING = {"none": 0, "5 steps": 5, "20 steps": 20, "50 steps": 50}
 
 
 def page() -> None:
@@ -210,13 +209,13 @@ def _view(entry: RunEntry) -> View:
     recorded = data.followed(entry.name).keys
     over = shared.choose_axis([what for what, (key, _) in data.SPENT_SERIES.items() if key in recorded])
     axis = shared.choose(st.segmented_control, "Value axis", "axis", ("linear", "log"), "linear", required=True)
-    smooth = shared.choose(st.segmented_control, "Smoothing", "smooth", tuple(SMOOTHING), "none", required=True)
+    smoothing = shared.choose_smoothing()
     shared.choose(st.segmented_control, "Updates", "updates", ("live", shared.PAUSED), "live", required=True)
     st.caption(
         "A log axis is for what changes by factors: entropy, KL, gradient norm, times. "
         "A smoothed curve is an exponential mean over that many steps; the values themselves stay pale behind."
     )
-    return View(over, axis == "log", SMOOTHING[smooth])
+    return View(over, axis == "log", smoothing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ NOT_DESCRIBED = (
     "rlvr store check says what is wrong."
 )
 ENDED = ("finished", "stopped", "crashed", "failed")
+SMOOTHING = {"none": 0, "5 steps": 5, "20 steps": 20, "50 steps": 50}
 PAUSED = "paused"  # of the URL's parameter "updates": the page stays as it is while its run goes on
 SETTLE_S = 3.0  # until then the browser has heard of a change of its URL
 FIRST = "first"  # the section of a page that is on the screen when it opens
@@ -127,6 +128,11 @@ def choose_axis(among: Sequence[str] = tuple(SPENT)) -> str:
     """What curves stand over: STEP or one of `among`. A zoom of the former axis ends with it."""
     options = (STEP, *among)
     return str(choose(st.segmented_control, "Curves over", "over", options, STEP, required=True, ends=("x",)))
+
+
+def choose_smoothing() -> int:
+    """Over how many steps curves are smoothed; 0: not."""
+    return SMOOTHING[choose(st.segmented_control, "Smoothing", "smooth", tuple(SMOOTHING), "none", required=True)]
 
 
 def pick_run(**settings: Any) -> RunEntry | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import simulated
 from test_browser import PATIENCE_S, opened, plot, until
 from test_pages import open_page, told, words
+from test_replay import numbers
 
 from dashboard import data
 from dashboard.launch import start, stop
@@ -61,6 +64,21 @@ def test_it_says_where_two_runs_part(monkeypatch, arms_store: Path, tmp_path: Pa
         simulated.record_run(tmp_path, name, "uniform", steps=5, fire=4, seed=0)
     app = open_page(monkeypatch, tmp_path, "compare", a="one", b="two")
     assert "seed 0: nowhere" in words(app)
+
+
+def test_an_arms_line_is_smoothed_before_it_is_thinned(monkeypatch, arms_store: Path) -> None:
+    two = ["uniform-s0", "uniform-s1"]
+    app = open_page(monkeypatch, arms_store, "compare", a=",".join(two), b="ict-s0", smooth="5 steps")
+    sent = [json.loads(one.proto.json) for one in app.get("bidi_component") if one.proto.component_name == "rlvr_chart"]
+    traces = json.loads(next(chart["figure"] for chart in sent if chart["title"] == "Entropy"))["data"]
+    drawn = {trace["name"]: numbers(trace["y"]) for trace in traces if trace.get("name")}
+    # the mean m + (y - m) / 3 of the arm's values: of one run its own, of two their mean
+    for name, runs in (("ict", ["ict-s0"]), ("uniform, mean of 2", two)):
+        values = np.mean([data.followed(run).series("entropy")[1] for run in runs], 0)
+        expected = list(accumulate(values, lambda mean, value: mean + (value - mean) / 3))
+        np.testing.assert_allclose(drawn[name], values, rtol=1e-6)
+        np.testing.assert_allclose(drawn[f"{name}, mean of 5 steps"], expected, rtol=1e-6)
+    assert {*two} <= drawn.keys() and f"{two[0]}, mean of 5 steps" not in drawn
 
 
 def test_a_saved_series_has_every_value_of_the_store(monkeypatch, arms_store: Path) -> None:
