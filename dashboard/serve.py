@@ -53,7 +53,6 @@ def _read_ahead() -> None:
         from dashboard import data
 
         data.poll()
-        import scipy.stats  # noqa: F401  with which comparisons are made
 
     threading.Thread(target=read, daemon=True, name="read-ahead").start()
 
