@@ -96,6 +96,12 @@ TABLES = {
         "server_cpu_ms_per_check", "seen after, s, median": "seen_median_s", "largest": "seen_max_s",
         "load of the machine": "load",
     }),
+    "dashboard-long": Table("dashboard_long.csv", "bench_dashboard.py", {
+        "page": "page", "until one sees": "shown", "runs": "runs", "steps of each": "steps",
+        "from the server's start, s (target 2)": "start_and_first_page_s", "server CPU until then, s":
+        "server_cpu_until_then_s", "again, s, median (target 1)": "warm_page_median_s", "largest": "warm_page_max_s",
+        "load of the machine": "load", "commit": "commit",
+    }),
     "import": Table("import.csv", "bench_import.py", {
         "code": "code", "rows": "rows", "series": "series", "CPU, s": "cpu_s", "wall, s": "wall_s",
         "CPU of a row, us": "us_per_row", "times": "times",
