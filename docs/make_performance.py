@@ -146,6 +146,16 @@ TABLES = {
         "model": "model", "MiB": "mib", "written by": "written_by", "the step waits, s": "pause_s",
         "durable after, s": "durable_s", "ratio of waits": "pause_share",
     }),
+    "commits": Table("commits.csv", "bench_commits.py", {
+        "code": "code", "turns": "turns", "response tokens": "tokens", "response tokens per s": "tokens_per_s",
+        "ratio": "tokens_per_s_ratio", "CPU of a token, s": "cpu_s_per_token", "its ratio": "cpu_s_per_token_ratio",
+        "peak memory": mib("peak_mib"), "ratio of memory": "peak_mib_ratio",
+    }),
+    "smollm2": Table("smollm2.csv", "study_smollm2.py", {
+        "task": "task", "arm": "arm", "seed": "seed", "steps": "steps", "reward, first 15 steps": "reward_first",
+        "last 15": "reward_last", "held-out pass@1, before": "heldout_first", "after": "heldout_last",
+        "entropy, first 15": "entropy_first", "entropy, last 15": "entropy_last",
+    }),
     "gpu-updates": Table("gpu_updates.csv", "gpu.py", UPDATES),
     "gpu-step": Table("gpu_step.csv", "bench_step.py", STEP),
     "gpu-rollout": Table("gpu_rollout.csv", "bench_rollout.py", ROLLOUT),
