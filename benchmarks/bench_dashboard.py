@@ -3,9 +3,10 @@
 Of the Overview, in headless Chromium before the real server: the first page, and how long a step of the one live run
 takes from the end of `flush()` to the page while the 300 others stand still. Of ten runs of 5,000 steps: how long the
 pages that show all of them take until their data is on the screen, from a server that has read nothing and from one
-that has. Needs playwright and Chromium (RLVR_CHROMIUM, else /usr/bin/chromium).
+that has. Of the Tokens page: how long until a step of 16 rollouts of 500 tokens is on the screen, and another one after
+it. Needs playwright and Chromium (RLVR_CHROMIUM, else /usr/bin/chromium).
 
-Run: python benchmarks/bench_dashboard.py [--only redraw overview long]
+Run: python benchmarks/bench_dashboard.py [--only redraw overview long tokens]
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 from harness import RESULTS, write_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "dashboard"))
+import numpy as np
 import simulated
 from conftest import CHROMIUM, FLAGS
 
@@ -41,6 +43,7 @@ from monitor.store.tail import Tail
 STEPS, RUN, REPEATS = 1300, "ict-s0", 15
 RUNS, RUN_STEPS, LIVE_STEPS = 300, 120, 40  # of the Overview: ended runs, steps of each, steps of the live one
 LONG_RUNS, LONG_STEPS, LONG_REPEATS = 10, 5000, 7
+TOKEN_STEPS = 7
 LONG_PAGES = {  # (page, what is waited for) -> what says that it is on the screen
     ("overview", "every row"): "() => [...document.querySelectorAll('.rlvr-runs tbody tr')].filter(row => "
     f"row.textContent.includes('{LONG_STEPS:,} of')).length === 2",  # the seeds of an arm are one row
@@ -231,6 +234,68 @@ def long_runs() -> None:
         write_rows(RESULTS / "dashboard_long.csv", measure_long(Path(folder)), ("duckdb", "plotly", "streamlit"))
 
 
+def record_tokens(store: Path) -> None:
+    """A run of TOKEN_STEPS steps of 16 rollouts of 500 tokens, one group."""
+    import rlvr_monitor
+
+    class Words:
+        def decode(self, ids: list[int]) -> str:
+            return " ".join(simulated.WORDS[i % len(simulated.WORDS)].strip() for i in ids)
+
+    rng = np.random.default_rng(0)
+    with rlvr_monitor.init(store=store, run="wide", tokenizer=Words()) as monitor:
+        for _ in range(TOKEN_STEPS):
+            monitor.step(
+                logprobs=-rng.random((16, 500)), entropies=rng.random((16, 500)),
+                token_ids=rng.integers(0, 900, (16, 500)), mask=np.ones((16, 500), bool),
+                group_ids=np.zeros(16, int), rewards=rng.random(16).round(), prompts=["prompt"] * 16,
+            )  # fmt: skip
+
+
+def measure_tokens(store: Path) -> list[dict[str, Any]]:
+    """Seconds until 8,000 tokens are on the screen, of a page that is opened and of a step that is chosen on it."""
+    from playwright.sync_api import sync_playwright
+
+    shown = "() => document.querySelectorAll('.rlvr-tokens span').length === 8000"
+    drawn = "document.querySelector('.rlvr-rollouts').rlvrRollouts.data.id"
+    opened, chosen = list[float](), list[float]()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        server, url = start(store)
+        try:
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            for number in range(TOKEN_STEPS):
+                began = time.perf_counter()
+                page.goto(f"{url}/tokens?run=wide&step={number + 1}")
+                page.wait_for_function(shown, timeout=120_000, polling=10)
+                opened.append(time.perf_counter() - began)
+                page.wait_for_timeout(1500)
+            for _ in range(TOKEN_STEPS - 1):
+                before, began = page.evaluate(drawn), time.perf_counter()
+                page.get_by_role("slider").first.press("ArrowLeft")
+                page.wait_for_function(f"before => {drawn} !== before", arg=before, timeout=120_000, polling=10)
+                page.wait_for_function(shown, timeout=120_000, polling=10)
+                chosen.append(time.perf_counter() - began)
+                page.wait_for_timeout(1500)
+        finally:
+            stop(server)
+        browser.close()
+    load = round(os.getloadavg()[0], 1)
+    return [
+        {
+            "what": what, "tokens": 8000, "times": len(times), "median_s": round(statistics.median(times), 2),
+            "max_s": round(max(times), 2), "load": load,
+        }
+        for what, times in (("page opened", opened[1:]), ("step chosen", chosen))
+    ]  # fmt: skip
+
+
+def tokens() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        record_tokens(Path(folder))
+        write_rows(RESULTS / "dashboard_tokens.csv", measure_tokens(Path(folder)), ("duckdb", "streamlit"))
+
+
 def redraw() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
@@ -260,7 +325,7 @@ def redraw() -> None:
     write_rows(RESULTS / "dashboard.csv", rows, ("duckdb", "plotly", "streamlit", "numpy"))
 
 
-PARTS = {"redraw": redraw, "overview": overview, "long": long_runs}
+PARTS = {"redraw": redraw, "overview": overview, "long": long_runs, "tokens": tokens}
 
 
 def main() -> None:
