@@ -142,7 +142,7 @@ def test_curves_stand_over_steps_tokens_or_hours(browser, arms_store: Path) -> N
             ends = plot(page, "Entropy", "p._fullData.map(t => t.x[t.x.length - 1])")
             assert ends == pytest.approx([20 * 0.4 / 3600] * len(ends))
             assert plot(page, "Entropy", "p._fullLayout.xaxis.title.text") == "hours of training"
-            page.get_by_role("radio", name="step").click()
+            page.get_by_role("radio", name="step", exact=True).click()
             until(page, lambda: (plot(page, "Entropy", "p._fullData.map(t => t.x[t.x.length - 1])") or [0])[0] == 20)
     finally:
         stop(process)
