@@ -194,8 +194,10 @@ def test_a_replay_plays_in_the_browser_and_goes_back(browser, lost: Path) -> Non
             page.keyboard.press("Home")
             until(page, lambda: "replay=1&" in page.url + "&")
             until(page, lambda: plot(page, "Mean entropy", newest) == 1)
-            page.wait_for_timeout(1200)
-            assert plot(page, "Mean entropy", newest) == 1, "points of the former replay came back"
+            for _ in range(12):  # a chart may be made anew meanwhile, as others leave the page at this step
+                page.wait_for_timeout(100)
+                assert plot(page, "Mean entropy", newest) in (1, None), "points of the former replay came back"
+            until(page, lambda: plot(page, "Mean entropy", newest) == 1)
             page.get_by_role("button", name=re.compile(r"\bPlay$")).click()
             until(page, lambda: plot(page, "Mean entropy", newest) > 3)
             page.get_by_role("button", name="Pause").click(timeout=PATIENCE_S * 1000)
