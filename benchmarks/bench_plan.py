@@ -52,6 +52,10 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name: (model, se
         },
     ),
     "passes by tokens": (shape_of(128, 8), {"rollout": _rollout(4, 8, 96), "optim": {"micro_tokens": 800}}),
+    "moments of 8 bits": (
+        shape_of(256, 4),
+        {"rollout": _rollout(4, 8, 64), "optim": {"kind": "adamw_8bit"}},
+    ),
     "one pass, on-policy": (shape_of(256, 4), {"rollout": _rollout(4, 8, 64)}),
     "adapters": (
         shape_of(256, 6),
@@ -99,7 +103,8 @@ def measured_peaks(parts: Parts) -> dict[str, int]:
         update, most, _ = allocated(lambda batch=batch, step=step: parts.updater.update(batch, step))
         found["update"] = weights + held + left + most
         del update, rollouts, batch
-        held = sum(v.numel() * v.element_size() for s in parts.updater.optimizer.state.values() for v in s.values())
+        states = [v for s in parts.updater.optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+        held = sum({v.data_ptr(): v.nbytes for v in states}.values())  # 8-bit ones share the map of their values
     return found
 
 

@@ -16,6 +16,7 @@ EXTRAS = {  # extra: modules it brings, the telling one first; a test holds this
     "cloud": ("obstore",),
     "login": ("authlib", "httpx"),
     "notify": ("apprise",),
+    "bitsandbytes": ("bitsandbytes",),
     "wandb": ("wandb",),
     "trl": ("trl",),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import TrainConfig
+from trainer.learning.optimizers import moment_bytes
 from trainer.policy import imagined
 from trainer.policy import policy as policy_module
 from trainer.policy.imagined import Passes
@@ -73,7 +74,7 @@ def memory_plan(config: TrainConfig, passes: Passes, prompt: int, device: Device
     shards = device.ranks if config.shard else 1
     held = {
         "weights": 4 * counts.all // shards,
-        "optimizer": 8 * counts.trained // shards,
+        "optimizer": sum(moment_bytes(config.optim, numbers) for numbers in counts.trained_tensors) // shards,
         "reference": 4 * counts.all // shards if setup.reference and not config.lora.rank else 0,
     }
     if shards > 1:  # of a sharded model, two layers and what is outside of them are gathered at a time
@@ -195,9 +196,15 @@ def _sampled_rows(config: TrainConfig, device: Device) -> int:
 
 
 def _optimizer(config: TrainConfig, counts: imagined.Counts, device: Device) -> int:
-    """AdamW takes the root of all second moments at once on CUDA, one by one on a CPU; ranks sum one flat gradient."""
+    """AdamW takes the root of all second moments at once on CUDA, one by one on a CPU; ranks sum one flat gradient.
+
+    With 8-bit moments a kernel does all in place on CUDA; on a CPU a tensor's moments are float32 while it is updated.
+    """
     shards = device.ranks if config.shard else 1
-    adam = 4 * counts.trained // shards if device.cuda else 3 * 4 * counts.largest
+    if config.optim.kind == "adamw_8bit":
+        adam = 0 if device.cuda else 5 * 4 * counts.largest
+    else:
+        adam = 4 * counts.trained // shards if device.cuda else 3 * 4 * counts.largest
     flat = 4 * counts.trained if device.ranks > 1 and not config.shard else 0
     return max(adam, flat)
 

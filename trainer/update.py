@@ -25,6 +25,7 @@ from trainer.learning.loss import (
     policy_loss,
     sampler_correction,
 )
+from trainer.learning.optimizers import make_optimizer
 from trainer.learning.probe import finish_probe, take_probe
 from trainer.learning.schedule import learning_rate
 from trainer.learning.weightings import BY_GROUP, WeightInputs, capped_deviation, token_penalty, token_weights
@@ -70,7 +71,7 @@ class Updater:
         self.policy, self.reference, self.config, self.ranks = policy, reference, config, ranks
         self.micro = micro_batches(config)
         self.trained = list(policy.trained().values())
-        self.optimizer = torch.optim.AdamW(self.trained, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+        self.optimizer = make_optimizer(config.optim, self.trained)
         self.control = EntropyControl(config)
         self.weight_generator = torch.Generator().manual_seed(config.seed + 7_919 * ranks.rank)
 

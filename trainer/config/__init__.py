@@ -1,7 +1,7 @@
 """The configuration of a run: `settings.py` has every group, `weighting.py` the weightings' names and parameters."""
 
 from trainer.config.base import ConfigError, SettingsGroup
-from trainer.config.settings import CheckpointConfig, LoraConfig, LossConfig, RolloutConfig, TrainConfig
+from trainer.config.settings import CheckpointConfig, LoraConfig, LossConfig, OptimConfig, RolloutConfig, TrainConfig
 from trainer.config.weighting import (
     OFF_POLICY,
     WEIGHTINGS,
@@ -20,6 +20,7 @@ __all__ = [
     "ConfigError",
     "LoraConfig",
     "LossConfig",
+    "OptimConfig",
     "RolloutConfig",
     "SettingsGroup",
     "TrainConfig",

@@ -136,6 +136,10 @@ class LossConfig(_Group):
 
 class OptimConfig(_Group):
     lr: float = Field(1e-4, gt=0, description="AdamW learning rate, the largest of the schedule")
+    kind: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw: two float32 moments, 8 bytes a trained parameter; adamw_8bit: moments of 8 bits, "
+        "2 bytes, whose rounding changes the updates a little (needs bitsandbytes; not with shard)"
+    )  # fmt: skip
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how the learning rate falls after warm-up, to min_lr_share at the last step"
     )
@@ -330,6 +334,16 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"shard is true and lora.rank is {self.lora.rank}: adapters are small, so they are trained in whole "
                 "copies. Leave out --shard, or set lora.rank to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shards_keep_moments(self) -> TrainConfig:
+        if self.shard and self.optim.kind == "adamw_8bit":
+            raise ValueError(
+                "optim.kind is 'adamw_8bit' with shard true: its moments share scales in blocks, which cannot be "
+                "spread over ranks. Set optim.kind to adamw, whose 8 bytes a parameter are spread (from four ranks on "
+                "no more than 8-bit moments take), or leave out --shard."
             )
         return self
 

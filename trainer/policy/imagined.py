@@ -98,11 +98,19 @@ class Counts:
     """Parameters of a model. Tied ones count once."""
 
     all: int
-    trained: int
+    trained_tensors: tuple[int, ...]  # of each trained tensor
     linear: int  # of linear layers, the head included
     layer: int  # of one decoder layer
-    largest: int  # of the largest trained tensor
     outside: int  # embedding, head and last norm
+
+    @property
+    def trained(self) -> int:
+        return sum(self.trained_tensors)
+
+    @property
+    def largest(self) -> int:
+        """Of the largest trained tensor."""
+        return max(self.trained_tensors)
 
 
 class Passes:
@@ -130,10 +138,9 @@ def counted(config: Any, lora: LoraConfig) -> Counts:
         in_layers = sum(p.numel() for p in layers.parameters())
         return Counts(
             all=sum(p.numel() for p in every),
-            trained=sum(p.numel() for p in every if p.requires_grad),
+            trained_tensors=tuple(p.numel() for p in every if p.requires_grad),
             linear=sum(p.numel() for p in linear.values()),
             layer=sum(p.numel() for p in layers[0].parameters()),
-            largest=max(p.numel() for p in every if p.requires_grad),
             outside=sum(p.numel() for p in every) - in_layers,
         )
 

@@ -9,6 +9,7 @@ import torch
 from monitor.records import RunInfo
 from monitor.token_texts import TokenTexts
 from trainer.config import TrainConfig
+from trainer.learning import optimizers
 from trainer.policy.policy import Policy, WithoutAdapters, pick_device
 from trainer.policy.sources import ensure_model
 from trainer.rewards.weighted import Rewards, rewards_of
@@ -50,6 +51,7 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     _check_ranks(config, ranks)
     if config.rollout.backend == "vllm":
         check_usable(ranks.world)
+    optimizers.check_usable(config.optim)
     torch.manual_seed(config.seed)
     task = make_task(config.task)
     train_prompts = list(task.prompts("train"))

@@ -2,7 +2,7 @@
 
     STORE/checkpoints/RUN/step-00000050/
       parameters.safetensors   trained parameters by name, float32
-      optimizer.safetensors    AdamW moments, "<parameter>/<moment>"
+      optimizer.safetensors    AdamW moments, "<parameter>/<moment>"; of 8-bit ones also the scales of their blocks
       rng-r000.safetensors     states of a rank's generators: sampler, weighting, torch's own
       state.json               step, prompt cursor, alert rules, actions, entropy control, optimizer's parameter groups,
                                and the CRC-32 of all this
@@ -43,6 +43,7 @@ from monitor.recorder import Recorder
 from monitor.records import StepRecord
 from monitor.store.segments import fsync_folder
 from trainer.config import CheckpointConfig
+from trainer.learning.optimizers import load_moments_8bit, moment_shapes, moments_8bit
 from trainer.runtime.action_state import ActionState
 from trainer.runtime.build import Parts
 from trainer.runtime.disk import attempt
@@ -282,6 +283,10 @@ def _gathered(parts: Parts, copied: bool) -> tuple[dict[str, Tensor], dict[str, 
     trained = {name: host(whole(p.detach())) for name, p in parts.policy.trained().items()}
     if not parts.updater.optimizer.state:  # before the first update; asking torch for it would make a step of zeros
         return trained, {"state": {}, "param_groups": []}
+    if parts.config.optim.kind == "adamw_8bit":
+        kept = moments_8bit(parts.updater.optimizer, parts.policy.trained())
+        held = {name: {key: host(value) for key, value in of.items()} for name, of in kept.items()}
+        return trained, {"state": held, "param_groups": []}
     optimizer = cast(
         dict[str, Any], get_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, options=_OPTIONS)
     )
@@ -316,10 +321,13 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _check_shapes(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless both have the same names, and under each a tensor of the same shape."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (found, expected)]
-    if odd := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _check_shapes(what: str, found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless both have the same names, and under each the same shape."""
+    if odd := sorted(name for name, _ in _shapes(found).items() ^ expected.items()):
         raise ValueError(f"its {what}: {len(set(odd))} differ, the first is {odd[0]!r}")
 
 
@@ -343,19 +351,19 @@ class _Saved:
         parts.stream.check(state["stream"])
         trained = load_file(folder / "parameters.safetensors")
         parameters = parts.policy.trained()
-        _check_shapes("parameters are not the model's", trained, parameters)
+        _check_shapes("parameters are not the model's", trained, _shapes(parameters))
         moments: dict[str, dict[str, Tensor]] = {}
         for key, value in load_file(folder / "optimizer.safetensors").items():
             name, _, moment = key.rpartition("/")
             moments.setdefault(name, {})[moment] = value
         for moment in {moment for of in moments.values() for moment in of} - {"step"}:
             found = {name: of[moment] for name, of in moments.items() if moment in of}
-            expected = {name: parameters[name] for name in moments if name in parameters}
-            _check_shapes("optimizer's state is not the model's", found, expected)
+            known = {name: parameters[name] for name in moments if name in parameters}
+            _check_shapes("optimizer's state is not the model's", found, moment_shapes(moment, known))
         rng = None
         if state["ranks"] == parts.ranks.world:
             rng = load_file(folder / f"rng-r{parts.ranks.rank:03d}.safetensors")
-            _check_shapes("generators are not the run's", rng, _rng_states(parts))
+            _check_shapes("generators are not the run's", rng, _shapes(_rng_states(parts)))
         return cls(state, trained, moments, rng)
 
     def load_into(self, parts: Parts, engine: AlertEngine, actions: ActionState) -> int:
@@ -390,10 +398,12 @@ class _Saved:
                 value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
             parameter.copy_(value)
         optimizer: dict[str, Any] = {"state": self.moments, "param_groups": self.state["param_groups"]}
-        if self.moments:
-            set_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, optimizer, options=_OPTIONS)
-        else:
+        if not self.moments:
             parts.updater.optimizer.state.clear()
+        elif parts.config.optim.kind == "adamw_8bit":
+            load_moments_8bit(parts.updater.optimizer, parts.policy.trained(), self.moments)
+        else:
+            set_optimizer_state_dict(parts.policy.model, parts.updater.optimizer, optimizer, options=_OPTIONS)
         parts.updater.control.load_state_dict(self.state["control"])
 
 
