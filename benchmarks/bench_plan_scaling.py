@@ -18,6 +18,7 @@ from trainer.commands.plan import main as plan
 
 STEP = ("--rollout.prompts", "64", "--rollout.group-size", "8", "--rollout.max-new-tokens", "2048",
         "--prompt-tokens", "512", "--memory-gb", "80", "--optim.micro-batch", "16", "--optim.lr", "1e-6")  # fmt: skip
+HALF = ("--shard", "--shard-gather", "bfloat16", "--record.probe-every", "0")
 ROWS = (  # model, devices, options
     ("Qwen/Qwen2.5-1.5B", 1, ()),
     ("Qwen/Qwen2.5-1.5B", 8, ()),
@@ -26,6 +27,9 @@ ROWS = (  # model, devices, options
     ("Qwen/Qwen2.5-7B", 8, ("--shard",)),
     ("meta-llama/Llama-3.1-70B", 8, ("--shard",)),
     ("meta-llama/Llama-3.1-70B", 64, ("--shard",)),
+    ("Qwen/Qwen2.5-1.5B", 1, ("--optim.kind", "adamw_8bit")),
+    ("Qwen/Qwen2.5-7B", 8, HALF),
+    ("meta-llama/Llama-3.1-70B", 64, HALF),
 )
 
 

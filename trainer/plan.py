@@ -63,12 +63,14 @@ class Choice:
 
 def memory_plan(config: TrainConfig, passes: Passes, prompt: int, device: Device) -> Plan:
     """The plan of a configuration. prompt: tokens of the longest one."""
+    half_layers = config.shard_gather == "bfloat16" and device.ranks > 1
     setup = imagined.Setup(
-        half=device.cuda,
+        half=device.cuda or half_layers,
         checkpointing=config.optim.gradient_checkpointing,
         lora=config.lora,
         reference=config.loss.kl_coef > 0 and config.loss.kl_reference == "initial",
         entropy=config.loss.entropy_coef != 0 or config.loss.entropy_target is not None,
+        half_layers=half_layers,
     )
     counts = passes(imagined.counted, config.lora)
     shards = device.ranks if config.shard else 1
@@ -78,7 +80,7 @@ def memory_plan(config: TrainConfig, passes: Passes, prompt: int, device: Device
         "reference": 4 * counts.all // shards if setup.reference and not config.lora.rank else 0,
     }
     if shards > 1:  # of a sharded model, two layers and what is outside of them are gathered at a time
-        held["gathered"] = 4 * (counts.outside + 2 * counts.layer)
+        held["gathered"] = 4 * counts.outside + (2 if half_layers else 4) * 2 * counts.layer
     rollouts = _rollouts(config, passes, setup, counts, prompt, device)
     if config.rollout.backend == "vllm":
         rollouts = _engine(config, passes, counts, prompt, device)
@@ -87,6 +89,8 @@ def memory_plan(config: TrainConfig, passes: Passes, prompt: int, device: Device
     gradients = {"gradients": 4 * counts.trained // shards}
     batch = {"batch": BATCH_BYTES * _rows(config, device) * config.rollout.max_new_tokens}
     update, signals = _update(config, passes, setup, prompt, device)
+    if shards > 1:  # until they are summed: those outside of layers for the whole backward pass, a layer's, and its sum
+        update["whole gradients"] = 4 * counts.outside + ((2 if half_layers else 4) + 4) * counts.layer
     return Plan(
         {
             "rollouts": held | rollouts,
@@ -159,7 +163,8 @@ def _rollouts(
     if device.cuda:
         columns = -(-columns // COLUMNS) * COLUMNS
     growing = 0 if device.cuda else 1  # a layer's keys and values are copied as they grow
-    cast = 2 * counts.linear if device.cuda else 0  # autocast's own casts, which the sampler's copy makes needless
+    linear = counts.head if setup.half_layers else counts.linear
+    cast = 2 * linear if setup.half else 0  # autocast's own casts, which the sampler's copy makes needless
     prefill = passes(imagined.states_bytes, setup, distinct, max(2, prompt))
     caches = rows * columns * per_token * width * (layers + growing)
     logits = SAMPLING_COPIES * 4 * rows * text.vocab_size

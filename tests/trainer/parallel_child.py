@@ -1,14 +1,16 @@
 """One rank of test_parallel: replays its groups of a saved batch through five SGD updates and saves what it saw.
 
-torchrun ... parallel_child.py BATCH.pt OUT LOSS MICRO_BATCH replicate|shard WEIGHTING
+torchrun ... parallel_child.py BATCH.pt OUT LOSS MICRO_BATCH replicate|shard|shard-half WEIGHTING
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import fields
 
 import torch
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from monitor.signals.stats import signal_statistics, step_record
 from trainer.config import TrainConfig
@@ -21,6 +23,24 @@ from trainer.update import Updater
 STEPS, GROUP = 5, 4
 
 
+class Traffic:
+    """How often FSDP gathered so many bytes, and the types in which it summed gradients."""
+
+    def __init__(self) -> None:
+        self.gathered, self.reduced = Counter(), set()
+        gather, reduce = DefaultAllGather.__call__, DefaultReduceScatter.__call__
+
+        def gathering(comm, output_tensor, *rest, **named):
+            self.gathered[output_tensor.nbytes] += 1
+            return gather(comm, output_tensor, *rest, **named)
+
+        def reducing(comm, output_tensor, input_tensor, *rest, **named):
+            self.reduced.add(input_tensor.dtype)
+            return reduce(comm, output_tensor, input_tensor, *rest, **named)
+
+        DefaultAllGather.__call__, DefaultReduceScatter.__call__ = gathering, reducing
+
+
 class Recording(torch.optim.SGD):
     """SGD that keeps the gradients of its first step."""
 
@@ -30,7 +50,7 @@ class Recording(torch.optim.SGD):
         return super().step(closure)
 
 
-def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded: bool, kind: str) -> dict[str, object]:
+def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, mode: str, kind: str) -> dict[str, object]:
     """Weights and gradients of the first update, parameters after five, the record of the last step."""
     config = TrainConfig(
         rollout={"prompts": 4, "group_size": GROUP},
@@ -40,9 +60,11 @@ def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded
     )
     policy = Policy.load(resolve_model("builtin"), torch.device("cpu"))
     reference = Policy.load(resolve_model("builtin"), torch.device("cpu"))
-    if sharded:
-        policy.shard(ranks)
-        reference.shard(ranks)
+    if mode.startswith("shard"):
+        for each in (policy, reference):
+            each.shard(ranks, half_layers=mode == "shard-half")
+    elif mode == "half":  # what CUDA's autocast does
+        policy._half_layers = reference._half_layers = True
     updater = Updater(policy, reference, config, ranks)
     updater.optimizer = Recording(updater.trained, lr=0.05)
     updates = [updater.update(batch, step) for step in range(1, STEPS + 1)]
@@ -59,6 +81,7 @@ def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, sharded
         "parameters": [whole(p.detach()) for p in policy.trained().values()],
         "record": record,
         "tokens": tokens,
+        "kept": {p.dtype for p in policy.trained().values()},
     }
 
 
@@ -70,7 +93,9 @@ def main() -> None:
     half = len(columns["rewards"]) // ranks.world
     rows = slice(ranks.rank * half, (ranks.rank + 1) * half)
     batch = TokenBatch(*(columns[spec.name][rows] for spec in fields(TokenBatch)))
-    found = replay(batch, ranks, loss, int(micro_batch), mode == "shard", kind)
+    traffic = Traffic()
+    found = replay(batch, ranks, loss, int(micro_batch), mode, kind)
+    found |= {"gathered": traffic.gathered, "reduced": traffic.reduced}
     torch.save(found, f"{out}.{ranks.rank}")
     leave_ranks(ranks)
 

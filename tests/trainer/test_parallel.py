@@ -27,10 +27,11 @@ from monitor.store.check import check_store
 from monitor.store.reader import open_store
 from monitor.store.runs import get_run
 from trainer.commands.train import parse_config
-from trainer.config import TrainConfig
+from trainer.config import ConfigError, TrainConfig
 from trainer.flow import TokenBatch
 from trainer.learning.batch import token_batch
-from trainer.policy.sources import BUILTIN
+from trainer.policy.policy import Policy
+from trainer.policy.sources import BUILTIN, resolve_model
 from trainer.runtime.action_state import ActionState
 from trainer.runtime.build import prepare
 from trainer.runtime.checkpoint import resume
@@ -91,7 +92,7 @@ def test_several_processes_make_the_update_of_one(batch, tmp_path, loss, micro_b
     )
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"out.{rank}", weights_only=False) for rank in range(processes)]
-    single = replay(made, Ranks(), loss, 256, False, kind)
+    single = replay(made, Ranks(), loss, 256, "replicate", kind)
     tokens = int(made.mask.sum())
     allowed = gradient_rounding(AutoConfig.from_pretrained(BUILTIN["builtin"]), made.input_ids.shape[1], tokens)
     # a token whose step changes the entropy by less than rounding may change sides
@@ -214,3 +215,33 @@ def test_two_processes_act_on_an_alert_alike(tmp_path, crowded_folder):
         (0, step, "go_back"), (0, step, "lower_lr"), (0, step, "stop"),
     ]  # fmt: skip
     assert ends == [(0, step), (1, step)]
+
+
+def test_layers_gathered_in_bfloat16_halve_the_traffic(batch, tmp_path):
+    """Same passes, half the bytes of each layer. What rounding changes is near what autocast alone changes."""
+    made, path = batch
+    found = {}
+    for mode in ("shard", "shard-half"):
+        done = torchrun(str(CHILD), str(path), str(tmp_path / mode), "grpo", "3", mode, "uniform")
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[mode] = torch.load(tmp_path / f"{mode}.0", weights_only=False)
+    half, full = found["shard-half"], found["shard"]
+    model = Policy.load(resolve_model("builtin"), torch.device("cpu")).model
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    passes = full["gathered"].pop(4 * layer)
+    assert half["gathered"].pop(2 * layer) == passes > 20
+    assert (
+        half["gathered"] == full["gathered"] and len(half["gathered"]) == 1
+    )  # embedding, head and last norm: as before
+    assert half["kept"] == half["reduced"] == {torch.float32}  # master weights, and sums of gradients
+    exact, rounded = (replay(made, Ranks(), "grpo", 256, mode, "uniform")["gradients"] for mode in ("whole", "half"))
+    alone = difference(rounded, exact)
+    assert 1e-3 < difference(half["gradients"], exact) < 1.5 * alone < 0.06  # alone: 0.033
+
+
+def test_what_cannot_be_gathered_in_bfloat16_is_refused():
+    with pytest.raises(ConfigError, match=r"shard_gather is 'bfloat16' with shard false.* Add --shard"):
+        TrainConfig(shard_gather="bfloat16")
+    with pytest.raises(ConfigError, match=r"probe_every is 10 with shard_gather 'bfloat16'.* Set record.probe_every"):
+        TrainConfig(shard=True, shard_gather="bfloat16")
+    TrainConfig(shard=True, shard_gather="bfloat16", record={"probe_every": 0})

@@ -31,7 +31,10 @@ def test_parameters_by_hand():
 
 
 def test_live_bytes_are_those_that_live():
+    before = torch.zeros(1000)
     with LiveBytes() as live:
+        before.t().add_(1)
+        assert live.peak == 0  # what was there before is not counted, nor a view of it
         a = torch.zeros(1000)  # 4,000 bytes
         view = a[:10]
         b = a + 1
@@ -71,6 +74,19 @@ def test_parts_by_hand_and_with_ranks(tmp_path):
     shared = config.model_copy(update={"shard": True})
     four = memory_plan(shared, passes, 8, Device(10**9, ranks=4)).phases
     assert four["update"]["weights"] == all_ and four["update"]["optimizer"] == 2 * all_
+    counts = passes(counted, LoraConfig())
+    assert four["update"]["gathered"] == 4 * (counts.outside + 2 * counts.layer)
+    shared = TrainConfig(
+        **config.model_dump() | {"shard": True, "shard_gather": "bfloat16", "record": {"probe_every": 0}}
+    )
+    half = memory_plan(shared, passes, 8, Device(10**9, ranks=4)).phases
+    assert half["update"]["gathered"] == 4 * counts.outside + 4 * counts.layer
+    assert half["update"]["whole gradients"] == 4 * counts.outside + 6 * counts.layer
+    assert four["update"]["whole gradients"] == 4 * counts.outside + 8 * counts.layer
+    assert half["update"]["weights"] == all_ and half["update"]["optimizer"] == 2 * all_  # master weights in float32
+    # sampling under autocast casts the head alone, not every linear layer
+    assert (four["rollouts"]["sampler"], half["rollouts"]["sampler"]) == (2 * counts.linear, 2 * counts.head)
+    assert counts.linear > 2 * counts.head and half["update"]["activations"] < four["update"]["activations"]
     whole = memory_plan(config, passes, 8, Device(10**9, ranks=4)).phases
     assert whole["update"]["weights"] == 4 * all_ and whole["optimizer"]["temporaries"] == 4 * all_  # one flat gradient
 

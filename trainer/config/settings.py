@@ -284,6 +284,11 @@ class TrainConfig(_Group):
         "file, and without any a checkpoint when an alert fires"
     )  # fmt: skip
     shard: bool = Field(False, description="FSDP2: spread parameters and optimizer over the processes of torchrun")
+    shard_gather: Literal["float32", "bfloat16"] = Field(
+        "float32", description="how a sharded decoder layer is gathered for a pass; parameters, sums of gradients and "
+        "optimizer stay float32. bfloat16: half the traffic and memory; CUDA's autocast would round the same weights, "
+        "and norms are rounded too; a CPU then computes in bfloat16 as well"
+    )  # fmt: skip
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice")
     save: str | None = Field(None, description="folder for the final policy; none: STORE/policies/RUN")
     rollout: RolloutConfig = RolloutConfig()
@@ -334,6 +339,21 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"shard is true and lora.rank is {self.lora.rank}: adapters are small, so they are trained in whole "
                 "copies. Leave out --shard, or set lora.rank to 0."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gathers_layers(self) -> TrainConfig:
+        if self.shard_gather == "bfloat16" and not self.shard:
+            raise ValueError(
+                "shard_gather is 'bfloat16' with shard false: without shards nothing is gathered. Add --shard, or "
+                "leave out --shard-gather."
+            )
+        if self.shard_gather == "bfloat16" and self.record.probe_every:
+            raise ValueError(
+                f"record.probe_every is {self.record.probe_every} with shard_gather 'bfloat16': the probe compares the "
+                "policy in float32 before and after an update, whose change bfloat16 rounds away. Set "
+                "record.probe_every to 0, or shard_gather to float32."
             )
         return self
 

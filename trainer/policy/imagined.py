@@ -39,8 +39,11 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        given = [each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._alive:
+            if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in given:  # a view of a weight, say
+                continue
+            if (storage := tensor.untyped_storage())._cdata not in self._alive:
                 self._alive.add(storage._cdata)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
@@ -66,6 +69,7 @@ class Setup:
     lora: LoraConfig
     reference: bool  # a KL to the initial policy: one more pass without gradient while the graph lives
     entropy: bool  # an entropy bonus: the logits have a second gradient
+    half_layers: bool = False  # layers are gathered in bfloat16, so autocast casts none of their weights
 
 
 class ImaginedPolicy(Policy):
@@ -100,6 +104,7 @@ class Counts:
     all: int
     trained_tensors: tuple[int, ...]  # of each trained tensor
     linear: int  # of linear layers, the head included
+    head: int
     layer: int  # of one decoder layer
     outside: int  # embedding, head and last norm
 
@@ -140,6 +145,7 @@ def counted(config: Any, lora: LoraConfig) -> Counts:
             all=sum(p.numel() for p in every),
             trained_tensors=tuple(p.numel() for p in every if p.requires_grad),
             linear=sum(p.numel() for p in linear.values()),
+            head=model.get_output_embeddings().weight.numel(),
             layer=sum(p.numel() for p in layers[0].parameters()),
             outside=sum(p.numel() for p in every) - in_layers,
         )
@@ -205,8 +211,19 @@ def _over_layers(config: Any, setup: Setup, run: Callable[[ImaginedPolicy], list
     """What `run` returns, with all layers: each figure is a straight line in their number."""
     layers = config.get_text_config().num_hidden_layers
     with imagined():
-        one, two = (run(ImaginedPolicy(_model(config, setup.lora, few), setup)) for few in (1, 2))
+        models = [_model(config, setup.lora, few) for few in (1, 2)]
+        if setup.half_layers:
+            for model in models:
+                _halve(model.get_decoder().layers)
+        one, two = (run(ImaginedPolicy(model, setup)) for model in models)
     return [first + (second - first) * (layers - 1) for first, second in zip(one, two, strict=True)]
+
+
+def _halve(layers: nn.Module) -> None:
+    """Parameters in bfloat16. `Module.to` would exchange the tensors, which imagined ones do not allow."""
+    for module in layers.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(p.detach().bfloat16(), requires_grad=p.requires_grad))
 
 
 def _model(config: Any, lora: LoraConfig, layers: int | None) -> Any:

@@ -83,7 +83,7 @@ class Policy:
         self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self._halves = _Halves(self.model)
-        self.in_step = Ranks()
+        self.in_step, self._half_layers = Ranks(), False
         self.sampler_copies: dict[str, Any] = {}  # filled by trainer.rollout.sampler_copy when a sampler needs one
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
         self.end_ids, self.pad_id = _special_ids(model, tokenizer)
@@ -131,12 +131,15 @@ class Policy:
             layer.forward = MethodType(_checkpointed, layer)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda" or self._half_layers)
 
-    def shard(self, ranks: Ranks) -> None:
-        """Spreads the parameters over the ranks (FSDP2). From then on all ranks run every forward pass together."""
-        self.in_step = ranks
-        shard(self._halves, self.model.get_decoder().layers)
+    def shard(self, ranks: Ranks, *, half_layers: bool = False) -> None:
+        """Spreads the parameters over the ranks (FSDP2). From then on all ranks run every forward pass together.
+
+        half_layers: decoder layers are gathered in bfloat16, and autocast runs on a CPU too.
+        """
+        self.in_step, self._half_layers = ranks, half_layers
+        shard(self._halves, self.model.get_decoder().layers, half_layers=half_layers)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name. Tied ones appear once; of sharded ones, this rank's shard."""

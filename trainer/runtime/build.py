@@ -72,7 +72,7 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     if config.shard and ranks.world > 1:
         for sharded in (policy, reference):
             if isinstance(sharded, Policy):
-                sharded.shard(ranks)
+                sharded.shard(ranks, half_layers=config.shard_gather == "bfloat16")
     if config.rollout.backend == "vllm":
         start_engine(policy, config, max(map(len, encoded)))
     seed = config.seed + 7_919 * ranks.rank

@@ -87,17 +87,24 @@ def leave_ranks(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def shard(root: nn.Module, layers: nn.ModuleList) -> None:
+def shard(root: nn.Module, layers: nn.ModuleList, *, half_layers: bool = False) -> None:
     """Spreads parameters, gradients and optimizer state of `root` over the ranks (FSDP2). Layers are gathered singly.
 
     Gradients are summed, not averaged, because the loss's denominators are those of the whole step.
+
+    half_layers: layers are gathered in bfloat16, for passes under autocast. Inputs are not cast, so sums between layers
+    stay float32; nor is what lies outside of layers, because the head adds up its gradient over slabs.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(_device().type, (dist.get_world_size(),))
-    for module in (*layers, root):
-        fully_shard(module, mesh=mesh)
+    gathered = MixedPrecisionPolicy()
+    if half_layers:
+        gathered = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=gathered)
+    fully_shard(root, mesh=mesh)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
