@@ -177,8 +177,8 @@ def live_chart(
     data = asdict(fig) | {"key": key, "group": group, "menu": menu, "zoom": zoom, "section": section, "shown": shown}
     del data["old"], data["live"]
 
-    def tell() -> None:
-        if pick := _pick(st.session_state[key]):
+    def tell() -> None:  # also after the reader has left the page, whose state is then gone
+        if pick := _pick(st.session_state.get(key)):
             on_pick(pick)
 
     return _pick(_component()(key=key, data=data, on_pick_change=tell))

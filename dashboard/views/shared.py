@@ -78,8 +78,8 @@ def choose(
     st.session_state[key] = current
     set_parameter(name, str(current))
 
-    def remember() -> None:
-        value = st.session_state[key]
+    def remember() -> None:  # also after the reader has left the page, whose state is then gone
+        value = st.session_state.get(key)
         if value is not None:
             put_parameter(name, str(value))
             for other in ends:
