@@ -58,9 +58,11 @@ def replay(batch: TokenBatch, ranks: Ranks, loss: str, micro_batch: int, mode: s
         loss={"kind": loss, "kl_coef": 0.01},
         optim={"grad_clip": 1e9, "micro_batch": micro_batch},
     )
-    policy = Policy.load(resolve_model("builtin"), torch.device("cpu"))
-    reference = Policy.load(resolve_model("builtin"), torch.device("cpu"))
+    spread = ranks if mode.startswith("shard") else Ranks()
+    policy = Policy.load(resolve_model("builtin"), torch.device("cpu"), spread=spread)
+    reference = Policy.load(resolve_model("builtin"), torch.device("cpu"), spread=spread)
     if mode.startswith("shard"):
+        assert (next(policy.model.parameters()).device.type == "meta") == (ranks.rank > 0), "rank 0 alone reads weights"
         for each in (policy, reference):
             each.shard(ranks, half_layers=mode == "shard-half")
     elif mode == "half":  # what CUDA's autocast does

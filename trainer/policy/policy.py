@@ -79,8 +79,9 @@ class WithoutAdapters:
 class Policy:
     """Model and tokenizer on one device. On CUDA, bf16 autocast runs over float32 weights."""
 
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
-        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device, *, to_spread: bool = False) -> None:
+        """to_spread: the weights stay where they are, until `shard` brings this rank's part of them to the device."""
+        self.model, self.tokenizer, self.device = model if to_spread else model.to(device), tokenizer, device
         self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self._halves = _Halves(self.model)
         self.in_step, self._half_layers = Ranks(), False
@@ -91,8 +92,17 @@ class Policy:
         self._check_head()
 
     @classmethod
-    def load(cls, source: ModelSource, device: torch.device | None = None, lora: LoraConfig | None = None) -> Policy:
+    def load(
+        cls,
+        source: ModelSource,
+        device: torch.device | None = None,
+        lora: LoraConfig | None = None,
+        spread: Ranks = Ranks(),  # noqa: B008, frozen
+    ) -> Policy:
         """Loads the weights in float32 and the tokenizer. device: by default CUDA if there is one. lora: adapters.
+
+        spread: of several ranks, over which `shard` will spread the weights, rank 0 alone reads them, into the host's
+        memory, and the others make a model without values.
 
         Raises ModelError, OSError or ValueError if they cannot be read.
         """
@@ -103,11 +113,17 @@ class Policy:
         path = unpacked(source) if source.gguf_file else source.path
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            if spread.rank:
+                model = _without_values(path)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         except (SafetensorError, TypeError, LookupError, AttributeError) as error:  # how transformers meets damage
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise ModelError(f"Model {str(path)!r} cannot be loaded: {why}. Is a file of it damaged?") from error
-        return cls(with_adapters(model, lora) if lora and lora.rank else model, tokenizer, device or pick_device())
+        if lora and lora.rank:
+            with torch.device("meta") if spread.rank else contextlib.nullcontext():
+                model = with_adapters(model, lora)
+        return cls(model, tokenizer, device or pick_device(), to_spread=spread.world > 1)
 
     def converse(self, rollout: RolloutConfig) -> Policy:
         """Takes the chat template and the ends of responses that the settings name; returns the policy itself.
@@ -134,12 +150,12 @@ class Policy:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda" or self._half_layers)
 
     def shard(self, ranks: Ranks, *, half_layers: bool = False) -> None:
-        """Spreads the parameters over the ranks (FSDP2). From then on all ranks run every forward pass together.
+        """Spreads rank 0's parameters over the ranks (FSDP2). From then on all run every forward pass together.
 
         half_layers: decoder layers are gathered in bfloat16, and autocast runs on a CPU too.
         """
         self.in_step, self._half_layers = ranks, half_layers
-        shard(self._halves, self.model.get_decoder().layers, half_layers=half_layers)
+        shard(self._halves, self.model.get_decoder().layers, ranks, half_layers=half_layers)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Trained parameters by name. Tied ones appear once; of sharded ones, this rank's shard."""
@@ -279,7 +295,10 @@ class Policy:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Refuses a model whose logits are not head(body), e.g. scaled or soft-capped ones: it would train wrongly."""
-        ids = torch.tensor([[self.pad_id, self.end_ids[0]]], device=self.device)
+        place = next(self.model.parameters()).device
+        if place.type == "meta":  # rank 0 looks at it
+            return
+        ids = torch.tensor([[self.pad_id, self.end_ids[0]]], device=place)
         with self.autocast():
             expected = self.model(input_ids=ids).logits.float()
             ours = self.project(self.body(input_ids=ids).last_hidden_state).float()
@@ -302,6 +321,17 @@ def _checkpointed(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
 def pick_device() -> torch.device:
     """The CUDA device of this process, which `join_ranks` chose, or the CPU without CUDA."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _without_values(path: str | Path) -> Any:
+    """The model that from_pretrained(path) would load, in float32, but on the meta device: no weights are read."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
+    with contextlib.suppress(OSError):  # it has none: that of the model's configuration stays
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model
 
 
 def _special_ids(model: Any, tokenizer: Any) -> tuple[list[int], int]:

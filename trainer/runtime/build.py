@@ -59,14 +59,15 @@ def prepare(config: TrainConfig, ranks: Ranks = Ranks()) -> Parts:  # noqa: B008
     rewards = rewards_of(config, task)
     source = ensure_model(config.model)
     device = pick_device()
-    policy = Policy.load(source, device, config.lora).converse(config.rollout)
+    spread = ranks if config.shard else Ranks()
+    policy = Policy.load(source, device, config.lora, spread).converse(config.rollout)
     evaluated = evaluation_prompts(config, task) if config.eval.every else {}
     sampled = [*train_prompts, *(prompt for prompts in evaluated.values() for prompt in prompts)]
     encoded = encode_prompts(policy, sampled, system_prompt(config, task), config.rollout.max_new_tokens)
     kl_to_initial = config.loss.kl_coef and config.loss.kl_reference == "initial"
     reference: Policy | WithoutAdapters | None = None
     if kl_to_initial:
-        reference = WithoutAdapters(policy) if config.lora.rank else Policy.load(source, device)
+        reference = WithoutAdapters(policy) if config.lora.rank else Policy.load(source, device, spread=spread)
     if config.optim.gradient_checkpointing:
         policy.checkpoint_layers()
     if config.shard and ranks.world > 1:

@@ -87,10 +87,12 @@ def leave_ranks(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def shard(root: nn.Module, layers: nn.ModuleList, *, half_layers: bool = False) -> None:
+def shard(root: nn.Module, layers: nn.ModuleList, ranks: Ranks, *, half_layers: bool = False) -> None:
     """Spreads parameters, gradients and optimizer state of `root` over the ranks (FSDP2). Layers are gathered singly.
 
-    Gradients are summed, not averaged, because the loss's denominators are those of the whole step.
+    The values are those of rank 0; those of other ranks may be on the meta device. They travel one tensor at a time, so
+    a device never holds more than its part and the largest tensor. Gradients are summed, not averaged, because the
+    loss's denominators are those of the whole step.
 
     half_layers: layers are gathered in bfloat16, for passes under autocast. Inputs are not cast, so sums between layers
     stay float32; nor is what lies outside of layers, because the head adds up its gradient over slabs.
@@ -98,6 +100,8 @@ def shard(root: nn.Module, layers: nn.ModuleList, *, half_layers: bool = False) 
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+    values = dict(root.named_parameters()) if ranks.rank == 0 else {}
+    _forget_values(root)
     mesh = init_device_mesh(_device().type, (dist.get_world_size(),))
     gathered = MixedPrecisionPolicy()
     if half_layers:
@@ -109,6 +113,42 @@ def shard(root: nn.Module, layers: nn.ModuleList, *, half_layers: bool = False) 
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    _take_values(root, values, ranks)
+
+
+def _forget_values(root: nn.Module) -> None:
+    """Puts every parameter on the meta device. Tied ones stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in root.modules():
+        for name, p in module.named_parameters(recurse=False):
+            made.setdefault(id(p), nn.Parameter(p.detach().to("meta"), p.requires_grad))
+            setattr(module, name, made[id(p)])
+
+
+@torch.no_grad()
+def _take_values(root: nn.Module, values: dict[str, nn.Parameter], ranks: Ranks) -> None:
+    """Gives parameters and buffers of `root`, sharded and without values, those of rank 0, and empties `values`."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    names = [(name, tuple(p.shape)) for name, p in root.named_parameters()]
+    if names != ranks.share(names):
+        raise RuntimeError("Rank 0 has read another model than the others have made: names or shapes differ.")
+    device, made = _device(), dict[int, nn.Parameter]()
+    for name, p in root.named_parameters():
+        assert isinstance(p, DTensor)
+        value = torch.empty(p.shape, dtype=p.dtype, device=device)
+        if ranks.rank == 0:
+            value.copy_(values.pop(name))
+        made[id(p)] = nn.Parameter(distribute_tensor(value, p.device_mesh, p.placements), p.requires_grad)
+    every = {name: made[id(p)] for name, p in root.named_parameters(remove_duplicate=False)}
+    root.load_state_dict(every, strict=False, assign=True)
+    for module in root.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            value = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+            if ranks.rank == 0:
+                value.copy_(buffer)
+            dist.broadcast(value, src=0)
+            module._buffers[name] = value
 
 
 def whole(tensor: Tensor) -> Tensor:
