@@ -5,7 +5,7 @@ Every run is an ordinary `rlvr train smollm2-chain-sum` with the options of TASK
 right. Runs that ended are not trained again, those that were cut off go on.
 
     nice python -m benchmarks.study_smollm2 --work FOLDER [--jobs 1] [--seeds 0 1]
-        some 20 minutes of a core for each run; `rlvr fetch smollm2-135m` once
+        an hour or more of a core for each run; `rlvr fetch smollm2-135m` once
 """
 
 from __future__ import annotations
@@ -26,18 +26,12 @@ STEPS = 60
 TASKS: dict[str, tuple[str, ...]] = {  # name -> options
     "chain_sum": ("--task", "reasoning_gym:chain_sum"),
     "gsm_number": (
-        "--task",
-        "reasoning_gym:gsm_symbolic",
-        "--rollout.max-new-tokens",
-        "16",
-        "--rollout.chat-template",
-        "model",
-        "--rollout.system-prompt",
-        "Reply with one number and nothing else.",
+        "--task", "reasoning_gym:gsm_symbolic", "--rollout.max-new-tokens", "16", "--rollout.chat-template", "model",
+        "--rollout.system-prompt", "Reply with one number and nothing else.",
     ),
     # in free text most responses are cut off before an answer
     "gsm_symbolic": ("--task", "reasoning_gym:gsm_symbolic", "--rollout.max-new-tokens", "64"),
-}
+}  # fmt: skip
 ARMS = ("uniform", "ict_budget:share=0.3")
 SHARED = (
     "smollm2-chain-sum", "--steps", str(STEPS), "--eval.every", "30", "--eval.prompts", "24", "--eval.samples", "4",
@@ -45,7 +39,7 @@ SHARED = (
     "--checkpoint.every", "10", "--checkpoint.keep", "1", "--threads", "1",
 )  # fmt: skip
 WINDOW = 15  # steps at the start and at the end whose means are compared
-SERIES = ("reward", "correct_share", "entropy", "perf/tokens_per_s", "perf/memory_gib")
+SERIES = ("reward", "correct_share", "entropy", "truncated_share", "perf/tokens_per_s", "perf/memory_gib")
 
 
 def job(store: Path, task: str, arm: str, seed: int) -> Job:
@@ -82,6 +76,7 @@ def row(store: Path, name: str, task: str, arm: str, seed: int) -> dict[str, obj
         "reward_slope": round(float(slope), 6),
         "heldout_first": round(float(found["eval/heldout/pass@1"][0]), 4),
         "heldout_last": round(float(found["eval/heldout/pass@1"][-1]), 4),
+        "truncated_share": round(float(found["truncated_share"].mean()), 3),
         "tokens_per_s": round(float(np.median(found["perf/tokens_per_s"])), 1),
         "memory_gib": round(float(found["perf/memory_gib"].max()), 2),
     }

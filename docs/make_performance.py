@@ -106,6 +106,10 @@ TABLES = {
         "code": "code", "rows": "rows", "series": "series", "CPU, s": "cpu_s", "wall, s": "wall_s",
         "CPU of a row, us": "us_per_row", "times": "times",
     }),
+    "dashboard-tokens": Table("dashboard_tokens.csv", "bench_dashboard.py", {
+        "what": "what", "tokens": "tokens", "times": "times", "on the screen after, s, median (target 1)": "median_s",
+        "largest": "max_s", "load of the machine": "load",
+    }),
     "recorder": Table("recorder.csv", "bench_recorder.py", {
         "tokens a step": "tokens_per_step", "scalars": "scalars", "histograms": "histograms", "texts": "texts",
         "record(), us (median)": "record_p50_us", "99 % (target 500)": "record_p99_us",
@@ -153,8 +157,8 @@ TABLES = {
     }),
     "smollm2": Table("smollm2.csv", "study_smollm2.py", {
         "task": "task", "arm": "arm", "seed": "seed", "steps": "steps", "reward, first 15 steps": "reward_first",
-        "last 15": "reward_last", "held-out pass@1, before": "heldout_first", "after": "heldout_last",
-        "entropy, first 15": "entropy_first", "entropy, last 15": "entropy_last",
+        "last 15": "reward_last", "cut off": "truncated_share",
+        "held-out pass@1, before": "heldout_first", "after": "heldout_last", "entropy, first 15": "entropy_first", "entropy, last 15": "entropy_last",
     }),
     "gpu-updates": Table("gpu_updates.csv", "gpu.py", UPDATES),
     "gpu-step": Table("gpu_step.csv", "bench_step.py", STEP),

@@ -190,8 +190,8 @@ def _meanings(name: str, present: set[str], table: str | None) -> list[tuple[str
         found: dict[str, tuple[str, str, int]] = {}  # by trainer, its first alias that fits
         for trainer, order, pattern, alias in _patterns():
             fits = pattern.fullmatch(spelling) if table in (None, trainer) else None
-            told = table is not None or not alias.beside or alias.beside in present
-            if fits and told and trainer not in found:
+            is_this_trainers = table is not None or not alias.beside or alias.beside in present
+            if fits and is_this_trainers and trainer not in found:
                 parts = {part: text.replace("/", "_") for part, text in fits.groupdict().items()}
                 found[trainer] = (alias.key.format(**parts), trainer, order)
         if found or of_function:
