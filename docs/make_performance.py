@@ -158,7 +158,8 @@ TABLES = {
     "smollm2": Table("smollm2.csv", "study_smollm2.py", {
         "task": "task", "arm": "arm", "seed": "seed", "steps": "steps", "reward, first 15 steps": "reward_first",
         "last 15": "reward_last", "cut off": "truncated_share",
-        "held-out pass@1, before": "heldout_first", "after": "heldout_last", "entropy, first 15": "entropy_first", "entropy, last 15": "entropy_last",
+        "held-out pass@1, before": "heldout_first", "after": "heldout_last",
+        "entropy, first 15": "entropy_first", "entropy, last 15": "entropy_last",
     }),
     "gpu-updates": Table("gpu_updates.csv", "gpu.py", UPDATES),
     "gpu-step": Table("gpu_step.csv", "bench_step.py", STEP),
